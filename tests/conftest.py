@@ -1,10 +1,15 @@
-"""Fixtures for every test: the real servers, started once per run by the first test that asks."""
+"""Settings and fixtures for every test; the real servers start once per run, when a test first asks."""
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import run_etcd, run_nats
+
+# A deadline per example would be a timed assertion: it fails on a busy machine, not on a wrong program.
+settings.register_profile("ifbusd", deadline=None, print_blob=True)
+settings.load_profile("ifbusd")
 
 
 @pytest.fixture(scope="session")
