@@ -1,0 +1,417 @@
+"""The values that swarms, operators and the daemon exchange: frozen, validated, the same on both sides.
+
+`from_wire` takes the map that a method answers with and ignores what a newer daemon added; `to_wire` gives the map
+that a method takes. Money is `Decimal` dollars here and a decimal string on the wire; times are epoch milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any, Self
+
+import attrs
+
+from ifbus.errors import InvalidParams
+
+CAPABILITY = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}:[a-z0-9][a-z0-9_.-]{0,47}", re.ASCII)
+IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+MAX_CAPABILITIES = 64
+
+
+def check_identifier(value: str, what: str) -> str:
+    """`value`, if it can name a task or swarm: 1 to 64 of ``A-Z a-z 0-9 . _ -``, a letter or digit first.
+
+    Raises:
+        InvalidParams: It cannot; the message names `what` and the rule.
+    """
+    if not IDENTIFIER.fullmatch(value):
+        raise InvalidParams(
+            f"a {what} is 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit, got {value!r:.80}",
+            data={"param": what},
+        )
+    return value
+
+
+def check_capabilities(values: Any) -> frozenset[str]:
+    """The capabilities as a set, if each reads ``area:skill`` and there are at most 64.
+
+    Raises:
+        InvalidParams: One does not; the message quotes it.
+    """
+    if len(values) > MAX_CAPABILITIES:
+        raise InvalidParams(
+            f"at most {MAX_CAPABILITIES} capabilities, got {len(values)}", data={"param": "capabilities"}
+        )
+    for value in values:
+        if not (isinstance(value, str) and CAPABILITY.fullmatch(value)):
+            raise InvalidParams(
+                f"a capability reads area:skill in small letters, such as code-analysis:python, got {value!r:.80}",
+                data={"param": "capabilities"},
+            )
+    return frozenset(values)
+
+
+def _usd(value: Any) -> Any:
+    return Decimal(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    return tuple(sorted(value)) if isinstance(value, (set, frozenset)) else tuple(value)
+
+
+def _non_negative(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not value >= 0:
+        raise ValueError(f"{attribute.name} must be 0 or more, got {value}")
+
+
+def _positive(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{attribute.name} must be above 0, got {value}")
+
+
+def _ratio(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{attribute.name} must be between 0 and 1, got {value}")
+
+
+def _identifier(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    check_identifier(value, attribute.name)
+
+
+def _capabilities(_: object, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    check_capabilities(value)
+
+
+@attrs.frozen(kw_only=True)
+class Model:
+    """Shared by all: to and from the wire's maps."""
+
+    @classmethod
+    def from_wire(cls, values: dict[str, Any]) -> Self:
+        """The value for a map of the wire; unknown keys are ignored, missing ones take the default.
+
+        Raises:
+            InvalidParams: A required key is missing, or a value is out of its range; nothing else.
+        """
+        known = {field.name: field for field in attrs.fields(cls)}
+        try:
+            given = {}
+            for name, value in values.items():
+                field = known.get(name)
+                if field is not None:
+                    nested = field.metadata.get("model")
+                    given[name] = nested.from_wire(value) if nested is not None and value is not None else value
+            return cls(**given)
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise InvalidParams(f"cannot read a {cls.__name__}: {error}") from error
+
+    def to_wire(self) -> dict[str, Any]:
+        """The map for the wire, without the keys whose value is None."""
+        wire: dict[str, Any] = {}
+        for field in attrs.fields(type(self)):
+            value = getattr(self, field.name)
+            if value is None:
+                continue
+            if isinstance(value, Decimal):
+                value = format(value, "f")
+            elif isinstance(value, Model):
+                value = value.to_wire()
+            elif isinstance(value, tuple):
+                value = [item.to_wire() if isinstance(item, Model) else item for item in value]
+            wire[field.name] = value
+        return wire
+
+
+@attrs.frozen(kw_only=True)
+class Receipt(Model):
+    """Proof of one durable operation: where it stands in the witness log, and the log's head after it.
+
+    Attributes:
+        revision: The store's revision after the operation; for a claim it is the fencing token.
+        seq: Number of the witness entry, from 1.
+        head: SHA-256 of the chain up to that entry, 64 hex digits. Keep it: it proves any later change of the past.
+        replayed: This answer was given before, to the same idempotency key.
+    """
+
+    revision: int
+    seq: int | None = None
+    head: str | None = None
+    replayed: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{(self.head or '')[:8]}"
+
+
+@attrs.frozen(kw_only=True)
+class SwarmProfile(Model):
+    """What a swarm can do, what it costs, and how it stands.
+
+    Attributes:
+        swarm_id: Its name.
+        capabilities: What it can do, each ``area:skill``.
+        cost_per_hour_usd: What an hour of it costs; 0 is free.
+        reputation: How well it has done so far, 0 to 1.
+        model: The language model behind it, free text.
+        uid: The user that registered it, None before registration.
+        incarnation: Counts its registrations; claims belong to one incarnation.
+        alive: Its session's lease is held.
+        breaker: ``closed`` or ``tripped``.
+        free_usd: Budget neither spent nor reserved; None without a budget.
+    """
+
+    swarm_id: str = attrs.field(validator=_identifier)
+    capabilities: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=_capabilities)
+    cost_per_hour_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd, validator=_non_negative)
+    reputation: float = attrs.field(default=1.0, validator=_ratio)
+    model: str = ""
+    uid: int | None = None
+    incarnation: int = 0
+    alive: bool = False
+    breaker: str = "closed"
+    free_usd: Decimal | None = attrs.field(default=None, converter=_usd)
+    claims: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+
+
+@attrs.frozen(kw_only=True)
+class CapabilityMatch(Model):
+    """How well one swarm fits a set of required capabilities.
+
+    Attributes:
+        jaccard: ``|P n R| / |P u R|`` of the swarm's capabilities P and the required ones R, 0 to 1.
+        coverage: ``|P n R| / |R|``, 0 to 1.
+        overlap: The one of the two that the policy compares with its threshold.
+        score: ``overlap * reputation / cost_per_hour_usd``; None for a free swarm, which ranks before all others.
+        missing: Required capabilities that the swarm lacks.
+    """
+
+    swarm_id: str
+    jaccard: float = attrs.field(validator=_ratio)
+    coverage: float = attrs.field(validator=_ratio)
+    overlap: float = attrs.field(validator=_ratio)
+    reputation: float = attrs.field(validator=_ratio)
+    cost_per_hour_usd: Decimal = attrs.field(converter=_usd, validator=_non_negative)
+    score: float | None = None
+    missing: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+
+
+@attrs.frozen(kw_only=True)
+class BudgetReport(Model):
+    """Where a swarm's money stands; exact to the micro-dollar.
+
+    Attributes:
+        limit_usd: The budget; None means none was ever set and nothing is refused for money.
+        spent_usd: Settled costs.
+        reserved_usd: Estimates of claims and calls under way.
+        free_usd: ``limit - spent - reserved``, negative after an overspend; None without a budget.
+        breaker: ``closed`` or ``tripped``; `breaker_reason` says why.
+    """
+
+    swarm_id: str
+    limit_usd: Decimal | None = attrs.field(default=None, converter=_usd)
+    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
+    reserved_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
+    free_usd: Decimal | None = attrs.field(default=None, converter=_usd)
+    breaker: str = "closed"
+    breaker_reason: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Task(Model):
+    """One task as the board shows it.
+
+    Attributes:
+        state: ``waiting`` (for `waits_for`), ``ready``, ``claimed``, ``blocked``, ``completed`` or ``failed``.
+        capabilities: What a swarm must be able to do.
+        depends_on: Tasks that must be completed first.
+        waits_for: Those of them that are not completed yet.
+        filler: Offered only while nothing better is ready for a swarm.
+        priority: Higher goes first, -100 to 100.
+        estimate_usd: What it will probably cost; reserved when it is claimed.
+        payload: What the creator wants the holder to know, any map of plain values.
+        milestones: ``[percent, text]`` each.
+        percent, note: The holder's last progress report.
+        holder, token: The swarm that holds it and its fencing token.
+        result: What it was completed with.
+        error: Why its last attempt failed.
+    """
+
+    task_id: str = attrs.field(validator=_identifier)
+    title: str
+    state: str = "ready"
+    description: str = ""
+    capabilities: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    depends_on: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    waits_for: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    filler: bool = False
+    priority: int = 0
+    estimate_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd, validator=_non_negative)
+    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
+    payload: dict[str, Any] = attrs.field(factory=dict)
+    milestones: tuple[Any, ...] = attrs.field(default=(), converter=tuple)
+    created_at_ms: int = 0
+    percent: int = 0
+    note: str = ""
+    progress_at_ms: int | None = None
+    holder: str | None = None
+    token: int | None = None
+    claimed_at_ms: int | None = None
+    attempts: int = 0
+    result: Any = None
+    error: str | None = None
+    ended_at_ms: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class TaskClaim(Model):
+    """A won claim: the right to work on a task, proven by its fencing token.
+
+    Attributes:
+        token: The fencing token: every call as the holder must carry it. Strictly increasing per task.
+        lease_ms: The claim is free again this long after the last renewal.
+        reserved_usd: The estimate that was set aside in the swarm's budget.
+    """
+
+    task_id: str
+    swarm_id: str
+    token: int = attrs.field(validator=_positive)
+    lease_ms: int = attrs.field(validator=_positive)
+    claimed_at_ms: int
+    task: Task = attrs.field(metadata={"model": Task})
+    reserved_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
+    receipt: Receipt | None = attrs.field(default=None, metadata={"model": Receipt})
+
+    @property
+    def handle(self) -> str:
+        """Task and fencing token in one word, ``T-7@41``."""
+        return f"{self.task_id}@{self.token}"
+
+
+@attrs.frozen(kw_only=True)
+class InboxMessage(Model):
+    """One letter in a swarm's durable inbox; it stays until it is acknowledged.
+
+    Attributes:
+        seq: Its place in the inbox; strictly increasing per swarm. Resume a subscription after the last one seen.
+        kind: ``task`` (a task was pushed), ``broadcast``, ``blocker``, ``help`` (somebody needs you) or ``notice``.
+        body: What it says, by kind.
+        sender: The swarm that sent it, or ``""`` for the daemon.
+    """
+
+    seq: int
+    kind: str
+    body: dict[str, Any]
+    sender: str = ""
+    at_ms: int = 0
+    urgent: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class TaskBroadcast(Model):
+    """A message for every registered swarm with the wanted capabilities, through its durable inbox.
+
+    Attributes:
+        topic: What it is about, an identifier.
+        capabilities: Only swarms that have all of these get it; empty means everybody.
+        delivered_to: How many inboxes it was put into.
+    """
+
+    topic: str
+    body: dict[str, Any]
+    sender: str = ""
+    capabilities: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    at_ms: int = 0
+    delivered_to: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class BlockerAlert(Model):
+    """A holder cannot go on: what the orchestrator hears.
+
+    Attributes:
+        severity: ``low``, ``medium``, ``high`` or ``critical``.
+        needs: Capabilities that would help.
+        helpers: Swarms that were asked to help, best first.
+    """
+
+    blocker_id: str
+    swarm_id: str
+    reason: str
+    task_id: str | None = None
+    token: int | None = None
+    severity: str = attrs.field(default="medium", validator=attrs.validators.in_(("low", "medium", "high", "critical")))
+    needs: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=_capabilities)
+    helpers: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    at_ms: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class ResourceLimits(Model):
+    """Hard limits of one sandbox; each is enforced from outside the guest's code (DESIGN 6).
+
+    Attributes:
+        memory_bytes: Guest memory; growth beyond it fails inside the guest.
+        wall_ms: Time for one execution; then the sandbox is killed.
+        cpu_percent: Share of one core over a second, 1 to 100; 100 means no throttling.
+        calls_per_s: Executions and host calls per second, burst of the same size.
+        output_bytes: Standard output or result of one execution.
+    """
+
+    memory_bytes: int = attrs.field(default=64 << 20, validator=_positive)
+    wall_ms: int = attrs.field(default=2_000, validator=_positive)
+    cpu_percent: int = attrs.field(default=100, validator=[_positive, attrs.validators.le(100)])
+    calls_per_s: int = attrs.field(default=1_000, validator=_positive)
+    output_bytes: int = attrs.field(default=32 << 10, validator=_positive)
+
+
+@attrs.frozen(kw_only=True)
+class SLODefinition(Model):
+    """What a loaded module promises; measured over its last executions.
+
+    Attributes:
+        p99_latency_ms: 99 of 100 executions end within this.
+        success_ratio: Share of executions that end without error, 0 to 1.
+    """
+
+    p99_latency_ms: int = attrs.field(default=1_000, validator=_positive)
+    success_ratio: float = attrs.field(default=0.95, validator=_ratio)
+
+
+@attrs.frozen(kw_only=True)
+class ServiceContract(Model):
+    """What is loaded for a swarm and under which terms.
+
+    Attributes:
+        module_sha256: Content address of the WebAssembly bytes, 64 hex digits.
+        kind: ``core`` (an exported function: numbers in, number out), ``command`` (WASI: JSON on stdin, JSON on
+            stdout) or ``component`` (typed values).
+        export: The function to call; ``""`` is the kind's own default (``run`` for core and component, ``_start``).
+        profile: Named compile profile of the daemon's policy; ``default`` is the tight one.
+        version: The author's version of the module, free text.
+    """
+
+    module_sha256: str = attrs.field(validator=attrs.validators.matches_re(r"[0-9a-f]{64}"))
+    kind: str = attrs.field(default="core", validator=attrs.validators.in_(("core", "command", "component")))
+    export: str = ""
+    limits: ResourceLimits = attrs.field(factory=ResourceLimits, metadata={"model": ResourceLimits})
+    slo: SLODefinition = attrs.field(factory=SLODefinition, metadata={"model": SLODefinition})
+    profile: str = "default"
+    version: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Execution(Model):
+    """What one sandboxed execution gave.
+
+    Attributes:
+        output: The guest's result: a number, a JSON value, or a component's typed value.
+        wall_us, cpu_us: Time from request to answer inside the chassis, and processor time of the sandbox.
+        memory_bytes: The guest's memory after the run.
+        sandbox: ``warm`` (a live worker answered) or ``cold`` (one was made for it).
+    """
+
+    output: Any
+    wall_us: int
+    cpu_us: int
+    memory_bytes: int
+    sandbox: str

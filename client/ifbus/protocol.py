@@ -1,0 +1,326 @@
+"""MessagePack-RPC without I/O: bytes in, events out; messages in, bytes out. Shared by daemon and clients.
+
+The wire is the published one (https://github.com/msgpack-rpc/msgpack-rpc/blob/master/spec.md): request
+``[0, msgid, method, params]``, response ``[1, msgid, error, result]``, notification ``[2, method, params]``, back to back.
+``params`` is the positional list of the documented signature; one single map in it is taken as keyword arguments.
+
+What a request says about itself (``timeout_ms``, ``idempotency_key``, ``traceparent``) travels in a map under the key
+``"$"``, in the keyword map or in a trailing map of its own, so that clients which know nothing of it need not send it::
+
+    [0, 7, "coordinator.claim_task", [{"task_id": "T-7", "swarm_id": "docs", "$": {"timeout_ms": 500}}]]
+    [0, 7, "coordinator.claim_task", ["T-7", "docs", {"$": {"timeout_ms": 500}}]]
+
+Rule of this file: no socket, clock, thread, callback or logger.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from typing import Any, Final, NamedTuple
+
+import attrs
+import msgpack
+
+from ifbus.errors import IfbusError, InvalidRequest, LimitExceeded, ProtocolError
+
+PROTOCOL_VERSIONS: Final = (1,)
+META_KEY: Final = "$"
+CANCEL_METHOD: Final = "$/cancel"
+MAX_MSGID: Final = 0xFFFF_FFFF
+# One feed is at most this long and drained before the next: what msgpack allocates for one feed stays small (FACTS 4).
+_FEED_BYTES: Final = 16 << 10
+
+Params = list[Any]
+Meta = dict[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What one side accepts from the other; a peer beyond any of them loses its connection.
+
+    Attributes:
+        message_bytes: One message. 64 KiB, because 64 KiB of empty maps already cost 3.7 ms to decode (FACTS 4).
+        nesting: Containers inside one another, the message itself being the first.
+        array_items, map_items: Declared lengths, refused before the elements arrive: msgpack allocates for them at once.
+        string_bytes: One string or binary.
+    """
+
+    message_bytes: int = 64 << 10
+    nesting: int = 32
+    array_items: int = 4096
+    map_items: int = 512
+    string_bytes: int = 64 << 10
+
+
+class Request(NamedTuple):
+    """The peer asks; answer with `Connection.respond` or `respond_error` under the same id."""
+
+    msgid: int
+    method: str
+    params: Params
+    meta: Meta
+
+
+class Response(NamedTuple):
+    """The peer answers request `msgid`: `error` is None or the wire's error map."""
+
+    msgid: int
+    error: Any
+    result: Any
+
+
+class Notification(NamedTuple):
+    """The peer tells; nothing is answered."""
+
+    method: str
+    params: Params
+
+
+class Malformed(NamedTuple):
+    """Good MessagePack, bad message: answer `error` if there is a `msgid`; the stream goes on."""
+
+    msgid: int | None
+    error: IfbusError
+
+
+class Signal(enum.Enum):
+    """Events without content."""
+
+    NEED_DATA = "need data"
+    END_OF_STREAM = "end of stream"
+
+
+NEED_DATA: Final = Signal.NEED_DATA
+END_OF_STREAM: Final = Signal.END_OF_STREAM
+
+Event = Request | Response | Notification | Malformed | Signal
+
+
+class Connection:
+    """One MessagePack-RPC stream, either side.
+
+    The shell reads bytes into `receive_data`, drains `next_event` until `NEED_DATA`, and writes what `request`,
+    `respond`, `respond_error`, `notify` and `cancel` return, whole and in order. Not thread-safe: one owner, or a lock.
+    """
+
+    def __init__(self, limits: Limits = Limits()) -> None:
+        self._limits = limits
+        self._message_bytes = limits.message_bytes
+        self._nesting = limits.nesting
+        self._unpacker: msgpack.Unpacker | None = msgpack.Unpacker(
+            max_buffer_size=limits.message_bytes + _FEED_BYTES,
+            read_size=4096,  # the default reserves 1 MiB of address space per connection
+            max_str_len=limits.string_bytes,
+            max_bin_len=limits.string_bytes,
+            max_array_len=limits.array_items,
+            max_map_len=limits.map_items,
+            max_ext_len=0,  # extension types, timestamps among them, have no meaning here
+            strict_map_key=True,
+            raw=False,
+        )
+        self._packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+        self._waiting: deque[memoryview | bytes] = deque()
+        self._fed = 0  # bytes given to the unpacker so far
+        self._drained = 0  # bytes of the messages taken out of it so far
+        self._eof = False
+        self._failed: ProtocolError | None = None
+        self._next_msgid = 0
+
+    # --- receiving -----------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes) -> None:
+        """Buffer what was read; ``b""`` means that the peer has closed its side.
+
+        The caller drains `next_event` until `NEED_DATA` before it reads again, so no more than one read is buffered.
+        """
+        if not data:
+            self._eof = True
+        elif len(data) <= _FEED_BYTES:
+            self._waiting.append(data)
+        else:
+            view = memoryview(data)
+            self._waiting.extend(view[start : start + _FEED_BYTES] for start in range(0, len(data), _FEED_BYTES))
+
+    def next_event(self) -> Event:
+        """The next message, `NEED_DATA`, or `END_OF_STREAM` once the peer has closed and all was delivered.
+
+        Good messages before a bad byte are delivered before the error.
+
+        Raises:
+            ProtocolError: The bytes are no MessagePack, beyond a limit, or end inside a message. From then on every call
+                raises it: close the connection. Any other exception is a bug.
+        """
+        if self._failed is not None:
+            raise self._failed
+        unpacker = self._unpacker
+        assert unpacker is not None  # dropped only together with `_failed`
+        while True:
+            try:
+                message = unpacker.unpack()
+            except msgpack.OutOfData:
+                if self._waiting:
+                    self._feed(unpacker, self._waiting.popleft())
+                    continue
+                if not self._eof:
+                    return NEED_DATA
+                if self._fed != self._drained:
+                    raise self._fail("the stream ended inside a message") from None
+                return END_OF_STREAM
+            except (
+                Exception
+            ) as error:  # msgpack raises ValueError, StackError, FormatError, BufferFull, UnicodeDecodeError, ...
+                raise self._fail(f"no MessagePack within the limits: {type(error).__name__} {error}"[:200]) from error
+            end = unpacker.tell()
+            if end - self._drained > self._message_bytes:
+                raise self._fail(f"a message of {end - self._drained} bytes, at most {self._message_bytes} are taken")
+            self._drained = end
+            return self._interpret(message)
+
+    @property
+    def is_inside_message(self) -> bool:
+        """Whether the first bytes of a message have arrived and its last ones not; a shell puts a deadline on it."""
+        return self._fed != self._drained
+
+    def _feed(self, unpacker: msgpack.Unpacker, data: memoryview | bytes) -> None:
+        try:
+            unpacker.feed(data)
+        except Exception as error:  # BufferFull: one message is longer than the buffer
+            raise self._fail(f"a message of more than {self._message_bytes} bytes") from error
+        self._fed += len(data)
+
+    def _fail(self, reason: str) -> ProtocolError:
+        # The unpacker is never touched again after an exception (CVE-2026-57585), so drop it.
+        self._failed = ProtocolError(f"cannot read the stream: {reason}", data={"reason": reason})
+        self._unpacker = None
+        self._waiting.clear()
+        return self._failed
+
+    def _interpret(self, message: Any) -> Event:
+        if type(message) is not list or not message:
+            return _malformed(None, "a message is an array", message)
+        kind = message[0]
+        if kind == 0 and type(kind) is int:
+            return self._interpret_request(message)
+        if kind == 1 and type(kind) is int:
+            if len(message) != 4 or not _is_msgid(message[1]):
+                return _malformed(None, "a response is [1, msgid, error, result]", message)
+            return Response(message[1], message[2], message[3])
+        if kind == 2 and type(kind) is int:
+            if len(message) != 3 or type(message[1]) is not str or type(message[2]) is not list:
+                return _malformed(None, "a notification is [2, method, params]", message)
+            if self._is_too_deep(message[2]):
+                return _malformed(None, f"nested deeper than {self._nesting}", message)
+            return Notification(message[1], message[2])
+        return _malformed(None, "the first element is 0 (request), 1 (response) or 2 (notification)", message)
+
+    def _interpret_request(self, message: list[Any]) -> Event:
+        if len(message) != 4:
+            return _malformed(_msgid_of(message), "a request is [0, msgid, method, params]", message)
+        _, msgid, method, params = message
+        if not _is_msgid(msgid):
+            return _malformed(None, "a request's id is an integer of 32 bits", msgid)
+        if type(method) is not str or type(params) is not list:
+            return _malformed(msgid, "a request's method is a string and its params an array", message)
+        if self._is_too_deep(params):
+            return _malformed(msgid, f"params are nested deeper than {self._nesting}", None)
+        meta: Any = None
+        if params:
+            last = params[-1]
+            if type(last) is dict and META_KEY in last:
+                meta = last.pop(META_KEY)
+                if type(meta) is not dict:
+                    return _malformed(msgid, f'"{META_KEY}" is a map', meta)
+                if not last:
+                    params.pop()
+        return Request(msgid, method, params, meta or {})
+
+    def _is_too_deep(self, params: list[Any]) -> bool:
+        level, depth = [item for item in params if type(item) is dict or type(item) is list], 2
+        while level:
+            depth += 1
+            if depth > self._nesting:
+                return True
+            level = [
+                item
+                for container in level
+                for item in (container.values() if type(container) is dict else container)
+                if type(item) is dict or type(item) is list
+            ]
+        return False
+
+    # --- sending -------------------------------------------------------------------------------------
+
+    def request(self, method: str, params: Params, meta: Meta | None = None) -> tuple[int, bytes]:
+        """The id and the bytes of a request.
+
+        Args:
+            params: Positional values, or one map of keyword arguments in a list of its own.
+            meta: What the request says of itself, if anything; goes into a trailing map.
+
+        Raises:
+            LimitExceeded: The message is longer than the peer takes.
+        """
+        if meta:
+            if len(params) == 1 and type(params[0]) is dict:
+                params = [{**params[0], META_KEY: meta}]
+            else:
+                params = [*params, {META_KEY: meta}]
+        msgid = self._next_msgid
+        self._next_msgid = (msgid + 1) & MAX_MSGID
+        return msgid, self._pack([0, msgid, method, params])
+
+    def respond(self, msgid: int, result: Any) -> bytes:
+        """The bytes of a good answer.
+
+        Raises:
+            LimitExceeded: The answer is longer than a message may be; answer that error instead.
+        """
+        return self._pack([1, msgid, None, result])
+
+    def respond_error(self, msgid: int, error: IfbusError) -> bytes:
+        """The bytes of a refusal; figures that do not fit into a message are left out, code and sentence always fit."""
+        wire = error.to_wire()
+        try:
+            return self._pack([1, msgid, wire, None])
+        except (LimitExceeded, TypeError, ValueError, OverflowError):
+            return self._pack([1, msgid, {"code": error.code, "message": error.message[:1000], "data": {}}, None])
+
+    def notify(self, method: str, params: Params) -> bytes:
+        """The bytes of a notification.
+
+        Raises:
+            LimitExceeded: It is longer than a message may be.
+        """
+        return self._pack([2, method, params])
+
+    def cancel(self, msgid: int) -> bytes:
+        """The bytes that give request `msgid` up; its response may still come."""
+        return self._pack([2, CANCEL_METHOD, [msgid]])
+
+    def send_failed(self) -> None:
+        """Not all bytes of a message went out: the stream is torn, this side is finished, close it."""
+        if self._failed is None:
+            self._fail("a write was cut short")
+
+    def _pack(self, message: list[Any]) -> bytes:
+        data: bytes = self._packer.pack(message)
+        if len(data) > self._message_bytes:
+            raise LimitExceeded(
+                f"cannot send a message of {len(data)} bytes: at most {self._message_bytes} are allowed",
+                data={"limit": "message_bytes", "used": len(data), "allowed": self._message_bytes},
+            )
+        return data
+
+
+def _is_msgid(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_MSGID
+
+
+def _msgid_of(message: list[Any]) -> int | None:
+    return message[1] if len(message) > 1 and _is_msgid(message[1]) else None
+
+
+def _malformed(msgid: int | None, rule: str, offending: Any) -> Malformed:
+    got = f", got {str(offending)[:80]}" if offending is not None else ""
+    return Malformed(msgid, InvalidRequest(f"cannot read the request: {rule}{got}"))

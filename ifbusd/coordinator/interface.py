@@ -1,0 +1,302 @@
+"""What IF.coordinator answers: which task is mine. These signatures are the wire's methods (without `caller`).
+
+Every change answers with a ``receipt`` (`ifbus.models.Receipt` as a map) and is durable when it answers. Acting as a holder takes
+the claim's fencing token; one that is not current is refused with ``stale_token`` and nothing is written (promise 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from ifbus.money import NO_MONEY, MicroUsd
+from ifbusd.identity import Caller
+
+Answer = dict[str, Any]
+Severity = Literal["low", "medium", "high", "critical"]
+
+
+class Coordinator(Protocol):
+    """Tasks, claims, sessions, inboxes and blockers."""
+
+    async def create_task(
+        self,
+        caller: Caller,
+        title: str,
+        *,
+        task_id: str | None = None,
+        description: str = "",
+        capabilities: list[str] | None = None,
+        depends_on: list[str] | None = None,
+        filler: bool = False,
+        priority: int = 0,
+        estimate_usd: MicroUsd = NO_MONEY,
+        payload: dict[str, Any] | None = None,
+        milestones: list[Any] | None = None,
+    ) -> Answer:
+        """Create a task; waiting swarms that qualify hear of it at once.
+
+        Args:
+            title: One line, 1 to 200 characters.
+            task_id: Its name; made up (``T-1``, ``T-2``, ...) if not given.
+            description: Free text, at most 16 KiB.
+            capabilities: What a swarm must be able to do, each ``area:skill``; none fits everybody.
+            depends_on: Existing tasks that must be completed first.
+            filler: Offer it only while nothing better is ready for a swarm.
+            priority: Higher is offered first, -100 to 100.
+            estimate_usd: What it will probably cost; reserved in the budget of the swarm that claims it.
+            payload: Anything the holder should know, at most 32 KiB packed.
+            milestones: ``[percent, text]`` each, at most 32.
+
+        Returns:
+            ``{"task": Task, "receipt": Receipt}``.
+
+        Raises:
+            already_exists: A task has this id.
+            not_found: A task in `depends_on` does not exist.
+            invalid_params: Something is out of its range.
+        """
+        ...
+
+    async def get_task(self, caller: Caller, task_id: str) -> Answer:
+        """One task as it stands: ``{"task": Task}``.
+
+        Raises:
+            not_found: There is none.
+        """
+        ...
+
+    async def list_tasks(
+        self,
+        caller: Caller,
+        *,
+        states: list[str] | None = None,
+        holder: str = "",
+        grep: str = "",
+        after: str = "",
+        limit: int = 50,
+    ) -> Answer:
+        """Tasks in order of creation.
+
+        Args:
+            states: Only these; all if not given.
+            holder: Only tasks that this swarm holds.
+            grep: Only tasks whose id or title contains this, whatever the case.
+            after: Go on after this task id.
+            limit: At most this many, 1 to 200.
+
+        Returns:
+            ``{"tasks": [Task], "total": matching, "next": task id to go on after or None, "counts": {state: number}}``.
+        """
+        ...
+
+    async def claim_task(
+        self, caller: Caller, task_id: str, swarm_id: str, *, wait_ms: int = 0, lease_ms: int | None = None
+    ) -> Answer:
+        """Claim one task for a swarm: exactly one caller wins. Match, breaker and budget are checked in the same commit.
+
+        Args:
+            wait_ms: If somebody holds it or it is not ready, wait this long for it, at most 10 min.
+            lease_ms: Give the claim a lease of its own; otherwise it lives with the swarm's session, or, without one, on a
+                lease of the default length.
+
+        Returns:
+            ``{"claimed": true, "claim": TaskClaim, "receipt": Receipt}``, or, if somebody else holds it,
+            ``{"claimed": false, "refusal": {"code": "already_claimed", "message": ..., "data": {"owner": swarm, "token": fence,
+            "held_ms": ..., "percent": ..., "lease_left_ms": ..., "would_change": [...]}}}``: losing a race is no error.
+            Claiming again what this session holds already gives the same claim.
+
+        Raises:
+            not_found, permission_denied: No such task or swarm; the swarm belongs to another user.
+            not_ready: It waits for other tasks, is blocked, or is final.
+            not_qualified, breaker_tripped, budget_exceeded: The governor's no.
+        """
+        ...
+
+    async def claim_next(
+        self, caller: Caller, swarm_id: str, *, wait_ms: int = 0, lease_ms: int | None = None
+    ) -> Answer:
+        """Claim the best ready task that this swarm qualifies for and can pay: pushed ones first, then by priority, fillers last.
+
+        Args:
+            wait_ms: Wait in the daemon until there is one, at most 10 min; 0 answers at once.
+
+        Returns:
+            As `claim_task`; without one ``{"claimed": false, "refusal": {"code": "not_ready", ...}}``.
+
+        Raises:
+            not_found, permission_denied, breaker_tripped: As `claim_task`.
+        """
+        ...
+
+    async def renew_claim(self, caller: Caller, task_id: str, swarm_id: str, token: int) -> Answer:
+        """Renew the lease that a claim lives on: ``{"lease_ms": full time}``. Proves nothing; only the token does.
+
+        Raises:
+            stale_token: The claim has ended.
+        """
+        ...
+
+    async def report_progress(
+        self, caller: Caller, task_id: str, swarm_id: str, token: int, percent: int, *, note: str = ""
+    ) -> Answer:
+        """Record how far the holder is (0 to 100) and renew its lease: ``{"task": Task, "lease_ms": ..., "receipt": ...}``.
+
+        Raises:
+            stale_token, not_owner: The claim has ended; it is another swarm's.
+        """
+        ...
+
+    async def complete_task(
+        self, caller: Caller, task_id: str, swarm_id: str, token: int, *, result: Any = None
+    ) -> Answer:
+        """End the claim and the task with a result (at most 32 KiB packed); dependants become ready.
+
+        Completing twice with one token answers the first result again, ``"replayed": true`` in the receipt.
+
+        Returns:
+            ``{"task": Task, "spent_usd": ..., "released_usd": given back to the budget, "unblocked": [task ids], "receipt": ...}``.
+
+        Raises:
+            stale_token, not_owner: The claim has ended; it is another swarm's.
+        """
+        ...
+
+    async def fail_task(
+        self, caller: Caller, task_id: str, swarm_id: str, token: int, error: str, *, retry: bool = False
+    ) -> Answer:
+        """End the claim with a failure; counts against the swarm's breaker. Answers as `complete_task`.
+
+        Args:
+            error: Why, at most 4 KiB.
+            retry: Offer the task again instead of ending it.
+        """
+        ...
+
+    async def release_task(self, caller: Caller, task_id: str, swarm_id: str, token: int, *, note: str = "") -> Answer:
+        """End the claim without a verdict; the task is ready for others at once. Answers as `complete_task`."""
+        ...
+
+    async def register_swarm(
+        self,
+        caller: Caller,
+        swarm_id: str,
+        *,
+        capabilities: list[str] | None = None,
+        cost_per_hour_usd: MicroUsd | None = None,
+        budget_usd: MicroUsd | None = None,
+        model: str | None = None,
+        orchestrator: bool = False,
+        lease_ms: int | None = None,
+        resume_token: str | None = None,
+    ) -> Answer:
+        """Start a session of a swarm: its name belongs to the caller's uid from now on.
+
+        Each registration is a new *incarnation*: claims of an earlier one are freed, unless `resume_token` proves that this is
+        the same process group coming back. The session is a lease: renew it (`renew_session`) or lose all claims in it.
+
+        Args:
+            capabilities, cost_per_hour_usd, model: The profile; what is not given stays as it was.
+            budget_usd: Its budget when it has none yet. A swarm can lower its own budget, only an operator raises it.
+            orchestrator: Hears of every blocker.
+            lease_ms: Length of the session's lease; default and limits are the daemon's.
+
+        Returns:
+            ``{"profile": SwarmProfile, "incarnation": n, "resumed": bool, "lease_ms": ..., "resume_token": secret,
+            "claims": [TaskClaim], "inbox_seq": last message, "receipt": ...}``.
+
+        Raises:
+            permission_denied: The name belongs to another user; or `budget_usd` would raise the budget.
+        """
+        ...
+
+    async def renew_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
+        """Heartbeat: renew the session's lease and with it every claim in it: ``{"lease_ms": ..., "claims": ["T-7@41"]}``.
+
+        Raises:
+            stale_token: The session has ended or another incarnation took its place: stop all its work.
+        """
+        ...
+
+    async def end_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
+        """End a session: its claims are free at once: ``{"freed": [task ids], "receipt": ...}``. Ended already is fine."""
+        ...
+
+    async def push_task_to_swarm(self, caller: Caller, task_id: str, swarm_id: str) -> Answer:
+        """Put a task into a swarm's durable inbox and tell it; withdrawn when anybody claims the task.
+
+        Returns:
+            ``{"seq": revision, "delivered": connections that heard it now, "receipt": ...}``.
+
+        Raises:
+            not_found, not_ready, not_qualified, breaker_tripped: A push never reaches a swarm that could not claim it.
+        """
+        ...
+
+    async def broadcast(
+        self,
+        caller: Caller,
+        topic: str,
+        body: dict[str, Any],
+        *,
+        capabilities: list[str] | None = None,
+        sender: str = "",
+    ) -> Answer:
+        """Put a message into the inbox of every registered swarm that has all `capabilities`: ``{"broadcast": TaskBroadcast, "receipt"}``.
+
+        Args:
+            sender: The caller's swarm, if it speaks for one; must be its own.
+        """
+        ...
+
+    async def detect_blocker(self, caller: Caller, swarm_id: str, info: dict[str, Any]) -> Answer:
+        """Report that a swarm cannot go on: orchestrators and operators hear it, the best qualified swarms are asked to help.
+
+        Args:
+            info: ``{"reason": text, "task_id"?: id, "token"?: fence, "severity"?: Severity, "needs"?: [capability],
+                "release"?: bool}``. With a task, its token is needed; ``release`` gives the claim back, and the task stays
+                ``blocked`` until the blocker is resolved.
+
+        Returns:
+            ``{"blocker": BlockerAlert, "receipt": ...}``.
+        """
+        ...
+
+    async def resolve_blocker(self, caller: Caller, blocker_id: str, *, swarm_id: str = "", note: str = "") -> Answer:
+        """End a blocker; its task is ready again. For its reporter, its helpers, orchestrators and operators.
+
+        Resolving twice is fine. Answers ``{"blocker": BlockerAlert, "receipt": ...}``.
+        """
+        ...
+
+    async def list_blockers(self, caller: Caller) -> Answer:
+        """The open blockers, oldest first: ``{"blockers": [BlockerAlert]}``."""
+        ...
+
+    async def read_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0, limit: int = 50) -> Answer:
+        """Unacknowledged messages with a seq above `after_seq`: ``{"messages": [InboxMessage], "has_more": bool}``."""
+        ...
+
+    async def subscribe_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0) -> Answer:
+        """Send this connection a notification ``inbox [InboxMessage]`` for each message above `after_seq`, now and from now on.
+
+        Returns:
+            ``{"swarm_id": ..., "replayed": how many were waiting}``; the waiting ones are sent before the answer.
+        """
+        ...
+
+    async def acknowledge(self, caller: Caller, swarm_id: str, seq: int) -> Answer:
+        """Drop all messages up to and including `seq`: ``{"dropped": n, "receipt": ...}``. Pushed tasks stay until claimed."""
+        ...
+
+    async def subscribe_board(self, caller: Caller) -> Answer:
+        """Send this connection a notification ``board [{"event", "task_id", "swarm_id"?, ...}]`` for each change of a task, from now on."""
+        ...
+
+    async def explain_claim(self, caller: Caller, task_id: str, swarm_id: str) -> Answer:
+        """Every check that `claim_task` would make, in order, with its figures; changes nothing.
+
+        Returns:
+            ``{"task_id", "swarm_id", "would_succeed": bool, "checks": [{"check", "ok", "message", "data", "would_change": [...]}],
+            "best": {"swarm_id", "overlap"} or None}``.
+        """
+        ...

@@ -1,0 +1,192 @@
+"""One operation = one transaction: read, decide, write, witness and remember, landed together or not at all (DESIGN 2).
+
+`Operations.run` gives a service's decision a `Tx`. What the decision read becomes the transaction's compares, what it put
+becomes its writes; the witness entry and the idempotency record go into the same commit. If somebody else wrote one of the
+keys in between, the decision is made again on fresh reads, so two callers can never both win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from ifbus.errors import IdempotencyConflict, IfbusError, Momentary, Unavailable
+from ifbusd.bus.base import Bus, Message
+from ifbusd.identity import Caller
+from ifbusd.store.base import Compare, Delete, KeyValue, Op, Put, Store, Txn, TxnResult
+from ifbusd.store.codec import pack, unpack
+
+Body = Callable[["Tx"], Awaitable[dict[str, Any]]]
+
+# Losing the race this often in a row means that the store cannot be keeping up: say so instead of spinning.
+MAX_TRIES: Final = 32
+# An idempotency record lives at least one and at most two of these: the lease that carries it is shared by all of a window.
+IDEMPOTENCY_WINDOW_MS: Final = 60 * 60 * 1000
+
+
+class Tx:
+    """A transaction under construction: reads are remembered, writes are kept back until the decision is made."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._reads: dict[str, int] = {}
+        self._seen: dict[str, KeyValue | None] = {}
+        self._writes: dict[str, Put | Delete] = {}
+        self.messages: list[tuple[str, Message]] = []
+        self.detail: dict[str, Any] = {}
+
+    async def get(self, key: str) -> bytes | None:
+        """The key's value, with this transaction's own writes; None if absent. Its revision becomes a compare."""
+        write = self._writes.get(key)
+        if write is not None:
+            return write.value if type(write) is Put else None
+        found = await self.get_stored(key)
+        return None if found is None else found.value
+
+    async def get_stored(self, key: str) -> KeyValue | None:
+        """The key with its revisions and lease as stored, without own writes. Its revision becomes a compare."""
+        if key in self._reads:
+            return self._seen[key]
+        found = await self._store.get(key)
+        self._seen[key] = found
+        self._reads[key] = 0 if found is None else found.mod_revision
+        return found
+
+    def put(self, key: str, value: Any, *, lease: int = 0) -> None:
+        """Write a plain value at commit."""
+        self._writes[key] = Put(key, pack(value), lease)
+
+    def delete(self, key: str) -> None:
+        """Remove the key at commit."""
+        self._writes[key] = Delete(key)
+
+    def publish(self, subject: str, message: Message) -> None:
+        """Tell the bus once this is durable; the message gets the operation's ``revision``."""
+        self.messages.append((subject, message))
+
+    @property
+    def compares(self) -> list[Compare]:
+        """What must still be as it was read."""
+        return [Compare(key, revision) for key, revision in self._reads.items()]
+
+    @property
+    def writes(self) -> list[Op]:
+        """What to write, in the order of the first write to each key."""
+        return list(self._writes.values())
+
+
+class Operations:
+    """Runs every state-changing operation of every component. The mutable state is the current window's lease."""
+
+    def __init__(self, store: Store, bus: Bus, *, now_ms: Callable[[], int]) -> None:
+        self._store = store
+        self._bus = bus
+        self._now_ms = now_ms
+        self._window = 0
+        self._window_lease = 0
+
+    async def run(self, caller: Caller, op: str, target: str, body: Body) -> dict[str, Any]:
+        """Do one operation and give its answer with a ``receipt`` added.
+
+        Args:
+            caller: Who asks; goes into the witness entry.
+            op: The method's name, such as ``coordinator.claim_task``.
+            target: What it acts on: a task, swarm or module id.
+            body: Reads, decides and writes through the `Tx`, returns the answer, or raises the refusal. May run several
+                times: it must not act on anything but the `Tx`.
+
+        Raises:
+            IfbusError: The body's refusal, after it was witnessed.
+            IdempotencyConflict: The caller's key was used with another body.
+            Unavailable: The store is; or this lost `MAX_TRIES` races.
+
+        Durable on return. Cancelled, it may have been committed: retry with the same idempotency key.
+        """
+        idempotency = ""
+        if caller.idempotency_key is not None:
+            idempotency = f"idem/{caller.uid}/{caller.idempotency_key}"
+            await self._ensure_window()
+        for _ in range(MAX_TRIES):
+            tx = Tx(self._store)
+            if idempotency:
+                earlier = await tx.get_stored(idempotency)
+                if earlier is not None:
+                    return await self._replay(caller, op, target, earlier)
+            try:
+                answer = await body(tx)
+            except Momentary:
+                raise
+            except IfbusError as refusal:
+                await self.witness_refusal(caller, op, target, refusal)
+                raise
+            if idempotency:
+                tx.put(idempotency, [caller.body_hash, op, answer], lease=self._window_lease)
+            done = await self._store.txn(
+                Txn(compares=tx.compares, then=tx.writes, record=self._record(caller, op, target, "ok", tx.detail))
+            )
+            if done.succeeded:
+                for subject, message in tx.messages:
+                    self._bus.publish(subject, {**message, "revision": done.revision})
+                return {**answer, "receipt": _receipt(done)}
+        raise Unavailable(
+            f"cannot do {op} on {target}: others changed it {MAX_TRIES} times in between", data={"retry_after_ms": 50}
+        )
+
+    async def witness_refusal(self, caller: Caller, op: str, target: str, refusal: IfbusError) -> None:
+        """Put a refused operation on record; nothing else is written. The refusal's data gets the ``receipt``."""
+        detail = {key: value for key, value in refusal.data.items() if key != "would_change"}
+        done = await self._store.txn(Txn(record=self._record(caller, op, target, refusal.code, detail)))
+        refusal.data["receipt"] = _receipt(done)
+
+    async def _replay(self, caller: Caller, op: str, target: str, earlier: KeyValue) -> dict[str, Any]:
+        body_hash, first_op, answer = unpack(earlier.value)
+        if body_hash != caller.body_hash or first_op != op:
+            conflict = IdempotencyConflict(
+                f"cannot do {op} on {target}: idempotency key {caller.idempotency_key!r} was used for {first_op} with another body",
+                data={"key": caller.idempotency_key, "first_op": first_op},
+                would_change=[{"by": "self", "what": "a new idempotency key, or the same body as the first time"}],
+            )
+            await self.witness_refusal(caller, op, target, conflict)
+            raise conflict
+        await self._store.barrier()
+        receipt = {
+            "revision": earlier.create_revision,
+            "replayed": True,
+            **await self._log_position(earlier.create_revision),
+        }
+        return {**answer, "receipt": receipt}
+
+    async def _log_position(self, revision: int) -> dict[str, Any]:
+        # Revisions never decrease along the log, so the entry of a writing operation is found by bisection; rare enough
+        # that it needs no index on the hot path.
+        low, high = 0, (await self._store.log_head()).seq
+        while low < high:
+            middle = (low + high) // 2
+            entry = (await self._store.read_log(after_seq=middle, limit=1))[0]
+            if entry.revision < revision:
+                low = middle + 1
+            else:
+                high = middle
+        found = await self._store.read_log(after_seq=low, limit=1)
+        return {"seq": found[0].seq, "head": found[0].hash.hex()} if found and found[0].revision == revision else {}
+
+    async def _ensure_window(self) -> None:
+        window = self._now_ms() // IDEMPOTENCY_WINDOW_MS
+        if window != self._window or not self._window_lease:
+            self._window_lease = await self._store.grant(2 * IDEMPOTENCY_WINDOW_MS)
+            self._window = window
+
+    def _record(self, caller: Caller, op: str, target: str, outcome: str, detail: dict[str, Any]) -> bytes:
+        peer = caller.peer
+        record: dict[str, Any] = {"op": op, "uid": peer.uid, "pid": peer.pid, "target": target, "outcome": outcome}
+        if detail:
+            record["detail"] = detail
+        if caller.traceparent:
+            record["trace"] = caller.traceparent
+        return pack(record)
+
+
+def _receipt(done: TxnResult) -> dict[str, Any]:
+    if done.head is None:
+        return {"revision": done.revision}
+    return {"revision": done.revision, "seq": done.head.seq, "head": done.head.hash.hex()}

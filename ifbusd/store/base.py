@@ -1,0 +1,205 @@
+"""The store's interface: the small part of etcd v3 that ifbusd needs (DESIGN 4).
+
+Keys are short strings with ``/`` between parts, values are bytes. Every successful transaction that writes has the next
+*revision*, a number that only grows; all its writes share it. `embedded` implements this over SQLite, `etcd` maps it one to
+one; one conformance suite in ``tests/conformance`` runs on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
+
+from ifbus.errors import IfbusError
+
+
+class KeyValue(NamedTuple):
+    """A key as it stands: created and last written at these revisions, gone when `lease` ends (0: not leased)."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease: int
+
+
+class Compare(NamedTuple):
+    """True if the key was last written at `mod_revision`; 0 means that it does not exist."""
+
+    key: str
+    mod_revision: int
+
+
+class Put(NamedTuple):
+    """Write the key; it vanishes when `lease` ends, unless that is 0."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+class Delete(NamedTuple):
+    """Remove the key; no error if it is absent."""
+
+    key: str
+
+
+class Get(NamedTuple):
+    """Read the key as the transaction sees it: in `then`, after the writes that stand before it in the list."""
+
+    key: str
+
+
+Op = Put | Delete | Get
+
+
+class Txn(NamedTuple):
+    """If all `compares` hold, do `then`, else `otherwise`; all or nothing.
+
+    Attributes:
+        record: One witness entry, committed with `then` and only with it (a lost compare is tried again by the caller and
+            is no operation yet); None for none. A transaction with only a record is allowed and uses up no revision.
+    """
+
+    compares: Sequence[Compare] = ()
+    then: Sequence[Op] = ()
+    otherwise: Sequence[Op] = ()
+    record: bytes | None = None
+
+
+class LogHead(NamedTuple):
+    """Where the witness log ended after an entry: its number (from 1) and the chain's SHA-256 up to it."""
+
+    seq: int
+    hash: bytes
+
+
+class TxnResult(NamedTuple):
+    """What a transaction did.
+
+    Attributes:
+        succeeded: Which branch was taken.
+        revision: The store's revision after it (its own, if it wrote).
+        values: One per `Get` of the taken branch, in order.
+        head: The witness log after its record, None without one or with a lost compare (and where the log follows the store later: etcd).
+    """
+
+    succeeded: bool
+    revision: int
+    values: tuple[KeyValue | None, ...] = ()
+    head: LogHead | None = None
+
+
+class Page(NamedTuple):
+    """A part of a range, in key order; `revision` says as of when, `has_more` that the range goes on after it."""
+
+    revision: int
+    items: list[KeyValue]
+    has_more: bool
+
+
+class WatchEvent(NamedTuple):
+    """A key changed: `value` is None when it was deleted or its lease ended."""
+
+    key: str
+    value: KeyValue | None
+    revision: int
+
+
+class LogEntry(NamedTuple):
+    """One entry of the witness log as stored: `hash` covers the entry before it (`ifbusd.store.chain`)."""
+
+    seq: int
+    revision: int
+    at_ms: int
+    record: bytes
+    hash: bytes
+
+
+class LeaseNotFound(IfbusError):
+    """The lease has ended or never was; its keys are gone. Never leaves the daemon: services turn it into `stale_token`."""
+
+
+class Compacted(IfbusError):
+    """The watch asks for revisions that are no longer kept: read everything, then watch from there."""
+
+
+class Watch(Protocol):
+    """A running watch: an async iterator over batches of events, one batch per commit, in order of revision."""
+
+    def __aiter__(self) -> Watch:
+        """Itself."""
+        ...
+
+    async def __anext__(self) -> list[WatchEvent]:
+        """The next batch; events of one revision are never split.
+
+        Raises:
+            Compacted: The watcher was too slow for the bounded history, or started too far back. Read all, watch anew.
+        """
+        ...
+
+
+class Store(Protocol):
+    """Reads see everything that was committed or is about to be; writes are durable when the call returns.
+
+    All methods raise `ifbus.errors.Unavailable` when the store does not answer. A transaction that raised may have been
+    committed (unknown, FACTS 3): read back before another try. Cancelling a call leaves the same uncertainty.
+    """
+
+    @property
+    def revision(self) -> int:
+        """The newest revision that this side knows."""
+        ...
+
+    async def get(self, key: str) -> KeyValue | None:
+        """The key as it stands, None if absent. May be ahead of what is durable: see `barrier`."""
+        ...
+
+    async def range(self, prefix: str, *, after: str = "", limit: int = 1000) -> Page:
+        """The keys that start with `prefix` and sort after `after` (a full key, ``""`` for the first), in key order."""
+        ...
+
+    async def txn(self, txn: Txn) -> TxnResult:
+        """Do a transaction; durable on return (embedded: fsync'ed in a group; etcd: committed)."""
+        ...
+
+    async def barrier(self) -> None:
+        """Return once everything that this task has read so far is durable; at once if nothing is under way.
+
+        A reply that tells what `get` saw is held back by it, so that nobody acts on what a power cut could undo.
+        """
+        ...
+
+    def watch(self, prefix: str, *, start_revision: int | None = None) -> AbstractAsyncContextManager[Watch]:
+        """Watch the keys that start with `prefix`, from `start_revision` on, or from now. Only durable changes are told."""
+        ...
+
+    async def grant(self, ttl_ms: int) -> int:
+        """A new lease id; the lease ends `ttl_ms` after its last renewal, counting only time the store observed."""
+        ...
+
+    async def keep_alive(self, lease: int) -> int:
+        """Renew the lease; its full time in ms.
+
+        Raises:
+            LeaseNotFound: It has ended.
+        """
+        ...
+
+    async def revoke(self, lease: int) -> None:
+        """End the lease now; its keys vanish in one revision. No error if it has ended already."""
+        ...
+
+    async def lease_left_ms(self, lease: int) -> int | None:
+        """Time until the lease ends unless renewed, None if it has ended."""
+        ...
+
+    async def log_head(self) -> LogHead:
+        """Where the witness log ends; number 0 and 32 zero bytes when it is empty."""
+        ...
+
+    async def read_log(self, *, after_seq: int = 0, limit: int = 1000) -> list[LogEntry]:
+        """Witness entries after number `after_seq`, in order."""
+        ...
