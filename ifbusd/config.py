@@ -1,0 +1,178 @@
+"""The daemon's configuration: frozen classes filled from a TOML file, every problem of which is named at once.
+
+A component's section is that component's own class, so each default stands in one place. ``config/ifbusd.toml`` and
+``docs/configuration.md`` are generated from here (`ifbusd.config_reference`); the reasons are the classes' docstrings.
+"""
+
+from __future__ import annotations
+
+import difflib
+import grp
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import attrs
+from attrs.validators import and_, ge, le
+
+from ifbus.errors import ConfigInvalid
+from ifbusd.coordinator.model import CoordinatorConfig
+from ifbusd.log import LogFormat, LogLevel
+from ifbusd.store.config import EmbeddedConfig
+from ifbusd.toml_structure import KeyPath, Problem, lines_of_keys, parse, structure
+
+DEFAULT_FILE: Final = Path("/etc/ifbusd/ifbusd.toml")
+# sun_path of a Unix socket is 108 bytes with its NUL; a longer path fails in bind with a bare "path too long".
+MAX_SOCKET_PATH_BYTES: Final = 107
+# Far above any real file; a larger one is something else, such as a device or a log.
+MAX_FILE_BYTES: Final = 1024 * 1024
+# A file of another kind has one problem, not thousands.
+MAX_PROBLEMS: Final = 50
+
+
+def _fits_a_socket_address(_: object, __: object, value: Path) -> None:
+    if len(os.fsencode(value)) > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(f"expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {len(os.fsencode(value))}")
+
+
+@attrs.frozen(kw_only=True)
+class DaemonConfig:
+    """The process itself.
+
+    Attributes:
+        state_dir: Directory of store, keys and module cache, 0700 and of the daemon's own user. The service manager's
+            $STATE_DIRECTORY is the default where there is one.
+        socket: Where the daemon listens, unless the service manager passes it a socket. $RUNTIME_DIRECTORY/ifbusd.sock is
+            the default where there is one.
+        socket_group: Group that owns the socket: who may connect. It does not apply to a socket that was passed.
+        socket_mode: Permissions of the socket: owner and group by default. Callers are told apart by the kernel's word,
+            not by these.
+        grace_ms: How long requests under way may go on at shut-down. 5 s: well below systemd's 90 s before SIGKILL.
+        log_format: A line of text or of JSON for each event; `auto` is text on a terminal.
+        log_level: The least severe events that are logged. A healthy daemon logs its start and stop.
+    """
+
+    state_dir: Path = Path("/var/lib/ifbusd")
+    socket: Path = attrs.field(default=Path("/run/ifbusd/ifbusd.sock"), validator=_fits_a_socket_address)
+    socket_group: str = "ifbus"
+    socket_mode: int = attrs.field(default=0o660, validator=and_(ge(0o600), le(0o777)))
+    grace_ms: int = attrs.field(default=5_000, validator=and_(ge(0), le(60_000)))
+    log_format: LogFormat = "auto"
+    log_level: LogLevel = "info"
+
+
+@attrs.frozen(kw_only=True)
+class OperatorsConfig:
+    """Who may make the decisions that only a person makes: reset a breaker, raise a budget.
+
+    Attributes:
+        uids: User ids with the operator role.
+        groups: Groups whose members have the operator role, by name. `ifbus-admin` counts only where it exists.
+    """
+
+    uids: tuple[int, ...] = (0,)
+    groups: tuple[str, ...] = ("ifbus-admin",)
+
+    def gids(self) -> frozenset[int]:
+        """The ids of the groups that exist (`load` refuses a file that names one that does not)."""
+        known = _group_ids()
+        return frozenset(known[name] for name in self.groups if name in known)
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """All of it, a section a component."""
+
+    daemon: DaemonConfig = attrs.field(factory=DaemonConfig)
+    operators: OperatorsConfig = attrs.field(factory=OperatorsConfig)
+    store: EmbeddedConfig = attrs.field(factory=EmbeddedConfig)
+    coordinator: CoordinatorConfig = attrs.field(factory=CoordinatorConfig)
+
+
+def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
+    """The configuration in a file, or the defaults without one.
+
+    Args:
+        environ: Where a service manager says which directories it made.
+
+    Raises:
+        ConfigInvalid: The file cannot be read or is wrong; the message has one line per problem with file, line, key and
+            what is expected, `data["problems"]` the same as a list.
+    """
+    base = defaults(environ)
+    if path is None:
+        return base
+    text = _read(path)
+    try:
+        document = parse(text)
+    except ValueError as error:
+        raise ConfigInvalid(f"{path}: no TOML: {error}", data={"file": str(path)}) from None
+    problems: list[Problem] = []
+    config = structure(document, base, problems)
+    problems += _unknown_groups(config, base)
+    if problems:
+        raise _invalid(path, text, problems)
+    return config
+
+
+def defaults(environ: Mapping[str, str]) -> Config:
+    """The defaults, with the directories that a service manager made for this process."""
+    config = DaemonConfig()
+    # Both may name several directories, separated by colons; the unit lists ours first.
+    if state := environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        config = attrs.evolve(config, state_dir=Path(state))
+    if runtime := environ.get("RUNTIME_DIRECTORY", "").split(":")[0]:
+        config = attrs.evolve(config, socket=Path(runtime) / "ifbusd.sock")
+    return Config(daemon=config)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigInvalid(f"{path}: expected at most {MAX_FILE_BYTES} bytes", data={"file": str(path)})
+        return data.decode()
+    except OSError as error:
+        raise ConfigInvalid(f"cannot read {path}: {error.strerror}", data={"file": str(path)}) from error
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"{path}: expected UTF-8, byte {error.start} is none", data={"file": str(path)}) from error
+
+
+def _unknown_groups(config: Config, base: Config) -> list[Problem]:
+    # Only what differs from the defaults: those must load on a host without the default groups, too.
+    known = _group_ids()
+    named: list[tuple[KeyPath, str]] = []
+    if config.operators.groups != base.operators.groups:
+        named += [(("operators", "groups"), name) for name in config.operators.groups]
+    if config.daemon.socket_group != base.daemon.socket_group:
+        named.append((("daemon", "socket_group"), config.daemon.socket_group))
+    return [
+        Problem(path, f"expected a group of this host, got {name!r:.60}{_nearest_group(name, known)}")
+        for path, name in named
+        if name not in known
+    ]
+
+
+def _nearest_group(name: str, known: Mapping[str, int]) -> str:
+    nearest = difflib.get_close_matches(name[:64], known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; groupadd --system {name}" if name.isidentifier() else ""
+
+
+def _group_ids() -> dict[str, int]:
+    return {group.gr_name: group.gr_gid for group in grp.getgrall()}
+
+
+def _invalid(path: Path, text: str, problems: list[Problem]) -> ConfigInvalid:
+    lines = lines_of_keys(text)
+
+    def where(problem: Problem) -> str:
+        line = lines.get(problem.path)
+        return f"{path} line {line}" if line else f"{path}"
+
+    problems.sort(key=lambda problem: lines.get(problem.path, 0))
+    said = [f"{where(problem)}: {'.'.join(problem.path)}: {problem.text}" for problem in problems]
+    if len(said) > MAX_PROBLEMS:
+        said[MAX_PROBLEMS:] = [f"{path}: and {len(said) - MAX_PROBLEMS} more"]
+    return ConfigInvalid("\n".join(said), data={"file": str(path), "problems": said})
