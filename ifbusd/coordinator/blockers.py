@@ -1,0 +1,161 @@
+"""Blockers: a holder that cannot go on is heard at once, by those who can help and by those who decide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from ifbus.errors import InvalidParams, LimitExceeded, NotFound, PermissionDenied
+from ifbus.models import check_capabilities
+from ifbusd.coordinator import rules
+from ifbusd.coordinator.core import Answer, Core
+from ifbusd.coordinator.model import CLAIMS, TASKS, BlockerRecord, MessageRecord
+from ifbusd.identity import Caller
+from ifbusd.operation import Tx
+
+# DESIGN's max_swarms_per_task in its first form: so many helpers are asked.
+_HELPERS = 3
+_INFO_KEYS = ("reason", "task_id", "token", "severity", "needs", "release")
+
+
+class Blockers(Core):
+    """Report, list, resolve."""
+
+    async def detect_blocker(self, caller: Caller, swarm_id: str, info: dict[str, Any]) -> Answer:
+        """See `interface.Coordinator.detect_blocker`."""
+        blocker, release = _parse(swarm_id, info, caller.uid, self._now_ms())
+        if len(self.board.blockers) >= self._config.blockers:
+            raise LimitExceeded(
+                f"cannot report a blocker: {self._config.blockers} are open",
+                data={"limit": "blockers", "used": len(self.board.blockers), "allowed": self._config.blockers},
+            )
+        blocker_id = f"B-{self._new_id()}"
+
+        async def report(tx: Tx) -> Answer:
+            await self._governor.require_owner(tx, caller, swarm_id)
+            needs = frozenset(blocker.needs)
+            if blocker.task_id:
+                _, claim = await self._claims.require_holder(tx, blocker.task_id, swarm_id, blocker.token)
+                task = await self._task(tx, blocker.task_id)
+                if release:
+                    await self._governor.claim_ended(tx, swarm_id, blocker.task_id, outcome="neutral")
+                    tx.delete(CLAIMS + blocker.task_id)
+                    tx.put(
+                        TASKS + blocker.task_id,
+                        attrs.evolve(
+                            task,
+                            blocker=blocker_id,
+                            percent=claim.percent,
+                            note=blocker.reason[: rules.MAX_NOTE],
+                            attempts=task.attempts + 1,
+                            last_holder=swarm_id,
+                            last_token=blocker.token,
+                        ).to_map(),
+                    )
+            helpers = self._governor.rank(needs, limit=_HELPERS, exclude=frozenset({swarm_id})) if needs else []
+            record = attrs.evolve(blocker, helpers=helpers)
+            tx.put(rules.blocker_key(blocker_id), record.to_map())
+            alert = rules.blocker_view(blocker_id, record)
+            urgent = blocker.severity in ("high", "critical")
+            orchestrators = self._governor.orchestrators()
+            for orchestrator in orchestrators:
+                letter = MessageRecord(kind="blocker", body=alert, sender=swarm_id, at_ms=blocker.at_ms, urgent=urgent)
+                self._put_message(tx, orchestrator, letter)
+            for helper in helpers:
+                if helper in orchestrators:
+                    continue  # has it already; one letter per inbox and revision, because the revision is its number
+                letter = MessageRecord(kind="help", body=alert, sender=swarm_id, at_ms=blocker.at_ms, urgent=urgent)
+                self._put_message(tx, helper, letter)
+            tx.publish("escalations", {"kind": "blocker", **alert})
+            if blocker.task_id:
+                self._publish_board(tx, "blocked", blocker.task_id, swarm_id=swarm_id, reason=blocker.reason)
+            tx.detail.update(swarm=swarm_id, blocker=blocker_id, severity=blocker.severity, helpers=helpers)
+            return {"blocker": alert}
+
+        return await self._operations.run(caller, "coordinator.detect_blocker", blocker.task_id or swarm_id, report)
+
+    async def resolve_blocker(self, caller: Caller, blocker_id: str, *, swarm_id: str = "", note: str = "") -> Answer:
+        """See `interface.Coordinator.resolve_blocker`."""
+        rules.check_text("note", note, rules.MAX_NOTE)
+
+        async def resolve(tx: Tx) -> Answer:
+            stored = await tx.get(rules.blocker_key(blocker_id))
+            if stored is None:
+                raise NotFound(
+                    f"there is no open blocker {blocker_id:.80}",
+                    data={"blocker_id": blocker_id[:80], "open": len(self.board.blockers)},
+                    would_change=[
+                        {"by": "self", "what": "it may be resolved already", "call": "ifbus task ls --state blocked"}
+                    ],
+                )
+            blocker = BlockerRecord.from_bytes(stored)
+            if swarm_id:
+                await self._governor.require_owner(tx, caller, swarm_id)
+            may = {blocker.swarm_id, *blocker.helpers, *self._governor.orchestrators()}
+            if not (caller.is_operator or swarm_id in may or caller.uid == blocker.uid):
+                raise PermissionDenied(
+                    f"cannot resolve {blocker_id}: that is for {blocker.swarm_id}, its helpers, orchestrators and operators",
+                    data={"blocker_id": blocker_id, "uid": caller.uid, "may": sorted(may)},
+                )
+            tx.delete(rules.blocker_key(blocker_id))
+            if blocker.task_id:
+                task = await self._task(tx, blocker.task_id)
+                if task.blocker == blocker_id:
+                    tx.put(TASKS + blocker.task_id, attrs.evolve(task, blocker="", note=note or task.note).to_map())
+                    self._publish_board(tx, "unblocked", blocker.task_id, swarm_id=swarm_id)
+            alert = rules.blocker_view(blocker_id, blocker)
+            letter = MessageRecord(
+                kind="notice", body={**alert, "resolved": True, "note": note}, sender=swarm_id, at_ms=self._now_ms()
+            )
+            self._put_message(tx, blocker.swarm_id, letter)
+            tx.publish("escalations", {"kind": "blocker_resolved", **alert})
+            tx.detail.update(swarm=swarm_id, note=note[:200])
+            return {"blocker": alert}
+
+        return await self._operations.run(caller, "coordinator.resolve_blocker", blocker_id[:80], resolve)
+
+    async def list_blockers(self, caller: Caller) -> Answer:
+        """See `interface.Coordinator.list_blockers`."""
+        await self._store.barrier()
+        await self.board.catch_up()
+        ordered = sorted(self.board.blockers.items(), key=lambda item: item[1].at_ms)
+        return {"blockers": [rules.blocker_view(blocker_id, blocker) for blocker_id, blocker in ordered[:100]]}
+
+
+def _parse(swarm_id: str, info: dict[str, Any], uid: int, at_ms: int) -> tuple[BlockerRecord, bool]:
+    unknown = sorted(set(info) - set(_INFO_KEYS))
+    if unknown:
+        raise InvalidParams(
+            f"info knows {', '.join(_INFO_KEYS)}, got {unknown[0]!r:.40}", data={"param": f"info.{unknown[0]:.40}"}
+        )
+    reason, task_id, token = info.get("reason", ""), info.get("task_id", ""), info.get("token", 0)
+    severity, needs, release = info.get("severity", "medium"), info.get("needs", []), info.get("release", False)
+    for name, value, kind in (
+        ("reason", reason, str),
+        ("task_id", task_id, str),
+        ("token", token, int),
+        ("severity", severity, str),
+        ("needs", needs, list),
+        ("release", release, bool),
+    ):
+        if type(value) is not kind:
+            raise InvalidParams(f"info.{name} must be of type {kind.__name__}", data={"param": f"info.{name}"})
+    rules.check_text("info.reason", reason, rules.MAX_ERROR)
+    if not reason or severity not in ("low", "medium", "high", "critical"):
+        raise InvalidParams(
+            "info needs a reason, and a severity among low, medium, high, critical",
+            data={"param": "info.severity" if reason else "info.reason"},
+        )
+    check_capabilities(needs)
+    record = BlockerRecord(
+        swarm_id=swarm_id,
+        reason=reason,
+        uid=uid,
+        task_id=task_id,
+        token=token,
+        severity=severity,
+        needs=sorted(set(needs)),
+        at_ms=at_ms,
+    )
+    return record, release

@@ -1,0 +1,102 @@
+"""What the parts of the coordinator share: collaborators, the board, and the reads that every operation makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ifbus.errors import NotFound
+from ifbus.models import check_identifier
+from ifbusd.bus.base import Bus
+from ifbusd.coordinator import rules
+from ifbusd.coordinator.board import Board
+from ifbusd.coordinator.holder import Claims
+from ifbusd.coordinator.model import COMPLETED, INBOX, TASKS, ClaimRecord, CoordinatorConfig, MessageRecord, TaskRecord
+from ifbusd.governor.interface import Admission
+from ifbusd.operation import Operations, Tx
+from ifbusd.store.base import Store
+from ifbusd.store.codec import pack
+
+Answer = dict[str, Any]
+
+
+class Core:
+    """Base of the coordinator's parts.
+
+    Args:
+        governor: The governor's side of admissions.
+        now_ms: Wall clock, epoch milliseconds.
+        new_id: A fresh id, unique and sortable by time, of at most 40 characters of an identifier.
+        new_secret: A fresh unguessable string of at most 64 characters.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        bus: Bus,
+        operations: Operations,
+        governor: Admission,
+        claims: Claims,
+        config: CoordinatorConfig,
+        now_ms: Callable[[], int],
+        new_id: Callable[[], str],
+        new_secret: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._operations = operations
+        self._governor = governor
+        self._claims = claims
+        self._config = config
+        self._now_ms = now_ms
+        self._new_id = new_id
+        self._new_secret = new_secret
+        self.board = Board(store)
+
+    async def _task(self, tx: Tx, task_id: str) -> TaskRecord:
+        check_identifier(task_id, "task_id")
+        stored = await tx.get_stored(TASKS + task_id)
+        if stored is None:
+            raise self._no_task(task_id)
+        return TaskRecord.from_bytes(stored.value)
+
+    def _no_task(self, task_id: str) -> NotFound:
+        return NotFound(
+            f"there is no task {task_id} among {len(self.board.tasks)}",
+            data={"task_id": task_id, "tasks": len(self.board.tasks)},
+            would_change=[{"by": "self", "what": "look it up", "call": "ifbus task ls --grep WORD"}],
+        )
+
+    async def _waits_for(self, tx: Tx, task: TaskRecord) -> dict[str, str]:
+        """The dependencies that are not completed, with their states, read inside the transaction."""
+        waiting = {}
+        for name in task.depends_on:
+            stored = await tx.get_stored(TASKS + name)
+            record = None if stored is None else TaskRecord.from_bytes(stored.value)
+            if record is None or record.state != COMPLETED:
+                entry = self.board.tasks.get(name)
+                waiting[name] = "missing" if record is None else entry.shown if entry else record.state
+        return waiting
+
+    def _view(
+        self, task_id: str, task: TaskRecord, claim: ClaimRecord | None = None, token: int | None = None
+    ) -> Answer:
+        return rules.task_view(task_id, task, claim=claim, token=token, waits_for=self.board.waits_for(task_id))
+
+    def _put_message(self, tx: Tx, swarm_id: str, message: MessageRecord, *, name: str = "") -> None:
+        """Put a letter into an inbox and tell its subscribers once it is durable."""
+        tx.put(f"{INBOX}{swarm_id}/{name or self._new_id()}", message.to_map())
+        tx.publish(f"inbox.{swarm_id}", message.to_map())
+
+    def _publish_board(self, tx: Tx, event: str, task_id: str, **more: Any) -> None:
+        tx.publish("board", {"event": event, "task_id": task_id, "at_ms": self._now_ms(), **more})
+
+    def _check_lease(self, lease_ms: int | None) -> None:
+        if lease_ms is not None:
+            rules.check_span("lease_ms", lease_ms, self._config.min_lease_ms, self._config.max_lease_ms)
+
+
+def packed_size(value: Any) -> int:
+    """Bytes of a plain value as stored."""
+    return len(pack(value))

@@ -1,0 +1,55 @@
+"""The fence: nobody but the current holder of a task acts on it (promise 1)."""
+
+from __future__ import annotations
+
+from ifbus.errors import NotOwner, StaleToken
+from ifbusd.coordinator.model import CLAIMS, ClaimRecord
+from ifbusd.operation import Tx
+from ifbusd.store.base import KeyValue
+
+
+class Claims:
+    """Reads claims inside other components' transactions; its reads become their compares, so the fence holds at commit."""
+
+    async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> tuple[KeyValue, ClaimRecord]:
+        """The claim, if `token` is its fencing token and `swarm_id` its holder.
+
+        Raises:
+            StaleToken: The claim of this token has ended; the figures say who holds the task now.
+            NotOwner: The token is current and belongs to another swarm.
+        """
+        stored = await tx.get_stored(CLAIMS + task_id)
+        if stored is None:
+            raise StaleToken(
+                f"cannot act on {task_id}@{token}: that claim has ended and nobody holds {task_id} now; nothing was written",
+                data={"task_id": task_id, "token": token, "owner": None},
+                would_change=[
+                    {
+                        "by": "self",
+                        "what": "stop this work; claim the task again",
+                        "call": f"ifbus task claim {task_id}",
+                    }
+                ],
+            )
+        claim = ClaimRecord.from_bytes(stored.value)
+        if stored.create_revision != token:
+            raise StaleToken(
+                f"cannot act on {task_id}@{token}: that claim has ended, the task is now {task_id}@{stored.create_revision}"
+                f" of {claim.swarm_id}; nothing was written",
+                data={
+                    "task_id": task_id,
+                    "token": token,
+                    "owner": claim.swarm_id,
+                    "owner_token": stored.create_revision,
+                },
+                would_change=[
+                    {"by": "self", "what": "stop this work and take another task", "call": "ifbus task next"}
+                ],
+            )
+        if claim.swarm_id != swarm_id:
+            raise NotOwner(
+                f"cannot act on {task_id}@{token} as {swarm_id}: {claim.swarm_id} holds it",
+                data={"task_id": task_id, "token": token, "owner": claim.swarm_id},
+                would_change=[{"by": "other", "what": f"{claim.swarm_id} completes it or lets it go"}],
+            )
+        return stored, claim

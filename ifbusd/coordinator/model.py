@@ -1,0 +1,163 @@
+"""What the coordinator keeps in the store, and its configuration.
+
+==========================  =====================================================================================
+``tasks/<task>``            `TaskRecord`
+``claims/<task>``           `ClaimRecord`, on a lease; its create-revision is the fencing token (DESIGN 4)
+``sessions/<swarm>``        `SessionRecord`, on the session's lease: there while the swarm is alive
+``inbox/<swarm>/<id>``      `MessageRecord`; its create-revision is the message's ``seq``
+``blockers/<id>``           `BlockerRecord`, gone when resolved
+``counters/tasks``          how many tasks were ever created
+==========================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Final, Self
+
+import attrs
+
+from ifbusd.store.codec import unpack
+
+TASKS: Final = "tasks/"
+CLAIMS: Final = "claims/"
+SESSIONS: Final = "sessions/"
+INBOX: Final = "inbox/"
+BLOCKERS: Final = "blockers/"
+TASK_COUNTER: Final = "counters/tasks"
+
+OPEN, COMPLETED, FAILED = "open", "completed", "failed"
+
+
+@attrs.frozen(kw_only=True)
+class CoordinatorConfig:
+    """Limits of the coordinator.
+
+    Attributes:
+        lease_ms: Lease of a session and of a claim without one. 30 s: three missed heartbeats of 10 s.
+        min_lease_ms, max_lease_ms: What a caller may ask for.
+        max_wait_ms: Longest time that `claim_task` and `claim_next` wait.
+        inbox_messages: Messages that wait in one inbox; a sender beyond it is refused, nothing is dropped.
+        open_tasks: Tasks that are not final yet.
+        blockers: Open blockers.
+    """
+
+    lease_ms: int = 30_000
+    min_lease_ms: int = 500
+    max_lease_ms: int = 24 * 3_600_000
+    max_wait_ms: int = 600_000
+    inbox_messages: int = 1_000
+    open_tasks: int = 1_000_000
+    blockers: int = 10_000
+
+
+@attrs.frozen(kw_only=True)
+class _Record:
+    """A stored map as a value. Fields that a newer version added are ignored; fields with their default are not stored."""
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The record of stored bytes."""
+        names = _fields(cls)
+        return cls(**{name: value for name, value in unpack(data).items() if name in names})
+
+    def to_map(self) -> dict[str, Any]:
+        """The map to store."""
+        return {
+            name: value
+            for name, default in _fields(type(self)).items()
+            if (value := getattr(self, name)) != default or default is attrs.NOTHING
+        }
+
+
+@functools.cache
+def _fields(cls: Any) -> dict[str, Any]:
+    # Name -> default; an empty container made by a factory counts as its own default.
+    return {
+        field.name: field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
+        for field in attrs.fields(cls)
+    }
+
+
+@attrs.frozen(kw_only=True)
+class TaskRecord(_Record):
+    """A task as stored. Whether an open one is waiting, ready or claimed follows from the other keys and is never stored."""
+
+    n: int
+    title: str
+    state: str = OPEN
+    description: str = ""
+    capabilities: list[str] = attrs.field(factory=list)
+    depends_on: list[str] = attrs.field(factory=list)
+    filler: bool = False
+    priority: int = 0
+    estimate_micro_usd: int = 0
+    payload: dict[str, Any] = attrs.field(factory=dict)
+    milestones: list[Any] = attrs.field(factory=list)
+    created_at_ms: int = 0
+    uid: int = 0
+    blocker: str = ""
+    route: str = ""
+    percent: int = 0
+    note: str = ""
+    progress_at_ms: int = 0
+    attempts: int = 0
+    spent_micro_usd: int = 0
+    result: Any = None
+    error: str = ""
+    ended_at_ms: int = 0
+    last_holder: str = ""
+    last_token: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class ClaimRecord(_Record):
+    """Who holds a task, since when, and how far the holder is."""
+
+    swarm_id: str
+    incarnation: int
+    uid: int
+    lease_ms: int
+    claimed_at_ms: int
+    reserved_micro_usd: int = 0
+    percent: int = 0
+    note: str = ""
+    progress_at_ms: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class SessionRecord(_Record):
+    """A live registration; `token_hash` is the SHA-256 of the resume token."""
+
+    incarnation: int
+    uid: int
+    lease_ms: int
+    token_hash: bytes
+    orchestrator: bool = False
+    started_at_ms: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class MessageRecord(_Record):
+    """One letter of an inbox."""
+
+    kind: str
+    body: dict[str, Any]
+    sender: str = ""
+    at_ms: int = 0
+    urgent: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class BlockerRecord(_Record):
+    """An open blocker."""
+
+    swarm_id: str
+    reason: str
+    uid: int
+    task_id: str = ""
+    token: int = 0
+    severity: str = "medium"
+    needs: list[str] = attrs.field(factory=list)
+    helpers: list[str] = attrs.field(factory=list)
+    at_ms: int = 0

@@ -1,0 +1,231 @@
+"""The coordinator's decisions, pure: no I/O, clock or chance. Times and ids come in, refusals and plain values come out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ifbus.errors import AlreadyClaimed, IfbusError, InvalidParams, NotReady
+from ifbus.models import check_capabilities, check_identifier
+from ifbus.money import to_usd
+from ifbusd.coordinator.model import BLOCKERS, COMPLETED, FAILED, OPEN, BlockerRecord, ClaimRecord, TaskRecord
+
+MAX_TITLE = 200
+MAX_DESCRIPTION = 16 << 10
+MAX_PAYLOAD_BYTES = 32 << 10
+MAX_MILESTONES = 32
+MAX_DEPENDENCIES = 128
+MAX_NOTE = 1_000
+MAX_ERROR = 4 << 10
+STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
+
+
+def check_new_task(
+    *,
+    title: str,
+    description: str,
+    capabilities: list[str],
+    depends_on: list[str],
+    priority: int,
+    payload_bytes: int,
+    milestones: list[Any],
+) -> None:
+    """Raise InvalidParams, naming the parameter, if a new task is out of its bounds."""
+    _require("title", 1 <= len(title) <= MAX_TITLE and title.isprintable(), f"one line of 1 to {MAX_TITLE} characters")
+    _require("description", len(description) <= MAX_DESCRIPTION, f"at most {MAX_DESCRIPTION} characters")
+    check_capabilities(capabilities)
+    _require("depends_on", len(depends_on) <= MAX_DEPENDENCIES, f"at most {MAX_DEPENDENCIES} tasks")
+    for dependency in depends_on:
+        check_identifier(dependency, "task id in depends_on")
+    _require("priority", -100 <= priority <= 100, "-100 to 100")
+    _require("payload", payload_bytes <= MAX_PAYLOAD_BYTES, f"at most {MAX_PAYLOAD_BYTES} bytes packed")
+    _require("milestones", len(milestones) <= MAX_MILESTONES, f"at most {MAX_MILESTONES}")
+    for milestone in milestones:
+        _require(
+            "milestones",
+            isinstance(milestone, list)
+            and len(milestone) == 2
+            and type(milestone[0]) is int
+            and 0 <= milestone[0] <= 100
+            and isinstance(milestone[1], str)
+            and len(milestone[1]) <= MAX_TITLE,
+            "[percent, text] each",
+        )
+
+
+def check_text(param: str, text: str, longest: int) -> None:
+    """Raise InvalidParams if a text is longer than it may be."""
+    _require(param, len(text) <= longest, f"at most {longest} characters")
+
+
+def check_percent(percent: int) -> None:
+    """Raise InvalidParams if this is no percentage."""
+    _require("percent", 0 <= percent <= 100, "0 to 100")
+
+
+def check_span(param: str, span_ms: int, shortest: int, longest: int) -> None:
+    """Raise InvalidParams if a span of time is out of its bounds."""
+    _require(param, shortest <= span_ms <= longest, f"{shortest} to {longest} ms")
+
+
+def _require(param: str, is_fine: bool, expected: str) -> None:
+    if not is_fine:
+        raise InvalidParams(f"{param} must be {expected}", data={"param": param, "expected": expected})
+
+
+def task_state(task: TaskRecord, *, is_claimed: bool, is_waiting: bool) -> str:
+    """The state that people see: what is stored only says open or final."""
+    if task.state != OPEN:
+        return task.state
+    if task.blocker:
+        return "blocked"
+    if is_claimed:
+        return "claimed"
+    return "waiting" if is_waiting else "ready"
+
+
+def not_ready(task_id: str, task: TaskRecord, waits_for: dict[str, str]) -> NotReady | None:
+    """Why an unclaimed task cannot be claimed now, None if it can.
+
+    Args:
+        waits_for: Dependencies that are not completed, with their states.
+    """
+    if task.state != OPEN:
+        return NotReady(
+            f"cannot claim {task_id}: it is {task.state}",
+            data={"task_id": task_id, "state": task.state},
+            would_change=[{"by": "self", "what": "take another task", "call": "ifbus task next"}],
+        )
+    if task.blocker:
+        return NotReady(
+            f"cannot claim {task_id}: it is blocked until {task.blocker} is resolved",
+            data={"task_id": task_id, "state": "blocked", "blocker_id": task.blocker},
+            would_change=[
+                {"by": "other", "what": f"{task.blocker} is resolved", "call": f"ifbus task claim {task_id} --wait 10m"}
+            ],
+        )
+    if waits_for:
+        listed = ", ".join(f"{name} ({state})" for name, state in waits_for.items())
+        return NotReady(
+            f"cannot claim {task_id}: it waits for {listed}",
+            data={"task_id": task_id, "state": "waiting", "waits_for": sorted(waits_for)},
+            would_change=[
+                {
+                    "by": "other",
+                    "what": f"{', '.join(waits_for)} completed",
+                    "call": f"ifbus task claim {task_id} --wait 10m",
+                },
+                {"by": "self", "what": "take another task", "call": "ifbus task next"},
+            ],
+        )
+    return None
+
+
+def already_claimed(
+    task_id: str, claim: ClaimRecord, token: int, *, now_ms: int, lease_left_ms: int | None
+) -> AlreadyClaimed:
+    """The refusal of a lost claim, with who holds the task and for how long still."""
+    held_ms = max(0, now_ms - claim.claimed_at_ms)
+    return AlreadyClaimed(
+        f"cannot claim {task_id}: {claim.swarm_id} holds it",
+        data={
+            "task_id": task_id,
+            "owner": claim.swarm_id,
+            "token": token,
+            "held_ms": held_ms,
+            "percent": claim.percent,
+            "lease_left_ms": lease_left_ms,
+        },
+        would_change=[
+            {
+                "by": "other",
+                "what": f"{claim.swarm_id} completes or lets go",
+                "call": f"ifbus task claim {task_id} --wait 10m",
+            },
+            {"by": "self", "what": "take another task", "call": "ifbus task next"},
+        ],
+    )
+
+
+def task_view(
+    task_id: str,
+    task: TaskRecord,
+    *,
+    claim: ClaimRecord | None = None,
+    token: int | None = None,
+    waits_for: list[str] | None = None,
+) -> dict[str, Any]:
+    """The wire's map of a task (`ifbus.models.Task`), without what is empty."""
+    view: dict[str, Any] = {
+        "task_id": task_id,
+        "title": task.title,
+        "state": task_state(task, is_claimed=claim is not None, is_waiting=bool(waits_for)),
+        "capabilities": task.capabilities,
+        "depends_on": task.depends_on,
+        "filler": task.filler,
+        "priority": task.priority,
+        "estimate_usd": to_usd(task.estimate_micro_usd),
+        "spent_usd": to_usd(task.spent_micro_usd),
+        "created_at_ms": task.created_at_ms,
+        "percent": claim.percent if claim else task.percent,
+        "note": claim.note if claim else task.note,
+        "attempts": task.attempts,
+    }
+    optional = {
+        "description": task.description,
+        "payload": task.payload,
+        "milestones": task.milestones,
+        "waits_for": waits_for if task.state == OPEN else None,
+        "progress_at_ms": (claim.progress_at_ms if claim else task.progress_at_ms),
+        "error": task.error,
+        "ended_at_ms": task.ended_at_ms,
+        "blocker_id": task.blocker,
+        "route": task.route,
+    }
+    view.update({name: value for name, value in optional.items() if value})
+    if task.state == COMPLETED:
+        view["result"] = task.result
+    if claim is not None:
+        view.update(holder=claim.swarm_id, token=token, claimed_at_ms=claim.claimed_at_ms)
+    elif task.state in (COMPLETED, FAILED) and task.last_holder:
+        view.update(holder=task.last_holder, token=task.last_token)
+    return view
+
+
+def claim_view(task_id: str, task: TaskRecord, claim: ClaimRecord) -> dict[str, Any]:
+    """The wire's map of a claim (`ifbus.models.TaskClaim`) but for its token, which is known only after the commit."""
+    return {
+        "task_id": task_id,
+        "swarm_id": claim.swarm_id,
+        "lease_ms": claim.lease_ms,
+        "claimed_at_ms": claim.claimed_at_ms,
+        "reserved_usd": to_usd(claim.reserved_micro_usd),
+    }
+
+
+def blocker_view(blocker_id: str, blocker: BlockerRecord) -> dict[str, Any]:
+    """The wire's map of a blocker (`ifbus.models.BlockerAlert`)."""
+    view: dict[str, Any] = {
+        "blocker_id": blocker_id,
+        "swarm_id": blocker.swarm_id,
+        "reason": blocker.reason,
+        "severity": blocker.severity,
+        "needs": blocker.needs,
+        "helpers": blocker.helpers,
+        "at_ms": blocker.at_ms,
+    }
+    if blocker.task_id:
+        view.update(task_id=blocker.task_id, token=blocker.token)
+    return view
+
+
+def check_result(check: str, error: IfbusError | None, ok_message: str) -> dict[str, Any]:
+    """One line of an explanation: a check that passed, or the refusal it would give."""
+    if error is None:
+        return {"check": check, "ok": True, "message": ok_message, "data": {}, "would_change": []}
+    data = {name: value for name, value in error.data.items() if name != "would_change"}
+    return {"check": check, "ok": False, "message": error.message, "data": data, "would_change": error.would_change}
+
+
+def blocker_key(blocker_id: str) -> str:
+    """Where a blocker stands in the store."""
+    return BLOCKERS + blocker_id

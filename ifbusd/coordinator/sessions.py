@@ -1,0 +1,161 @@
+"""Sessions: a swarm is alive while its lease is renewed; each registration is a new incarnation (DESIGN 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from ifbus.errors import StaleToken
+from ifbus.models import check_capabilities, check_identifier
+from ifbus.money import MicroUsd
+from ifbusd.coordinator.core import Answer, Core
+from ifbusd.coordinator.model import SESSIONS, TASKS, SessionRecord, TaskRecord
+from ifbusd.coordinator.rules import claim_view, task_view
+from ifbusd.identity import Caller
+from ifbusd.operation import Tx
+from ifbusd.store.base import KeyValue, LeaseNotFound
+
+
+class Sessions(Core):
+    """Registration, heartbeat, end."""
+
+    async def register_swarm(
+        self,
+        caller: Caller,
+        swarm_id: str,
+        *,
+        capabilities: list[str] | None = None,
+        cost_per_hour_usd: MicroUsd | None = None,
+        budget_usd: MicroUsd | None = None,
+        model: str | None = None,
+        orchestrator: bool = False,
+        lease_ms: int | None = None,
+        resume_token: str | None = None,
+    ) -> Answer:
+        """See `interface.Coordinator.register_swarm`."""
+        check_identifier(swarm_id, "swarm_id")
+        wanted = None if capabilities is None else check_capabilities(capabilities)
+        self._check_lease(lease_ms)
+        span_ms = lease_ms or self._config.lease_ms
+        replaced: list[int] = []
+
+        async def register(tx: Tx) -> Answer:
+            replaced.clear()
+            stored = await tx.get_stored(SESSIONS + swarm_id)
+            session = None if stored is None else SessionRecord.from_bytes(stored.value)
+            resumed = resume_token is not None and session is not None and _fits(session, resume_token)
+            profile = await self._governor.save_profile(
+                tx,
+                caller,
+                swarm_id,
+                capabilities=wanted,
+                cost_per_hour_micro_usd=cost_per_hour_usd,
+                budget_micro_usd=budget_usd,
+                model=model,
+                incarnation=session.incarnation if resumed and session else None,
+                orchestrator=orchestrator,
+            )
+            if resumed and session is not None and stored is not None:
+                token, lease = str(resume_token), stored.lease
+                await self._keep(lease, swarm_id)
+                record = session
+            else:
+                token, lease = self._new_secret(), await self._store.grant(span_ms)
+                if stored is not None:
+                    replaced.append(stored.lease)
+                record = SessionRecord(
+                    incarnation=profile["incarnation"],
+                    uid=caller.uid,
+                    lease_ms=span_ms,
+                    token_hash=_hash(token),
+                    orchestrator=orchestrator,
+                    started_at_ms=self._now_ms(),
+                )
+            tx.put(SESSIONS + swarm_id, record.to_map(), lease=lease)
+            tx.detail.update(incarnation=record.incarnation, resumed=resumed)
+            return {
+                "profile": {**profile, "alive": True},
+                "incarnation": record.incarnation,
+                "resumed": resumed,
+                "lease_ms": record.lease_ms,
+                "resume_token": token,
+            }
+
+        answer = await self._operations.run(caller, "coordinator.register_swarm", swarm_id, register)
+        for lease in replaced:
+            await self._store.revoke(lease)  # the former incarnation's claims are free from here on
+        await self.board.catch_up()
+        answer["claims"] = await self._claims_held(swarm_id) if answer["resumed"] else []
+        answer["inbox_seq"] = max((seq for seq, _ in self.board.inbox.get(swarm_id, {}).values()), default=0)
+        return answer
+
+    async def _claims_held(self, swarm_id: str) -> list[Answer]:
+        views = []
+        for task_id, held in self.board.claims_of(swarm_id):
+            stored = await self._store.get(TASKS + task_id)
+            if stored is not None:
+                task = TaskRecord.from_bytes(stored.value)
+                view = claim_view(task_id, task, held.claim)
+                view.update(token=held.token, task=task_view(task_id, task, claim=held.claim, token=held.token))
+                views.append(view)
+        return views
+
+    async def renew_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
+        """See `interface.Coordinator.renew_session`."""
+        stored = await self._session(Tx(self._store), caller, swarm_id, resume_token)
+        if stored is None:
+            raise _ended(swarm_id)
+        lease_ms = await self._keep(stored.lease, swarm_id)
+        return {"lease_ms": lease_ms, "claims": self.board.handles_of(swarm_id)}
+
+    async def end_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
+        """See `interface.Coordinator.end_session`."""
+        ended: list[int] = []
+
+        async def end(tx: Tx) -> Answer:
+            ended.clear()
+            stored = await self._session(tx, caller, swarm_id, resume_token)
+            if stored is None:
+                return {"freed": []}
+            ended.append(stored.lease)
+            tx.delete(SESSIONS + swarm_id)
+            freed = [task_id for task_id, held in self.board.claims_of(swarm_id) if held.lease == stored.lease]
+            tx.detail["freed"] = freed
+            return {"freed": freed}
+
+        answer = await self._operations.run(caller, "coordinator.end_session", swarm_id, end)
+        for lease in ended:
+            await self._store.revoke(lease)
+        return answer
+
+    async def _session(self, tx: Tx, caller: Caller, swarm_id: str, resume_token: str) -> KeyValue | None:
+        """The live session that the token proves, None if there is none at all."""
+        await self._governor.require_owner(tx, caller, swarm_id)
+        stored = await tx.get_stored(SESSIONS + swarm_id)
+        if stored is not None and not _fits(SessionRecord.from_bytes(stored.value), resume_token):
+            raise _ended(swarm_id)
+        return stored
+
+    async def _keep(self, lease: int, swarm_id: str) -> int:
+        try:
+            return await self._store.keep_alive(lease)
+        except LeaseNotFound:
+            raise _ended(swarm_id) from None
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _fits(session: SessionRecord, token: str) -> bool:
+    return hmac.compare_digest(session.token_hash, _hash(token))
+
+
+def _ended(swarm_id: str) -> StaleToken:
+    return StaleToken(
+        f"this session of {swarm_id} has ended: its lease ran out, or the swarm was registered anew; its claims are gone",
+        data={"swarm_id": swarm_id},
+        would_change=[
+            {"by": "self", "what": "stop its work, register again", "call": f"ifbus swarm register {swarm_id}"}
+        ],
+    )
