@@ -1,0 +1,655 @@
+"""The embedded store: etcd's semantics over one SQLite file, for one daemon on one host.
+
+All work is done on one connection by one task at a time. Transactions that arrive during one pass of the loop are applied to
+one open SQLite transaction (a *batch*) and become durable together, by one commit in the next pass (ADR 0001). Whoever
+wrote is parked until then; a reader sees the open batch at once and asks `barrier` before it tells others.
+
+The mutable state is the open batch, the revision and the head of the log, the leases (`leases.py`) and the history
+(`watches.py`); what a batch changed in memory is undone if it cannot be committed (ADR 0002).
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import apsw
+import attrs
+import trio
+
+from ifbus.errors import Overloaded, Unavailable
+from ifbusd.store.base import (
+    Get,
+    KeyValue,
+    LeaseNotFound,
+    LogEntry,
+    LogHead,
+    Page,
+    Put,
+    Txn,
+    TxnResult,
+    WatchEvent,
+)
+from ifbusd.store.chain import GENESIS, entry_hash
+from ifbusd.store.checks import check_txn, prefix_end
+from ifbusd.store.flush import FlushGauge
+from ifbusd.store.leases import Lease, LeaseTable
+from ifbusd.store.schema import StoreFailed, describe, open_database
+from ifbusd.store.watches import EmbeddedWatch, History
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ifbusd.store.config import EmbeddedConfig
+
+_GET: Final = "select key, value, create_revision, mod_revision, lease from kv where key = ?"
+_REVISIONS: Final = "select create_revision, mod_revision from kv where key = ?"
+_RANGE: Final = (
+    "select key, value, create_revision, mod_revision, lease from kv where key >= ? and key < ? order by key limit ?"
+)
+_PUT: Final = "replace into kv (key, value, create_revision, mod_revision, lease) values (?, ?, ?, ?, ?)"
+_DELETE: Final = "delete from kv where key = ?"
+_APPEND: Final = "insert into log (seq, revision, at_ms, record, hash) values (?, ?, ?, ?, ?)"
+_READ_LOG: Final = "select seq, revision, at_ms, record, hash from log where seq > ? order by seq limit ?"
+# `lease != 0` lets SQLite use the partial index.
+_KEYS_OF_LEASE: Final = "select key from kv where lease = ? and lease != 0 order by key limit ?"
+_DELETE_OF_LEASE: Final = "delete from kv where lease = ? and lease != 0 and key <= ?"
+
+# SQLite sorts every text before every blob: an upper bound for ranges without one.
+_NO_END: Final = b""
+# Commits made at the start to see how long the disk takes.
+_CALIBRATING_COMMITS: Final = 5
+# A lease with more keys ends in several revisions, so that a big one does not hold up everybody (ADR 0003).
+_LEASE_CHUNK: Final = 1000
+# The upper half of a lease id counts starts: an id that a crash took back is never given to somebody else.
+_LEASE_ID_BITS: Final = 32
+_FRAME_HEADER_BYTES: Final = 24
+_STORAGE_FULL: Final = "the storage is full"
+
+_T = TypeVar("_T")
+
+
+@attrs.define(eq=False)
+class _Batch:
+    """The open SQLite transaction: who waits for it, what to tell watchers, how to undo it in memory."""
+
+    head_before: LogHead
+    events: list[WatchEvent] = attrs.Factory(list)
+    undo: list[Callable[[], object]] = attrs.Factory(list)
+    txns: int = 0
+    size_bytes: int = 0
+    lot: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
+    error: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class EmbeddedStatistics:
+    """What the store did since it was opened, and how it stands.
+
+    Attributes:
+        revision, log_seq: The newest, open batch included.
+        txns, commits: Durable ones; their quotient is the mean batch.
+        largest_batch: Most transactions in one commit.
+        flush_us, flush_estimate_us: Time of the last commit, and the smoothed one that chooses `flush_in_thread`.
+        wal_bytes: Part of the write-ahead log in use. `database_bytes`: the database without it.
+        checkpoints: Times that the write-ahead log was copied into the database.
+        storage_full: Commits that failed for want of space.
+        leases, history_events: In memory now.
+    """
+
+    revision: int
+    log_seq: int
+    txns: int
+    commits: int
+    largest_batch: int
+    flush_us: int
+    flush_estimate_us: int
+    flush_in_thread: bool
+    wal_bytes: int
+    database_bytes: int
+    checkpoints: int
+    storage_full: int
+    leases: int
+    history_events: int
+
+
+class EmbeddedStore:
+    """`ifbusd.store.base.Store` over SQLite. Works while `run` does; before and after, every call is `Unavailable`.
+
+    Unlike other coroutines of the daemon, `get`, `range` and the log's readers do **not** yield to the scheduler unless a
+    commit is under way in a thread: they take microseconds, and a claim makes several.
+
+    `barrier` covers what this task has read since it last yielded: a batch that cannot be committed for want of space is
+    gone, and the store goes on from the state before it, with new revisions (none is used twice in one run).
+    """
+
+    def __init__(
+        self, path: Path, *, config: EmbeddedConfig, now_ms: Callable[[], int], boottime_ms: Callable[[], int]
+    ) -> None:
+        """Open, or make, the database; blocks while it recovers and measures the disk (some 10 ms).
+
+        Args:
+            path: The database file; its directory must exist and be locked by this daemon (`dirlock`).
+            config: Limits and the way of committing.
+            now_ms: Wall clock, for the witness log.
+            boottime_ms: Steady clock, for leases.
+
+        Raises:
+            StoreFailed: The database cannot be used; the message names it and says why.
+        """
+        self._path = path
+        self._config = config
+        self._now_ms = now_ms
+        self._boottime_ms = boottime_ms
+        self._unavailable: str | None = "the store is not running"
+        # True while calls have to wait: not running, a commit in a thread, or a full batch.
+        self._blocked = True
+        self._unblocked = trio.lowlevel.ParkingLot()
+        self._work = trio.lowlevel.ParkingLot()
+        self._limiter = trio.CapacityLimiter(1)
+        self._batch: _Batch | None = None
+        self._broken = False
+        self._gauge = FlushGauge(mode=config.flush, limit_us=config.inline_limit_us)
+        self._wal_pages = 0
+        self._txns = self._commits = self._largest_batch = self._checkpoints = self._storage_full = 0
+        self._flush_us = 0
+        # Leases whose time is over and that still have keys: their first chunk is gone, the rest follows.
+        self._ending: set[int] = set()
+        self._connection = open_database(
+            path, cache_bytes=config.cache_bytes, wal_limit_bytes=2 * config.checkpoint_wal_bytes
+        )
+        try:
+            self._load()
+        except apsw.Error as error:
+            self._connection.close()
+            raise StoreFailed(f"cannot open {path}: {describe(error)}") from error
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _load(self) -> None:
+        # One cursor: each result is read to its end before the next statement, so that none is left open at a commit.
+        self._sql: Callable[..., Any] = self._connection.cursor().execute
+        self._page_bytes: int = self._sql("pragma page_size").get
+        self._connection.set_wal_hook(self._note_wal)
+        self._revision: int = self._sql("select revision from state").get
+        last = self._sql("select seq, hash from log order by seq desc limit 1").get
+        self._head = LogHead(*last) if last else LogHead(0, GENESIS)
+        self._sql("update state set starts = starts + 1")
+        self._next_lease: int = (self._sql("select starts from state").get << _LEASE_ID_BITS) + 1
+        for _ in range(_CALIBRATING_COMMITS):
+            self._sql("begin immediate")
+            self._gauge.note(self._flush())
+        self._history = History(
+            revision=self._revision, max_events=self._config.history_events, max_bytes=self._config.history_bytes
+        )
+        # A restart gives every lease its full time: nobody could renew while we were away.
+        now_ms = self._boottime_ms()
+        self._leases = LeaseTable(now_ms=now_ms, step_limit_ms=2 * self._config.lease_tick_ms)
+        for lease, ttl_ms in self._sql("select id, ttl_ms from lease"):
+            self._leases.add(lease, ttl_ms, now_ms)
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    @property
+    def revision(self) -> int:
+        """The newest revision, that of the open batch included."""
+        return self._revision
+
+    async def get(self, key: str) -> KeyValue | None:
+        """The key as it stands, None if absent. Does not yield (see the class); may be ahead of the disk: `barrier`."""
+        if self._blocked:
+            await self._until_unblocked()
+        try:
+            row = self._sql(_GET, (key,)).get
+        except apsw.Error as error:
+            raise self._fail(error) from error
+        return None if row is None else KeyValue._make(row)
+
+    async def range(self, prefix: str, *, after: str = "", limit: int = 1000) -> Page:
+        """The keys that start with `prefix` and sort after `after`, in key order. Does not yield (see the class)."""
+        if limit < 1:
+            raise ValueError(f"cannot read a range of {limit} keys: at least 1")
+        if self._blocked:
+            await self._until_unblocked()
+        # The string next after `after` is the one with a zero added.
+        start = max(prefix, after + "\0") if after else prefix
+        end = prefix_end(prefix)
+        try:
+            rows = self._sql(_RANGE, (start, _NO_END if end is None else end, limit + 1)).fetchall()
+        except apsw.Error as error:
+            raise self._fail(error) from error
+        return Page(self._revision, [KeyValue._make(row) for row in rows[:limit]], len(rows) > limit)
+
+    async def log_head(self) -> LogHead:
+        """Where the witness log ends, the open batch included; number 0 and 32 zero bytes when it is empty."""
+        if self._blocked:
+            await self._until_unblocked()
+        return self._head
+
+    async def read_log(self, *, after_seq: int = 0, limit: int = 1000) -> list[LogEntry]:
+        """Witness entries after number `after_seq`, in order. Does not yield (see the class)."""
+        if self._blocked:
+            await self._until_unblocked()
+        try:
+            return [LogEntry._make(row) for row in self._sql(_READ_LOG, (after_seq, limit)).fetchall()]
+        except apsw.Error as error:
+            raise self._fail(error) from error
+
+    async def barrier(self) -> None:
+        """Return once what this task has read is durable; at once, without yielding, if nothing is under way."""
+        if self._batch is not None:
+            await self._durable(self._batch)
+        elif self._unavailable is not None:
+            raise Unavailable(self._unavailable)
+
+    def watch(self, prefix: str, *, start_revision: int | None = None) -> EmbeddedWatch:
+        """Watch the keys that start with `prefix`, from `start_revision` on, or from now. Only durable changes are told."""
+        return EmbeddedWatch(self._history, prefix, start_revision, lambda: self._revision)
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    async def txn(self, txn: Txn) -> TxnResult:
+        """Do a transaction; what it wrote, and what its answer rests on, is on the disk when this returns.
+
+        Raises:
+            Unavailable: The batch could not be committed: the storage is full (`data["reason"]` is ``storage_full``; nothing
+                was changed, unless power fails at once), or the disk failed and the store stops (outcome unknown).
+            LeaseNotFound: A put names a lease that has ended; nothing was changed.
+            ValueError, TypeError: No store can do this (`checks`); nothing was changed.
+
+        Cancelled, it may have been committed: retry with the same idempotency key.
+        """
+        check_txn(txn)
+        while self._blocked:
+            await self._until_unblocked()
+        try:
+            result = self._apply(txn)
+        except LeaseNotFound:
+            await self.barrier()  # the lease's end may be in the open batch
+            raise
+        if self._batch is not None:
+            await self._durable(self._batch)
+        return result
+
+    async def grant(self, ttl_ms: int) -> int:
+        """A new lease. Does not wait for the disk: the id is of no use without a later `txn`, which does.
+
+        Raises:
+            Overloaded: There are `max_leases` already.
+        """
+        if ttl_ms < 1:
+            raise ValueError(f"cannot grant a lease of {ttl_ms} ms: at least 1")
+        while self._blocked:
+            await self._until_unblocked()
+        if len(self._leases) >= self._config.max_leases:
+            raise Overloaded(f"cannot grant a lease: {len(self._leases)} are alive, which is the limit")
+        lease = self._next_lease
+        self._next_lease += 1
+        try:
+            batch = self._open_batch()
+            self._sql("insert into lease (id, ttl_ms) values (?, ?)", (lease, ttl_ms))
+        except apsw.Error as error:
+            raise self._give_up(error) from error
+        batch.undo.append(partial(self._leases.remove, lease))
+        self._leases.add(lease, ttl_ms, self._boottime_ms())
+        return lease
+
+    async def keep_alive(self, lease: int) -> int:
+        """Renew the lease; its full time in ms. In memory only: after a restart every lease has its full time anyway.
+
+        Raises:
+            LeaseNotFound: It has ended.
+        """
+        if self._unavailable is not None:
+            raise Unavailable(self._unavailable)
+        ttl_ms = self._leases.renew(lease, self._boottime_ms())
+        if ttl_ms is None:
+            raise _lease_not_found(lease)
+        return ttl_ms
+
+    async def revoke(self, lease: int) -> None:
+        """End the lease now; durable on return. Its keys vanish in one revision, or several if it has more than 1000.
+
+        Cancelled, the lease may have ended; if it has, what is left of its keys goes too.
+        """
+        while True:
+            while self._blocked:
+                await self._until_unblocked()
+            if lease in self._leases or lease in self._ending:
+                self._end_lease(lease)
+            await self.barrier()
+            if lease not in self._ending:
+                return
+
+    async def lease_left_ms(self, lease: int) -> int | None:
+        """Observed time until the lease ends unless renewed, None if it has ended."""
+        if self._unavailable is not None:
+            raise Unavailable(self._unavailable)
+        return self._leases.left_ms(lease, self._boottime_ms())
+
+    # --- running -------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Commit batches and end leases until cancelled; then commit what is open and close the database.
+
+        Raises:
+            StoreFailed: A write, or waiting for the disk, failed in a way after which nothing may be acknowledged any
+                more. Every call gets `Unavailable` from then on.
+        """
+        try:
+            self._unavailable = None
+            self._unblock()
+            task_status.started()
+            next_look = trio.current_time()
+            while not self._broken:
+                if self._batch is None:
+                    with trio.move_on_at(next_look if self._leases or self._ending else float("inf")):
+                        await self._work.park()
+                if trio.current_time() >= next_look:
+                    is_more = not self._blocked and self._look_at_leases()
+                    next_look = trio.current_time() + (0 if is_more else self._config.lease_tick_ms / 1000)
+                if self._batch is not None:
+                    await self._commit(self._batch)
+        finally:
+            self._close()
+        raise StoreFailed(f"cannot go on with {self._path}: {self._unavailable}")
+
+    def statistics(self) -> EmbeddedStatistics:
+        """A snapshot."""
+        return EmbeddedStatistics(
+            revision=self._revision,
+            log_seq=self._head.seq,
+            txns=self._txns,
+            commits=self._commits,
+            largest_batch=self._largest_batch,
+            flush_us=self._flush_us,
+            flush_estimate_us=round(self._gauge.estimate_us),
+            flush_in_thread=self._gauge.in_thread,
+            wal_bytes=self._wal_bytes,
+            database_bytes=self._path.stat().st_size,
+            checkpoints=self._checkpoints,
+            storage_full=self._storage_full,
+            leases=len(self._leases),
+            history_events=len(self._history),
+        )
+
+    @property
+    def _wal_bytes(self) -> int:
+        return self._wal_pages * (self._page_bytes + _FRAME_HEADER_BYTES)
+
+    def _note_wal(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
+
+    # --- the batch -----------------------------------------------------------------------------------
+
+    def _apply(self, txn: Txn) -> TxnResult:
+        """Evaluate and write into the open batch, without yielding: everything at once, or nothing."""
+        sql = self._sql
+        created: dict[str, int] = {}  # create revisions met on the way, 0 for absent keys
+        succeeded = True
+        try:
+            for key, expected in txn.compares:
+                created[key], found = sql(_REVISIONS, (key,)).get or (0, 0)
+                if found != expected:
+                    succeeded = False
+                    break
+        except apsw.Error as error:
+            raise self._fail(error) from error
+        ops = txn.then if succeeded else txn.otherwise
+        for op in ops:
+            if type(op) is Put and op.lease and op.lease not in self._leases:
+                raise _lease_not_found(op.lease)
+        revision = self._revision + 1
+        values: list[KeyValue | None] = []
+        events: list[WatchEvent] = []
+        size_bytes = 0
+        head = None
+        try:
+            for op in ops:
+                key = op.key
+                if type(op) is Get:
+                    row = sql(_GET, (key,)).get
+                    values.append(None if row is None else KeyValue._make(row))
+                    continue
+                create_revision = created[key] if key in created else (sql(_REVISIONS, (key,)).get or (0, 0))[0]
+                if type(op) is Put:
+                    written = KeyValue(key, op.value, create_revision or revision, revision, op.lease)
+                    self._open_batch()
+                    sql(_PUT, written)
+                    events.append(WatchEvent(key, written, revision))
+                    size_bytes += len(op.value)
+                elif create_revision:
+                    self._open_batch()
+                    sql(_DELETE, (key,))
+                    events.append(WatchEvent(key, None, revision))
+            if succeeded and txn.record is not None:
+                self._open_batch()
+                head = self._append(txn.record, revision if events else self._revision)
+                size_bytes += len(txn.record)
+        except apsw.Error as error:
+            raise self._give_up(error) from error
+        except BaseException:
+            # A bug of ours, and the batch holds half a transaction.
+            self._roll_back("a transaction in the same commit failed")
+            raise
+        if events:
+            self._revision = revision
+        if self._batch is not None:
+            self._grow_batch(self._batch, events, size_bytes)
+        return TxnResult(succeeded, self._revision, tuple(values), head)
+
+    def _append(self, record: bytes, revision: int) -> LogHead:
+        at_ms = self._now_ms()
+        seq = self._head.seq + 1
+        digest = entry_hash(self._head.hash, seq, revision, at_ms, record)
+        self._sql(_APPEND, (seq, revision, at_ms, record, digest))
+        self._head = LogHead(seq, digest)
+        return self._head
+
+    def _open_batch(self) -> _Batch:
+        if self._batch is None:
+            self._sql("begin immediate")
+            self._batch = _Batch(self._head)
+            self._work.unpark()  # `run` commits in the next pass
+        return self._batch
+
+    def _grow_batch(self, batch: _Batch, events: list[WatchEvent], size_bytes: int) -> None:
+        batch.events += events
+        batch.txns += 1
+        batch.size_bytes += size_bytes
+        if batch.txns >= self._config.max_batch_txns or batch.size_bytes >= self._config.max_batch_bytes:
+            self._blocked = True
+
+    async def _durable(self, batch: _Batch) -> None:
+        await batch.lot.park()
+        if batch.error is not None:
+            raise _unavailable(batch.error)
+
+    async def _until_unblocked(self) -> None:
+        if self._unavailable is not None:
+            raise Unavailable(self._unavailable)
+        await self._unblocked.park()
+        if self._unavailable is not None:
+            raise Unavailable(self._unavailable)
+
+    async def _commit(self, batch: _Batch) -> None:
+        """Make the batch durable and tell everybody; then keep the write-ahead log short."""
+        try:
+            took_us = await self._in_thread(self._flush) if self._gauge.in_thread else self._flush()
+        except apsw.FullError as error:
+            self._give_up(error)
+            # Copying the log back frees its file for new writes even on a full disk, so that releases can go on.
+            await self._checkpoint()
+        except apsw.Error as error:
+            self._fail(error)
+        else:
+            self._committed(batch, took_us)
+            if self._wal_bytes > self._config.checkpoint_wal_bytes:
+                await self._checkpoint()
+        self._unblock()
+
+    def _flush(self) -> float:
+        """Commit; how long it took in microseconds. May run in a thread: touches nothing but the connection."""
+        started_ns = time.perf_counter_ns()
+        self._connection.execute("update state set revision = ?", (self._revision,))
+        self._connection.execute("commit")
+        return (time.perf_counter_ns() - started_ns) / 1000
+
+    def _committed(self, batch: _Batch, took_us: float) -> None:
+        self._batch = None
+        self._gauge.note(took_us)
+        self._flush_us = round(took_us)
+        self._commits += 1
+        self._txns += batch.txns
+        self._largest_batch = max(self._largest_batch, batch.txns)
+        if batch.events:
+            self._history.publish(batch.events, batch.size_bytes)
+        batch.lot.unpark_all()
+
+    async def _checkpoint(self) -> None:
+        """Copy the write-ahead log into the database, so that its file can be written from the start again."""
+        try:
+            await self._in_thread(self._checkpoint_passive)
+        except apsw.FullError:
+            # The log keeps what the database has no room for. It cannot grow either: writes fail until there is room.
+            pass
+        except apsw.Error as error:
+            self._fail(error)
+        else:
+            self._checkpoints += 1
+
+    def _checkpoint_passive(self) -> None:
+        self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        self._wal_pages = 0
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        """Do slow work on the connection beside the loop; the store's callers wait meanwhile."""
+        self._blocked = True
+        # Once begun it is waited for, cancelled or not: what it did is unknown until it returns.
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+    def _unblock(self) -> None:
+        if self._unavailable is None and self._blocked:
+            self._blocked = False
+            self._unblocked.unpark_all()
+
+    # --- failure -------------------------------------------------------------------------------------
+
+    def _give_up(self, error: apsw.Error) -> Unavailable:
+        """Undo the open batch after an error; go on if it was want of space, else stop."""
+        if not isinstance(error, apsw.FullError):
+            return self._fail(error)
+        self._storage_full += 1
+        return self._roll_back(_STORAGE_FULL)
+
+    def _roll_back(self, reason: str) -> Unavailable:
+        """Undo the open batch, on the connection and in memory; the answer for all who waited for it."""
+        try:
+            if self._connection.in_transaction:  # some errors have rolled back already
+                self._connection.execute("rollback")
+        except apsw.Error as worse:
+            return self._fail(worse)
+        self._drop_batch(reason)
+        self._unblock()
+        return _unavailable(reason)
+
+    def _fail(self, error: apsw.Error) -> Unavailable:
+        """Stop for good: what is on the disk is not known any more, or cannot be read."""
+        if not self._broken:
+            self._broken = True
+            self._stop(f"the store has failed, the outcome is unknown: {describe(error)}")
+            self._work.unpark()
+        return Unavailable(str(self._unavailable))
+
+    def _drop_batch(self, reason: str) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            # The revision is not taken back: a compare that was made from this batch must not fit a later write.
+            self._head = batch.head_before
+            for undo in reversed(batch.undo):
+                undo()
+            batch.error = reason
+            batch.lot.unpark_all()
+
+    def _stop(self, reason: str) -> None:
+        """From now on every call is `Unavailable` with this reason."""
+        self._unavailable = reason
+        self._blocked = True
+        self._drop_batch(reason)
+        self._history.close(reason)
+        self._unblocked.unpark_all()
+
+    def _close(self) -> None:
+        """Commit what is open and leave a tidy file, unless the disk has failed: then nothing is written any more."""
+        try:
+            if not self._broken:
+                if self._batch is not None:
+                    self._committed(self._batch, self._flush())
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.FullError as error:
+            self._give_up(error)  # the log keeps what the database has no room for
+        except apsw.Error as error:
+            raise StoreFailed(f"cannot close {self._path} in order: {self._fail(error)}") from error
+        finally:
+            if not self._broken:
+                self._stop("the store is closed")
+            self._connection.close()
+
+    # --- leases --------------------------------------------------------------------------------------
+
+    def _look_at_leases(self) -> bool:
+        """Let time pass for the leases and end those that are over; whether there is more to do at once."""
+        self._leases.observe(self._boottime_ms())
+        budget = _LEASE_CHUNK
+        for lease in [*self._ending, *self._leases.due()]:
+            try:
+                budget -= self._end_lease(lease)
+            except Unavailable:
+                return False  # no space: tried again at the next look; or failed: `run` stops
+            if budget <= 0:
+                return True
+        return bool(self._ending)
+
+    def _end_lease(self, lease: int) -> int:
+        """Remove a lease with its keys, or its first keys if it has very many; the number removed, at least 1."""
+        try:
+            batch = self._open_batch()
+            keys = [key for (key,) in self._sql(_KEYS_OF_LEASE, (lease, _LEASE_CHUNK)).fetchall()]
+            if keys:
+                self._sql(_DELETE_OF_LEASE, (lease, keys[-1]))
+            is_over = len(keys) < _LEASE_CHUNK
+            if is_over:
+                self._sql("delete from lease where id = ?", (lease,))
+        except apsw.Error as error:
+            raise self._give_up(error) from error
+        if keys:
+            self._revision += 1
+            batch.events += [WatchEvent(key, None, self._revision) for key in keys]
+        was_ending = lease in self._ending
+        removed = self._leases.remove(lease)
+        batch.undo.append(lambda: self._unend_lease(lease, removed, was_ending))
+        if is_over:
+            self._ending.discard(lease)
+        else:
+            self._ending.add(lease)
+        return max(1, len(keys))
+
+    def _unend_lease(self, lease: int, removed: Lease | None, was_ending: bool) -> None:
+        if removed is not None:
+            self._leases.restore(removed)
+        if was_ending:
+            self._ending.add(lease)
+        else:
+            self._ending.discard(lease)
+
+
+def _lease_not_found(lease: int) -> LeaseNotFound:
+    return LeaseNotFound(f"cannot use lease {lease}: it has ended")
+
+
+def _unavailable(reason: str) -> Unavailable:
+    return Unavailable(reason, data={"reason": "storage_full"} if reason == _STORAGE_FULL else None)

@@ -1,0 +1,155 @@
+"""The database file of the embedded store: its tables, and opening it so that a commit is durable and damage is seen.
+
+Settings and why (ADR 0002): one connection with an exclusive lock, taken before WAL mode, so that there is no shared
+memory file and nobody else writes; `synchronous=FULL`, the only one that loses nothing acknowledged; no memory mapping,
+because a failing disk would then be a SIGBUS; checkpoints only when the store asks. A checksum on every page (SQLite's
+`cksumvfs`) turns a flipped bit into an error instead of a wrong answer.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+import apsw.sqlite_extra
+
+from ifbus.errors import IfbusError
+from ifbusd.store.chain import GENESIS, entry_hash
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCHEMA_VERSION: Final = 1
+_APPLICATION_ID: Final = int.from_bytes(b"ifbu", "big")
+# The checksum's place at the end of each page.
+_CHECKSUM_BYTES: Final = 8
+# A full structure check reads everything: 0.7 ms per MiB. Above this size pages are checked as they are read.
+_QUICK_CHECK_BYTES: Final = 32 * 1024 * 1024
+
+_SCHEMA: Final = """
+create table kv (
+    key text primary key not null,
+    value blob not null,
+    create_revision integer not null,
+    mod_revision integer not null,
+    lease integer not null
+) strict, without rowid;
+create index kv_by_lease on kv (lease) where lease != 0;
+create table lease (id integer primary key, ttl_ms integer not null) strict;
+create table log (
+    seq integer primary key,
+    revision integer not null,
+    at_ms integer not null,
+    record blob not null,
+    hash blob not null
+) strict;
+-- One row: the newest revision, and how often the store was opened (the upper half of lease ids).
+create table state (id integer primary key check (id = 1), revision integer not null, starts integer not null) strict;
+insert into state values (1, 0, 0);
+"""
+
+
+class StoreFailed(IfbusError):
+    """The database cannot be used, or no longer be trusted: the daemon says so and stops."""
+
+
+def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw.Connection:
+    """An exclusive connection to the store's database, made if absent; blocks while it recovers what a crash left.
+
+    Raises:
+        StoreFailed: It is in use, damaged, no database of ours, or of a newer version; the message names the file.
+    """
+    try:
+        # SQLite gives the log the same mode. Nobody but the daemon reads what swarms wrote.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        _register_checksums()
+        connection = apsw.Connection(str(path), vfs="cksmvfs")
+    except (OSError, apsw.Error) as error:
+        raise StoreFailed(f"cannot open {path}: {error}") from error
+    try:
+        _configure(connection, cache_bytes=cache_bytes, wal_limit_bytes=wal_limit_bytes)
+        _prepare_schema(connection, path)
+        _check(connection, path)
+    except apsw.BusyError as error:
+        connection.close()
+        raise StoreFailed(f"cannot open {path}: another process has it open") from error
+    except apsw.Error as error:
+        connection.close()
+        raise StoreFailed(f"cannot open {path}: {describe(error)}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def describe(error: apsw.Error) -> str:
+    """What an SQLite error means for the one who runs the daemon."""
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        return f"the database is damaged ({error})"
+    if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
+        return f"the database is damaged (a page does not match its checksum: {error})"
+    return str(error)
+
+
+def _register_checksums() -> None:
+    # It puts itself upon SQLite's default VFS and stays for the life of the process; a second time does nothing.
+    loader = apsw.Connection(":memory:")
+    try:
+        apsw.sqlite_extra.load(loader, "cksumvfs")
+    except (LookupError, apsw.sqlite_extra.NotAvailable) as error:
+        raise StoreFailed("cannot checksum pages: this build of apsw lacks cksumvfs, install its wheel") from error
+    finally:
+        loader.close()
+
+
+def _configure(connection: apsw.Connection, *, cache_bytes: int, wal_limit_bytes: int) -> None:
+    # Closing writes nothing by itself: after a failed fsync that would be the one thing not to do.
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.reserve_bytes(None, _CHECKSUM_BYTES)  # decides for a new file, changes nothing in an old one
+    for setting in (
+        "locking_mode = exclusive",
+        "journal_mode = wal",
+        "synchronous = full",
+        "mmap_size = 0",
+        "wal_autocheckpoint = 0",
+        f"cache_size = {-(cache_bytes // 1024)}",
+        f"journal_size_limit = {wal_limit_bytes}",
+        "cell_size_check = on",
+        "trusted_schema = off",
+    ):
+        connection.execute(f"pragma {setting}").fetchall()
+
+
+def _prepare_schema(connection: apsw.Connection, path: Path) -> None:
+    version = connection.execute("pragma user_version").get
+    application = connection.execute("pragma application_id").get
+    if not connection.execute("select count(*) from sqlite_schema").get and not version:
+        with connection:
+            connection.execute(_SCHEMA)
+            connection.execute(f"pragma application_id = {_APPLICATION_ID}")
+            connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
+    elif application != _APPLICATION_ID:
+        raise StoreFailed(f"cannot open {path}: it is a database, but not one of ifbusd")
+    elif version != SCHEMA_VERSION:
+        raise StoreFailed(
+            f"cannot open {path}: its format is version {version}, this ifbusd knows {SCHEMA_VERSION};"
+            " start the ifbusd that wrote it"
+        )
+
+
+def _check(connection: apsw.Connection, path: Path) -> None:
+    """The whole structure if that is quick, and in any case the end of the witness log against its chain."""
+    if path.stat().st_size <= _QUICK_CHECK_BYTES:
+        found = connection.execute("pragma quick_check(1)").get
+        if found != "ok":
+            raise StoreFailed(f"cannot open {path}: the database is damaged ({found})")
+    if connection.execute("select count(*) from state").get != 1:
+        raise StoreFailed(f"cannot open {path}: the database is damaged (no state row)")
+    last: list[Any] = connection.execute("select * from log order by seq desc limit 2").fetchall()
+    if last:
+        seq, revision, at_ms, record, digest = last[0]
+        previous = last[1][4] if len(last) > 1 else GENESIS
+        whole = seq == 1 or (len(last) > 1 and last[1][0] == seq - 1)
+        if not whole or entry_hash(previous, seq, revision, at_ms, record) != digest:
+            raise StoreFailed(f"cannot open {path}: entry {seq} of the witness log does not match its chain")

@@ -1,0 +1,208 @@
+"""Watches on the embedded store: a bounded history of commits in memory, and watchers that are positions in it.
+
+There is no queue per watcher: a slow one falls behind in the shared history, and when that has dropped what it still needs it
+gets `Compacted` (ADR 0004). A commit costs work only for the watchers that it concerns: those that wait are found by
+their prefix, those that do not wait are left alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from ifbus.errors import Unavailable
+from ifbusd.store.base import Compacted, WatchEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+
+class History:
+    """The newest commits' events, and who waits for more. The mutable state is all in here; one task publishes."""
+
+    def __init__(self, *, revision: int, max_events: int, max_bytes: int) -> None:
+        """Begin after `revision`: nothing up to it is kept."""
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        # Commits by position; positions only grow, [first, end) are here.
+        self._commits: dict[int, tuple[list[WatchEvent], int]] = {}
+        self._first = 0
+        self._end = 0
+        self._events = 0
+        self._bytes = 0
+        # The newest revision that is not (or no longer) in here.
+        self._floor_revision = revision
+        # Watchers that have seen all and wait, by prefix; and how many prefixes there are of each length, of those that
+        # do not end at a "/" (the others are found by the slashes of the key that changed).
+        self._waiting: dict[str, set[EmbeddedWatch]] = {}
+        self._odd_lengths: Counter[int] = Counter()
+        self.closed: str | None = None
+
+    def __len__(self) -> int:
+        """Events kept."""
+        return self._events
+
+    def publish(self, events: list[WatchEvent], size_bytes: int) -> None:
+        """Add one durable commit's events, in order of revision, and wake whom they concern."""
+        self._commits[self._end] = (events, size_bytes)
+        self._events += len(events)
+        self._bytes += size_bytes
+        if self._waiting:
+            for event in events:
+                for prefix in self._prefixes_of(event.key):
+                    for watch in self._forget_waiting(prefix):
+                        watch.wake(self._end)
+        self._end += 1
+        # The newest commit stays however large it is: its watchers were only just woken.
+        while self._first < self._end - 1 and (self._events > self._max_events or self._bytes > self._max_bytes):
+            dropped, dropped_bytes = self._commits.pop(self._first)
+            self._floor_revision = dropped[-1].revision
+            self._events -= len(dropped)
+            self._bytes -= dropped_bytes
+            self._first += 1
+
+    def find(self, start_revision: int) -> int:
+        """The position from which on all events of `start_revision` and later are.
+
+        Raises:
+            Compacted: Some of them may be gone.
+        """
+        if start_revision <= self._floor_revision:
+            raise Compacted(
+                f"cannot watch from revision {start_revision}: changes up to {self._floor_revision} are no longer kept"
+            )
+        position = self._end
+        while position > self._first and self._commits[position - 1][0][-1].revision >= start_revision:
+            position -= 1
+        return position
+
+    def take(self, position: int, prefix: str, start_revision: int) -> tuple[list[WatchEvent], int]:
+        """The next commit's events that concern a watcher, and the position after it; none if it has seen all.
+
+        Raises:
+            Compacted: What stood at `position` is gone.
+        """
+        if position < self._first:
+            raise Compacted(f"cannot go on watching {prefix!r}: {self._first - position} commits too slow")
+        while position < self._end:
+            events = self._commits[position][0]
+            position += 1
+            found = [event for event in events if event.key.startswith(prefix) and event.revision >= start_revision]
+            if found:
+                return found, position
+        return [], position
+
+    def wait(self, watch: EmbeddedWatch) -> None:
+        """Have the watch woken by the next commit that concerns its prefix."""
+        prefix = watch.prefix
+        watchers = self._waiting.get(prefix)
+        if watchers is None:
+            self._waiting[prefix] = {watch}
+            if not prefix.endswith("/"):
+                self._odd_lengths[len(prefix)] += 1
+        else:
+            watchers.add(watch)
+
+    def stop_waiting(self, watch: EmbeddedWatch) -> None:
+        """Undo `wait`; nothing happens if the watch does not wait."""
+        watchers = self._waiting.get(watch.prefix)
+        if watchers is not None:
+            watchers.discard(watch)
+            if not watchers:
+                self._forget_waiting(watch.prefix)
+
+    def close(self, reason: str) -> None:
+        """End all watches: what waits, or ever asks again, gets `Unavailable`."""
+        self.closed = reason
+        for prefix in list(self._waiting):
+            for watch in self._forget_waiting(prefix):
+                watch.wake(self._end)
+
+    def _forget_waiting(self, prefix: str) -> set[EmbeddedWatch]:
+        watchers = self._waiting.pop(prefix, None)
+        if watchers is None:
+            return set()
+        if not prefix.endswith("/"):
+            self._odd_lengths[len(prefix)] -= 1
+            if not self._odd_lengths[len(prefix)]:
+                del self._odd_lengths[len(prefix)]
+        return watchers
+
+    def _prefixes_of(self, key: str) -> Iterator[str]:
+        slash = key.find("/")
+        while slash >= 0:
+            yield key[: slash + 1]
+            slash = key.find("/", slash + 1)
+        for length in list(self._odd_lengths):
+            if length <= len(key):
+                yield key[:length]
+
+
+class EmbeddedWatch:
+    """A watch: entered to begin, iterated by one task at a time, left to end."""
+
+    def __init__(
+        self, history: History, prefix: str, start_revision: int | None, now_revision: Callable[[], int]
+    ) -> None:
+        self.prefix = prefix
+        self._history = history
+        self._start_revision = start_revision
+        self._now_revision = now_revision
+        # None: has seen all up to the newest commit and waits to be woken by one that concerns it.
+        self._position: int | None = None
+        self._compacted: Compacted | None = None
+        self._woken = trio.lowlevel.ParkingLot()
+
+    async def __aenter__(self) -> EmbeddedWatch:
+        """Begin; from now on nothing is missed."""
+        if self._start_revision is None:
+            self._start_revision = self._now_revision() + 1
+        try:
+            self._position = self._history.find(self._start_revision)
+        except Compacted as compacted:
+            self._compacted = compacted  # told by the first `__anext__`, as on etcd
+        await trio.lowlevel.checkpoint()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End."""
+        self._history.stop_waiting(self)
+
+    def __aiter__(self) -> EmbeddedWatch:
+        """Itself."""
+        return self
+
+    async def __anext__(self) -> list[WatchEvent]:
+        """The next commit's events under the prefix; all that one revision has, or none of it.
+
+        Cancelling takes nothing away: the next call gives the same events.
+
+        Raises:
+            Compacted: Too slow, or started too far back. Read all, watch anew.
+            Unavailable: The store has stopped.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self._compacted is not None:
+                raise self._compacted
+            if self._history.closed is not None:
+                raise Unavailable(self._history.closed)
+            if self._position is not None:
+                assert self._start_revision is not None
+                found, after = self._history.take(self._position, self.prefix, self._start_revision)
+                if found:
+                    self._position = after
+                    return found
+                self._position = None
+                self._history.wait(self)
+            await self._woken.park()
+
+    def wake(self, position: int) -> None:
+        """There is something for this watch at `position`, or the store has stopped."""
+        self._position = position
+        self._woken.unpark_all()
