@@ -17,8 +17,11 @@ import attrs
 from attrs.validators import and_, ge, le
 
 from ifbus.errors import ConfigInvalid
+from ifbusd.chassis.model import ChassisConfig
 from ifbusd.coordinator.model import CoordinatorConfig
+from ifbusd.governor.model import Policy
 from ifbusd.log import LogFormat, LogLevel
+from ifbusd.rpc.limits import RpcLimits
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.toml_structure import KeyPath, Problem, lines_of_keys, parse, structure
 
@@ -45,9 +48,10 @@ class DaemonConfig:
             $STATE_DIRECTORY is the default where there is one.
         socket: Where the daemon listens, unless the service manager passes it a socket. $RUNTIME_DIRECTORY/ifbusd.sock is
             the default where there is one.
-        socket_group: Group that owns the socket: who may connect. It does not apply to a socket that was passed.
-        socket_mode: Permissions of the socket: owner and group by default. Callers are told apart by the kernel's word,
-            not by these.
+        socket_group: Group that owns the socket: who may connect; "" is the daemon's own. It does not apply to a socket
+            that was passed.
+        socket_mode: Permissions of the socket. Owner and group: callers are told apart by the kernel's word, not by
+            these, but who cannot connect cannot be a burden.
         grace_ms: How long requests under way may go on at shut-down. 5 s: well below systemd's 90 s before SIGKILL.
         log_format: A line of text or of JSON for each event; `auto` is text on a terminal.
         log_level: The least severe events that are logged. A healthy daemon logs its start and stop.
@@ -86,8 +90,11 @@ class Config:
 
     daemon: DaemonConfig = attrs.field(factory=DaemonConfig)
     operators: OperatorsConfig = attrs.field(factory=OperatorsConfig)
+    rpc: RpcLimits = attrs.field(factory=RpcLimits)
     store: EmbeddedConfig = attrs.field(factory=EmbeddedConfig)
     coordinator: CoordinatorConfig = attrs.field(factory=CoordinatorConfig)
+    governor: Policy = attrs.field(factory=Policy)
+    chassis: ChassisConfig = attrs.field(factory=ChassisConfig)
 
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
@@ -146,7 +153,7 @@ def _unknown_groups(config: Config, base: Config) -> list[Problem]:
     named: list[tuple[KeyPath, str]] = []
     if config.operators.groups != base.operators.groups:
         named += [(("operators", "groups"), name) for name in config.operators.groups]
-    if config.daemon.socket_group != base.daemon.socket_group:
+    if config.daemon.socket_group not in ("", base.daemon.socket_group):
         named.append((("daemon", "socket_group"), config.daemon.socket_group))
     return [
         Problem(path, f"expected a group of this host, got {name!r:.60}{_nearest_group(name, known)}")
