@@ -30,7 +30,8 @@ def check_txn(txn: Txn) -> None:
     if len(txn.compares) > MAX_TXN_OPS:
         raise ValueError(f"cannot do a transaction of {len(txn.compares)} compares: at most {MAX_TXN_OPS}")
     for key, _ in txn.compares:
-        _check_key(key)
+        if type(key) is not str or not 0 < len(key) <= MAX_KEY_CHARS or not key.isascii():
+            _check_key(key)
     if txn.then:
         _check_branch(txn.then)
     if txn.otherwise:
@@ -44,16 +45,20 @@ def _check_branch(ops: Sequence[Op]) -> None:
         raise ValueError(f"cannot do a transaction of {len(ops)} operations: at most {MAX_TXN_OPS}")
     written = set()
     for op in ops:
-        _check_key(op.key)
+        key = op.key
+        # The ordinary key is told here: a call for each is a tenth of a claim's time in the store.
+        if type(key) is not str or not 0 < len(key) <= MAX_KEY_CHARS or not key.isascii():
+            _check_key(key)
         if type(op) is Get:
             continue
         if type(op) is Put:
-            _check_bytes(op.key, op.value)
+            if type(op.value) is not bytes or len(op.value) > MAX_VALUE_BYTES:
+                _check_bytes(key, op.value)
         elif type(op) is not Delete:
             raise TypeError(f"cannot do {op!r}: not an operation")
-        if op.key in written:
-            raise ValueError(f"cannot write key {op.key!r} twice in one transaction")
-        written.add(op.key)
+        if key in written:
+            raise ValueError(f"cannot write key {key!r} twice in one transaction")
+        written.add(key)
 
 
 def _check_key(key: str) -> None:

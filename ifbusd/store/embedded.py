@@ -49,13 +49,15 @@ _REVISIONS: Final = "select create_revision, mod_revision from kv where key = ?"
 _RANGE: Final = (
     "select key, value, create_revision, mod_revision, lease from kv where key >= ? and key < ? order by key limit ?"
 )
-_PUT: Final = "replace into kv (key, value, create_revision, mod_revision, lease) values (?, ?, ?, ?, ?)"
+_INSERT: Final = "insert into kv (key, value, create_revision, mod_revision, lease) values (?, ?, ?, ?, ?)"
+# In place: the row, but neither its place nor the index on the key changes.
+_UPDATE: Final = "update kv set value = ?, mod_revision = ?, lease = ? where key = ?"
 _DELETE: Final = "delete from kv where key = ?"
 _APPEND: Final = "insert into log (seq, revision, at_ms, record, hash) values (?, ?, ?, ?, ?)"
 _READ_LOG: Final = "select seq, revision, at_ms, record, hash from log where seq > ? order by seq limit ?"
 # `lease != 0` lets SQLite use the partial index.
-_KEYS_OF_LEASE: Final = "select key from kv where lease = ? and lease != 0 order by key limit ?"
-_DELETE_OF_LEASE: Final = "delete from kv where lease = ? and lease != 0 and key <= ?"
+_KEYS_OF_LEASE: Final = "select id, key from kv where lease = ? and lease != 0 order by id limit ?"
+_DELETE_OF_LEASE: Final = "delete from kv where lease = ? and lease != 0 and id <= ?"
 
 # SQLite sorts every text before every blob: an upper bound for ranges without one.
 _NO_END: Final = b""
@@ -177,11 +179,11 @@ class EmbeddedStore:
         self._revision: int = self._sql("select revision from state").get
         last = self._sql("select seq, hash from log order by seq desc limit 1").get
         self._head = LogHead(*last) if last else LogHead(0, GENESIS)
-        self._sql("update state set starts = starts + 1")
-        self._next_lease: int = (self._sql("select starts from state").get << _LEASE_ID_BITS) + 1
         for _ in range(_CALIBRATING_COMMITS):
             self._sql("begin immediate")
+            self._sql("update state set starts = starts + 1")  # a commit that changes nothing writes nothing
             self._gauge.note(self._flush())
+        self._next_lease: int = (self._sql("select starts from state").get << _LEASE_ID_BITS) + 1
         self._history = History(
             revision=self._revision, max_events=self._config.history_events, max_bytes=self._config.history_bytes
         )
@@ -419,7 +421,10 @@ class EmbeddedStore:
                 if type(op) is Put:
                     written = KeyValue(key, op.value, create_revision or revision, revision, op.lease)
                     self._open_batch()
-                    sql(_PUT, written)
+                    if create_revision:
+                        sql(_UPDATE, (op.value, revision, op.lease, key))
+                    else:
+                        sql(_INSERT, written)
                     events.append(WatchEvent(key, written, revision))
                     size_bytes += len(op.value)
                 elif create_revision:
@@ -618,17 +623,17 @@ class EmbeddedStore:
         """Remove a lease with its keys, or its first keys if it has very many; the number removed, at least 1."""
         try:
             batch = self._open_batch()
-            keys = [key for (key,) in self._sql(_KEYS_OF_LEASE, (lease, _LEASE_CHUNK)).fetchall()]
-            if keys:
-                self._sql(_DELETE_OF_LEASE, (lease, keys[-1]))
-            is_over = len(keys) < _LEASE_CHUNK
+            rows = self._sql(_KEYS_OF_LEASE, (lease, _LEASE_CHUNK)).fetchall()
+            if rows:
+                self._sql(_DELETE_OF_LEASE, (lease, rows[-1][0]))
+            is_over = len(rows) < _LEASE_CHUNK
             if is_over:
                 self._sql("delete from lease where id = ?", (lease,))
         except apsw.Error as error:
             raise self._give_up(error) from error
-        if keys:
+        if rows:
             self._revision += 1
-            batch.events += [WatchEvent(key, None, self._revision) for key in keys]
+            batch.events += [WatchEvent(key, None, self._revision) for key in sorted(row[1] for row in rows)]
         was_ending = lease in self._ending
         removed = self._leases.remove(lease)
         batch.undo.append(lambda: self._unend_lease(lease, removed, was_ending))
@@ -636,7 +641,7 @@ class EmbeddedStore:
             self._ending.discard(lease)
         else:
             self._ending.add(lease)
-        return max(1, len(keys))
+        return max(1, len(rows))
 
     def _unend_lease(self, lease: int, removed: Lease | None, was_ending: bool) -> None:
         if removed is not None:
