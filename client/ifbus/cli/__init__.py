@@ -1,0 +1,180 @@
+"""The `ifbus` command.
+
+    grammar.py  which commands there are, and what somebody meant who typed another
+    command.py  what a command is: arguments, question, answer    commands/   one module a noun, imported when typed
+    call.py     one blocking connection                           output.py   answer, envelope, refusals
+    exits.py    the exit-code table                               text.py     spans, tables, colour
+
+Nothing here imports click, rich, asyncio, anyio, trio or attrs: a one-shot command takes at most 60 ms (UX 2).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ifbus.cli import grammar
+from ifbus.errors import IfbusError, NotFound
+
+if TYPE_CHECKING:
+    from ifbus.cli.command import Command, Data, Invocation, Outcome
+
+# Options that may stand before the noun; the ones with a value take it along.
+_EARLY_FLAGS = ("--json", "-q", "--quiet")
+_EARLY_VALUES = ("--color", "--socket", "--swarm")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry one command out; the result is the process's exit code (`ifbus.cli.exits`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except BrokenPipeError:
+        # Who reads us has seen enough (`| head`). Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except KeyboardInterrupt:
+        from ifbus.cli.exits import INTERRUPTED
+
+        return INTERRUPTED
+
+
+def load(words: tuple[str, ...]) -> Command:
+    """The command's definition; imports its noun's module and nothing else."""
+    from importlib import import_module
+
+    name = words[0].replace(grammar.COMPLETE, "complete")
+    commands: dict[str, Command] = import_module(f"ifbus.cli.commands.{name}").COMMANDS
+    return commands[words[-1] if len(words) > 1 else ""]
+
+
+def _dispatch(argv: list[str]) -> int:
+    wants_json = "--json" in argv[: argv.index("--") if "--" in argv else len(argv)]
+    try:
+        words, rest = grammar.resolve(_late(argv))
+    except IfbusError as error:
+        return _report_error(error, wants_json)
+    if words == ("demo",):
+        # The one command that shows a programme instead of an answer; it reads its own arguments.
+        from ifbus.demo import main as demo
+
+        return int(demo(rest))
+    command = load(words)
+    return _carry_out(command, rest, wants_json)
+
+
+def _carry_out(command: Command, rest: list[str], wants_json: bool) -> int:
+    from ifbus.cli.command import DryRun, Invocation, Outcome, make_parser, make_view
+
+    try:
+        if command.words == "run":
+            # What follows "--" is another program's command line, none of ours.
+            rest, program = _split_at_dashes(rest)
+            args = make_parser(command).parse(rest)
+            args.program = program
+        else:
+            args = make_parser(command).parse(rest)
+    except IfbusError as error:
+        return _report_error(error, wants_json)
+    except SystemExit:
+        return 0  # --help has printed itself
+    invocation = Invocation(command, args, make_view(args.color))
+    invocation = Invocation(command, args, invocation.view._replace(swarm=invocation.swarm))
+    try:
+        outcome = command.run(invocation)
+        _report(invocation, outcome)
+        return outcome.exit
+    except DryRun as dry:
+        _report(invocation, Outcome(dry.data))
+        return 0
+    except IfbusError as error:
+        return _report_error(error, wants_json, invocation)
+    finally:
+        invocation.close()
+
+
+def _report(invocation: Invocation, outcome: Outcome) -> None:
+    from ifbus.cli import output
+
+    args, command = invocation.args, invocation.command
+    is_dry = bool(outcome.data.get("dry_run"))
+    wanted = getattr(args, "fields", None)
+    if wanted and not is_dry:
+        outcome = outcome._replace(data=output.select_fields(command, outcome.data, wanted))
+    if args.json:
+        _print([output.to_json(output.envelope_of(outcome, invocation.attention))])
+        return
+    if is_dry:
+        lines = [f"would send {outcome.data['method']} {output.to_json(outcome.data['params'])}; nothing was sent"]
+    elif getattr(args, "quiet", False):
+        lines = output.render_ids(command, outcome.data)
+    elif wanted:
+        lines = output.render_fields(command, outcome.data)
+    else:
+        lines = command.render(outcome.data, invocation.view)
+    if outcome.page is not None and not getattr(args, "quiet", False):
+        lines = [*lines, *output.render_page(outcome.page, command.items)]
+    _print([*lines, *output.render_attention(invocation.attention)])
+
+
+def _report_error(error: IfbusError, wants_json: bool, invocation: Invocation | None = None) -> int:
+    from ifbus.cli import output
+    from ifbus.cli.exits import exit_code
+
+    attention: list[Data] = [] if invocation is None else invocation.attention
+    if invocation is not None:
+        error.data.setdefault("command", invocation.command.words)
+        if isinstance(error, NotFound) and invocation.swarm:
+            error.data.setdefault("swarm_id", invocation.swarm)
+    document = output.envelope_of_error(error, attention)
+    waited = invocation is not None and (
+        invocation.command.words == "task next" or bool(getattr(invocation.args, "wait", 0))
+    )
+    if wants_json:
+        _print([output.to_json(document)])
+    else:
+        from ifbus.cli.command import make_view
+
+        view = invocation.view if invocation is not None else make_view("auto")
+        subject = str(getattr(invocation.args, "subject", "") or "") if invocation is not None else ""
+        lines = [*output.render_error(error, view, subject=subject), *output.render_attention(attention)]
+        sys.stdout.flush()
+        sys.stderr.write("\n".join(lines) + "\n")
+    return exit_code(document["error"]["code"], waited=waited)
+
+
+def _late(argv: list[str]) -> list[str]:
+    """The same words with options that stand before the noun moved behind it; ``--version`` and ``--help`` become commands."""
+    early: list[str] = []
+    rest = list(argv)
+    while rest and rest[0].startswith("-"):
+        flag = rest.pop(0)
+        if flag in ("-h", "--help"):
+            return ["help", *early]
+        if flag in ("-V", "--version"):
+            return ["help", "--version", *early]
+        if flag in _EARLY_VALUES and rest:
+            early += [flag, rest.pop(0)]
+        elif flag in _EARLY_FLAGS or flag.split("=")[0] in _EARLY_VALUES:
+            early.append(flag)
+        else:
+            return [flag, *rest]
+    if early and "--" in rest:
+        at = rest.index("--")
+        return [*rest[:at], *early, *rest[at:]]
+    return [*rest, *early]
+
+
+def _split_at_dashes(argv: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
+def _print(lines: list[str]) -> None:
+    if lines:
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()

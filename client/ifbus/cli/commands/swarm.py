@@ -1,0 +1,156 @@
+"""`ifbus swarm`: who is here, what they can do, how they stand."""
+
+from __future__ import annotations
+
+import argparse
+
+from ifbus.cli.command import Command, Data, Invocation, Outcome
+from ifbus.cli.commands.task import split_list
+from ifbus.cli.text import View, fields, table
+from ifbus.errors import NotFound
+
+SWARM_FIELDS = (
+    "swarm_id", "capabilities", "cost_per_hour_usd", "reputation", "model", "uid", "incarnation", "alive", "breaker",
+    "free_usd", "claims",
+)  # fmt: skip
+
+
+def _ls(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    answer = invocation.ask("governor.list_swarms", after=args.after, limit=args.limit)
+    swarms = answer["swarms"]
+    return Outcome({"swarms": swarms}, {"returned": len(swarms), "total": answer["total"], "next": answer["next"]})
+
+
+def render_swarms(data: Data, view: View) -> list[str]:
+    """All profiles as a table."""
+    if not data["swarms"]:
+        return ["no swarm yet: ifbus swarm register NAME --can area:skill"]
+    return table(
+        ("SWARM", "ALIVE", "BREAKER", "FREE USD", "USD/H", "HOLDS", "CAN"),
+        [
+            (
+                swarm["swarm_id"],
+                view.state("yes" if swarm.get("alive") else "silent"),
+                view.state(swarm.get("breaker", "closed")),
+                _free(swarm),
+                swarm.get("cost_per_hour_usd", "0.00"),
+                ",".join(swarm.get("claims") or ()) or "-",
+                ",".join(swarm.get("capabilities") or ()) or "-",
+            )
+            for swarm in data["swarms"]
+        ],
+        right=(3, 4),
+    )
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="SWARM")
+
+
+def _show(invocation: Invocation) -> Outcome:
+    return Outcome(invocation.ask("governor.get_swarm", swarm_id=invocation.args.subject))
+
+
+def render_swarm(data: Data, view: View) -> list[str]:
+    """One profile."""
+    swarm = data["profile"]
+    return [
+        *fields(
+            [
+                f"{swarm['swarm_id']} {view.state('alive' if swarm.get('alive') else 'silent')}",
+                f"breaker {view.state(swarm.get('breaker', 'closed'))}",
+                f"{_free(swarm)} USD free" if swarm.get("free_usd") is not None else "no budget set",
+                f"{swarm.get('cost_per_hour_usd', '0.00')} USD/h",
+                f"reputation {swarm.get('reputation', 1.0):.2f}",
+                f"uid {swarm.get('uid')}, incarnation {swarm.get('incarnation', 0)}",
+                f"model {swarm['model']}" if swarm.get("model") else "",
+            ],
+            view,
+        ),
+        f"  can: {', '.join(swarm.get('capabilities') or ()) or 'nothing registered'}",
+        *([f"  holds: {', '.join(swarm['claims'])}"] if swarm.get("claims") else []),
+    ]
+
+
+def _free(swarm: Data) -> str:
+    return "-" if swarm.get("free_usd") is None else str(swarm["free_usd"])
+
+
+def _register_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="SWARM")
+    parser.add_argument(
+        "--can", metavar="CAP", action="append", help="what it can do, area:skill; again or A,B (else as it was)"
+    )
+    parser.add_argument("--cost-per-hour-usd", metavar="USD")
+    parser.add_argument("--budget-usd", metavar="USD", help="its budget when it has none; only an operator raises one")
+    parser.add_argument("--model", metavar="TEXT", help="the language model behind it")
+
+
+def _register(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    capabilities = split_list(args.can)
+    if capabilities is None:
+        try:
+            profile = invocation.ask("governor.get_swarm", swarm_id=args.subject)["profile"]
+            capabilities = profile.get("capabilities") or []
+        except NotFound:
+            capabilities = []
+    return Outcome(
+        invocation.change(
+            "governor.register_profile",
+            {
+                "swarm_id": args.subject,
+                "capabilities": capabilities,
+                "cost_per_hour_usd": args.cost_per_hour_usd,
+                "budget_usd": args.budget_usd,
+                "model": args.model,
+            },
+        )
+    )
+
+
+def _render_registered(data: Data, view: View) -> list[str]:
+    name = data["profile"]["swarm_id"]
+    return [*render_swarm(data, view), f"  next: ifbus run --swarm {name} -- COMMAND | ifbus task next --swarm {name}"]
+
+
+COMMANDS = {
+    "ls": Command(
+        words="swarm ls",
+        summary="List swarms by name",
+        examples=("ifbus swarm ls", "ifbus swarm ls --fields id,alive,free_usd", "ifbus swarm ls --json --limit 200"),
+        run=_ls,
+        render=render_swarms,
+        kind="list",
+        items="swarms",
+        id_field="swarm_id",
+        columns=SWARM_FIELDS,
+    ),
+    "show": Command(
+        words="swarm show",
+        summary="Show what a swarm can do and how it stands",
+        examples=("ifbus swarm show docs-2", "ifbus swarm show docs-2 --json", "ifbus swarm show docs-2 --fields free_usd"),
+        arguments=_show_arguments,
+        run=_show,
+        render=render_swarm,
+        items="profile",
+        id_field="swarm_id",
+        columns=SWARM_FIELDS,
+    ),
+    "register": Command(
+        words="swarm register",
+        summary="Create or change a swarm's profile; `ifbus run` also gives it a session",
+        examples=(
+            "ifbus swarm register docs-2 --can docs:writing,docs:api-design",
+            "ifbus swarm register docs-2 --can docs:writing --cost-per-hour-usd 0.50 --budget-usd 5",
+            "ifbus swarm register docs-2 --model small",
+        ),
+        arguments=_register_arguments,
+        run=_register,
+        render=_render_registered,
+        kind="change",
+        items="profile",
+        id_field="swarm_id",
+    ),
+}  # fmt: skip

@@ -1,0 +1,308 @@
+"""`ifbus task`: the board. What a holder does with a claim is in `task_claim` and `task_holder`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ifbus.cli.command import Command, Data, DryRun, Invocation, Outcome, parse_json
+from ifbus.cli.commands import task_claim, task_holder
+from ifbus.cli.text import View, fields, one_line, plural, table
+from ifbus.errors import AlreadyExists, InvalidParams, Usage
+
+TASK_FIELDS = (
+    "task_id", "title", "state", "description", "capabilities", "depends_on", "waits_for", "filler", "priority",
+    "estimate_usd", "spent_usd", "payload", "milestones", "created_at_ms", "percent", "note", "progress_at_ms",
+    "holder", "token", "claimed_at_ms", "attempts", "result", "error", "ended_at_ms",
+)  # fmt: skip
+STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
+_GUESSES = {"done": "completed", "open": "ready", "dead": "failed", "todo": "ready", "in_progress": "claimed"}
+MAX_BOARD_BYTES = 4 << 20
+
+
+# --- add ---------------------------------------------------------------------------------------------
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("title", help="one line")
+    parser.add_argument(
+        "--need", metavar="CAP", action="append", help="what a swarm must be able to do, area:skill; again or A,B"
+    )
+    parser.add_argument(
+        "--depends-on", metavar="ID", action="append", help="tasks that must be completed first; again or A,B"
+    )
+    parser.add_argument("--estimate-usd", metavar="USD", help="what it will probably cost; reserved when it is claimed")
+    parser.add_argument("--id", help="its name; made up if not given")
+    parser.add_argument("--description", metavar="TEXT")
+    parser.add_argument("--payload", metavar="JSON", help="a map for the holder")
+    parser.add_argument("--priority", type=int, metavar="N", help="higher goes first, -100 to 100")
+    parser.add_argument("--filler", action="store_true", default=None, help="only while nothing better is ready")
+    parser.add_argument("--milestone", metavar="'25 TEXT'", action="append", help="again for more")
+
+
+def _add(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    return Outcome(
+        invocation.change(
+            "coordinator.create_task",
+            {
+                "title": args.title,
+                "task_id": args.id,
+                "description": args.description,
+                "capabilities": split_list(args.need),
+                "depends_on": split_list(args.depends_on),
+                "filler": args.filler,
+                "priority": args.priority,
+                "estimate_usd": args.estimate_usd,
+                "payload": parse_json(args.payload, "payload") if args.payload is not None else None,
+                "milestones": [_milestone(text) for text in args.milestone] if args.milestone else None,
+            },
+        )
+    )
+
+
+def _milestone(text: str) -> list[Any]:
+    percent, _, what = text.partition(" ")
+    percent = percent.rstrip("%")
+    if not (percent.isascii() and percent.isdigit() and what.strip()):
+        raise InvalidParams(f"a milestone reads '25 client connects', got {text!r:.80}", data={"param": "milestone"})
+    return [int(percent), what.strip()]
+
+
+def split_list(values: list[str] | None) -> list[str] | None:
+    """``["a,b", "c"]`` as ``["a", "b", "c"]``; None stays None: not given."""
+    if values is None:
+        return None
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def render_added(data: Data, view: View) -> list[str]:
+    """``T-1 ready``."""
+    task = data["task"]
+    waits = f"waits for {', '.join(task['waits_for'])}" if task.get("waits_for") else ""
+    return fields([f"{task['task_id']} {view.state(task['state'])}", waits], view)
+
+
+# --- ls and show -------------------------------------------------------------------------------------
+
+
+def _ls_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", metavar="A,B", help=f"only these: {','.join(STATES)}")
+    parser.add_argument("--holder", metavar="SWARM", help="only what this swarm holds")
+    parser.add_argument("--grep", metavar="WORD", help="only where id or title contains this")
+
+
+def _ls(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    states = [_GUESSES.get(state, state) for state in split_list([args.state]) or []] if args.state else None
+    for state in states or []:
+        if state not in STATES:
+            raise Usage(
+                f"no state `{state:.40}`; states: {' '.join(STATES)}",
+                data={"command": "task ls", "example": "ifbus task ls --state ready,claimed"},
+            )
+    answer = invocation.ask(
+        "coordinator.list_tasks", states=states, holder=args.holder, grep=args.grep, after=args.after, limit=args.limit
+    )
+    tasks = answer["tasks"]
+    page = {"returned": len(tasks), "total": answer["total"], "next": answer["next"]}
+    return Outcome({"tasks": tasks, "counts": answer["counts"]}, page)
+
+
+def render_tasks(data: Data, view: View) -> list[str]:
+    """The board as a table."""
+    tasks = data["tasks"]
+    if not tasks:
+        total = sum(data["counts"].values())
+        return [f"no task matches ({total} in all)" if total else 'no task yet: ifbus task add "Count the words"']
+    return table(
+        ("TASK", "STATE", "HELD BY", "PROGRESS", "SPENT", "TITLE"),
+        [
+            (
+                task["task_id"],
+                view.state(task["state"]),
+                task.get("holder") or "-",
+                _progress(task, view),
+                task.get("spent_usd", "0.00"),
+                one_line(task["title"], 100),
+            )
+            for task in tasks
+        ],
+        right=(4,),
+    )
+
+
+def _progress(task: Data, view: View) -> str:
+    if not task.get("progress_at_ms"):
+        return "-"
+    age = f" ({view.ago(task['progress_at_ms'])})" if task["state"] == "claimed" else ""
+    return f"{task.get('percent', 0)} %{age}"
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="TASK", help="T-7; a handle T-7@41 is fine too")
+
+
+def _show(invocation: Invocation) -> Outcome:
+    task_id = invocation.args.subject.partition("@")[0]
+    return Outcome(invocation.ask("coordinator.get_task", task_id=task_id))
+
+
+def render_task(data: Data, view: View) -> list[str]:
+    """One task with all that it has, nothing that it lacks."""
+    task = data["task"]
+    held = f"held by {task['holder']} for {view.ago(task.get('claimed_at_ms'))}, fence {task.get('token')}"
+    lines = fields(
+        [
+            f"{task['task_id']} {view.state(task['state'])}: {one_line(task['title'])}",
+            held if task.get("holder") else "",
+            _progress(task, view).removeprefix("-"),
+            f"spent {task.get('spent_usd', '0.00')} of estimated {task.get('estimate_usd', '0.00')} USD",
+        ],
+        view,
+    )
+    if task.get("note"):
+        lines.append(f"  note: {one_line(task['note'])}")
+    if task.get("description"):
+        lines += ["", *(f"  {one_line(line, 1000)}" for line in task["description"].splitlines()), ""]
+    for name, values in (
+        ("needs", task.get("capabilities")),
+        ("waits for", task.get("waits_for")),
+        ("depends on", task.get("depends_on")),
+    ):
+        if values:
+            lines.append(f"  {name}: {', '.join(values)}")
+    lines += [
+        f"  {'x' if percent <= task.get('percent', 0) else '-'} {percent} % {one_line(str(text))}"
+        for percent, text in task.get("milestones", ())
+    ]
+    for name in ("payload", "result"):
+        if task.get(name) not in (None, {}):
+            lines.append(f"  {name}: {_json(task[name])}")
+    if task.get("error"):
+        lines.append(f"  failed: {one_line(task['error'])} ({plural(task.get('attempts', 0), 'attempt')})")
+    return lines
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return one_line(json.dumps(value, ensure_ascii=False, default=bytes.hex), 1000)
+
+
+# --- import ------------------------------------------------------------------------------------------
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="BOARD", help="a Markdown board, '-' for stdin")
+    parser.add_argument("--usd-per-hour", metavar="USD", help="turn the board's hours into estimates in dollars")
+
+
+def _import(invocation: Invocation) -> Outcome:
+    from ifbus import board
+
+    specs = board.parse(_read_text(invocation.args.subject))
+    rate = invocation.args.usd_per_hour
+    params = [{**spec.to_params(), **_estimate(spec.estimate_minutes, rate)} for spec in specs]
+    if invocation.args.dry_run:
+        raise DryRun("coordinator.create_task", {"tasks": [task["task_id"] for task in params]})
+    created, existing = [], []
+    key = invocation.args.key
+    for task in params:
+        # One key a task: under a single one the second task would be "another body".
+        invocation.args.key = f"{key}.{task['task_id']}" if key else None
+        try:
+            invocation.change("coordinator.create_task", task)
+        except AlreadyExists:
+            existing.append(task["task_id"])
+        else:
+            created.append(task["task_id"])
+    return Outcome({"created": created, "existing": existing})
+
+
+def _estimate(minutes: int | None, usd_per_hour: str | None) -> Data:
+    if minutes is None or usd_per_hour is None:
+        return {}
+    from ifbus.money import to_micro_usd, to_usd
+
+    try:
+        return {"estimate_usd": to_usd(to_micro_usd(usd_per_hour) * minutes // 60)}
+    except ValueError as error:
+        raise InvalidParams(f"--usd-per-hour: {error}", data={"param": "usd_per_hour"}) from error
+
+
+def _read_text(path: str) -> str:
+    import sys
+
+    try:
+        if path == "-":
+            text = sys.stdin.read(MAX_BOARD_BYTES + 1)
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read(MAX_BOARD_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Usage(
+            f"cannot read {path}: {error}", data={"command": "task import", "example": "ifbus task import board.md"}
+        ) from error
+    if len(text) > MAX_BOARD_BYTES:
+        raise InvalidParams(f"a board is at most {MAX_BOARD_BYTES >> 20} MiB", data={"param": "board"})
+    return text
+
+
+def render_import(data: Data, _view: View) -> list[str]:
+    """How many are new, how many were there."""
+    there = f", {len(data['existing'])} there already" if data["existing"] else ""
+    return [f"{plural(len(data['created']), 'task')} created{there}    next: ifbus task ls"]
+
+
+COMMANDS = {
+    "add": Command(
+        words="task add",
+        summary="Create a task; waiting swarms that qualify hear of it at once",
+        examples=(
+            'ifbus task add "Count the words" --need docs:writing --estimate-usd 0.05',
+            'ifbus task add "Publish" --depends-on T-1,T-2',
+            'ifbus task add "Tidy up" --filler --payload \'{"dir": "docs"}\'',
+        ),
+        arguments=_add_arguments,
+        run=_add,
+        render=render_added,
+        kind="change",
+        items="task",
+        id_field="task_id",
+    ),
+    "ls": Command(
+        words="task ls",
+        summary="List tasks in order of creation",
+        examples=("ifbus task ls --state ready,claimed", "ifbus task ls --holder docs-2", "ifbus task ls --grep words --json --fields id,state"),
+        arguments=_ls_arguments,
+        run=_ls,
+        render=render_tasks,
+        kind="list",
+        items="tasks",
+        id_field="task_id",
+        columns=TASK_FIELDS,
+    ),
+    "show": Command(
+        words="task show",
+        summary="Show one task with all that it has",
+        examples=("ifbus task show T-7", "ifbus task show T-7 --json", "ifbus task show T-7 --json --fields id,state,percent"),
+        arguments=_show_arguments,
+        run=_show,
+        render=render_task,
+        items="task",
+        id_field="task_id",
+        columns=TASK_FIELDS,
+    ),
+    **task_claim.commands(TASK_FIELDS),
+    **task_holder.COMMANDS,
+    "import": Command(
+        words="task import",
+        summary="Create the tasks of a Markdown board; those that exist stay as they are",
+        examples=("ifbus task import board.md", "ifbus task import board.md --usd-per-hour 0.50", "ifbus task import - < board.md"),
+        arguments=_import_arguments,
+        run=_import,
+        render=render_import,
+        kind="change",
+    ),
+}  # fmt: skip

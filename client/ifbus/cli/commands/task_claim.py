@@ -1,0 +1,133 @@
+"""`ifbus task next` and `claim`: winning a task, and what else fits when that one is lost."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ifbus.cli.command import Command, Data, Invocation, Outcome, span_type
+from ifbus.cli.text import View, fields, one_line, span
+from ifbus.errors import BreakerTripped, IfbusError, Refused, from_wire
+
+# Outside a session nobody renews: long enough for an agent's next command, short enough to free what it forgot.
+OWN_LEASE_MS = 600_000
+# To name something that fits instead, look at this many ready tasks: a refusal must stay as fast as a claim.
+_LOOK_AT = 5
+# What another task does not help against.
+_NOT_ABOUT_THE_TASK = (BreakerTripped,)
+
+
+def _claim_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="TASK")
+    _lease_argument(parser)
+
+
+def _lease_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lease", metavar="SPAN", type=span_type, help="a lease of its own, even inside a session (10m outside one)"
+    )
+
+
+def _claim(invocation: Invocation) -> Outcome:
+    task_id = invocation.args.subject
+    try:
+        return _won(invocation, "coordinator.claim_task", task_id=task_id)
+    except Refused as refusal:
+        if not isinstance(refusal, _NOT_ABOUT_THE_TASK):
+            refusal.data["instead"] = _find_other(invocation, task_id)
+        raise
+
+
+def _next(invocation: Invocation) -> Outcome:
+    return _won(invocation, "coordinator.claim_next")
+
+
+def _won(invocation: Invocation, method: str, **params: str) -> Outcome:
+    swarm_id = invocation.require_swarm()
+    session = _session_of(swarm_id)
+    lease_ms = invocation.args.lease or (None if session else OWN_LEASE_MS)
+    wait_ms = invocation.args.wait
+    answer = invocation.change(
+        method, {**params, "swarm_id": swarm_id, "wait_ms": wait_ms or None, "lease_ms": lease_ms}, wait_ms=wait_ms
+    )
+    if not answer["claimed"]:
+        raise from_wire(answer["refusal"])
+    lives_with = "lease" if lease_ms else "session"
+    return Outcome({"claim": answer["claim"], "lives_with": lives_with, "receipt": answer["receipt"]})
+
+
+def _session_of(swarm_id: str) -> bool:
+    """Whether this command runs inside a session of that swarm, which somebody renews (`ifbus run`)."""
+    return bool(os.environ.get("IFBUS_TOKEN")) and os.environ.get("IFBUS_SWARM") == swarm_id
+
+
+def _find_other(invocation: Invocation, task_id: str) -> Data | None:
+    """A ready task that this swarm could claim now, if one of the first few is."""
+    swarm_id = invocation.require_swarm()
+    try:
+        ready = invocation.ask("coordinator.list_tasks", states=["ready"], limit=_LOOK_AT + 1)["tasks"]
+        for task in [task for task in ready if task["task_id"] != task_id][:_LOOK_AT]:
+            answer = invocation.ask("coordinator.explain_claim", task_id=task["task_id"], swarm_id=swarm_id)
+            if answer["would_succeed"]:
+                return {
+                    "what": f"{task['task_id']} fits you (estimate {task.get('estimate_usd', '0.00')} USD)",
+                    "call": f"ifbus task claim {task['task_id']}",
+                }
+    except IfbusError:
+        # The refusal is the answer; a hint that could not be found must not replace it.
+        return None
+    return None
+
+
+def render_claim(data: Data, view: View) -> list[str]:
+    """The handle first: everything that the holder does next needs it."""
+    claim = data["claim"]
+    task = claim["task"]
+    handle = f"{claim['task_id']}@{claim['token']}"
+    if data["lives_with"] == "session":
+        lease = f"lease {span(claim['lease_ms'])}, renewed by the session of {claim['swarm_id']}"
+    else:
+        lease = f"lease {span(claim['lease_ms'])} of its own, renewed by each progress"
+    reserved = claim.get("reserved_usd")
+    more = f"  read: ifbus task show {claim['task_id']}" if task.get("description") or task.get("payload") else ""
+    return [
+        *fields([f"{handle} claimed: {one_line(task['title'], 100)}", lease, f"{reserved} USD reserved" if reserved else ""], view),
+        *([more] if more else []),
+        f'  next: ifbus task progress {handle} 50 "half" | ifbus task complete {handle} --result JSON | ifbus task blocked {handle} "why"',
+    ]  # fmt: skip
+
+
+def commands(columns: tuple[str, ...]) -> dict[str, Command]:
+    """Both commands; `columns` are the fields of a task."""
+    fields_of_claim = ("task_id", "swarm_id", "token", "lease_ms", "claimed_at_ms", "reserved_usd")
+    shared = tuple(dict.fromkeys((*fields_of_claim, *columns)))
+    return {
+        "next": Command(
+            words="task next",
+            summary="Claim the best ready task that this swarm qualifies for and can pay",
+            examples=("ifbus task next", "ifbus task next --wait 10m", "ifbus task next --swarm builder --lease 1h"),
+            arguments=_lease_argument,
+            run=_next,
+            render=render_claim,
+            kind="change",
+            waits=True,
+            acts=True,
+            items="claim",
+            id_field="task_id",
+            columns=shared,
+        ),
+        "claim": Command(
+            words="task claim",
+            summary="Claim one task; exactly one caller wins",
+            examples=("ifbus task claim T-7", "ifbus task claim T-7 --wait 10m", "ifbus task claim T-7 --json --fields id,token"),
+            arguments=_claim_arguments,
+            run=_claim,
+            render=render_claim,
+            kind="change",
+            waits=True,
+            acts=True,
+            items="claim",
+            id_field="task_id",
+            columns=shared,
+        ),
+    }  # fmt: skip

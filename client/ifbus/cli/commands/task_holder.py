@@ -1,0 +1,216 @@
+"""What a holder does with its claim: `ifbus task progress`, `complete`, `fail`, `release`, `blocked`. All take the handle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from ifbus.cli.command import Command, Data, Invocation, Outcome, parse_handle, parse_json
+from ifbus.cli.text import View, fields, one_line, span
+from ifbus.errors import Usage
+
+
+def _handle_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="HANDLE", help="the claim, T-7@41")
+
+
+def _act(invocation: Invocation, method: str, **params: Any) -> Data:
+    task_id, token = parse_handle(invocation.args.subject, invocation.command)
+    base = {"task_id": task_id, "swarm_id": invocation.require_swarm(), "token": token}
+    return invocation.change(method, {**base, **params})
+
+
+# --- progress ----------------------------------------------------------------------------------------
+
+
+def _progress_arguments(parser: argparse.ArgumentParser) -> None:
+    _handle_argument(parser)
+    parser.add_argument("percent", type=int, help="0 to 100")
+    parser.add_argument("note", nargs="?", help="what was done")
+
+
+def _progress(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    return Outcome(_act(invocation, "coordinator.report_progress", percent=args.percent, note=args.note))
+
+
+def render_progress(data: Data, view: View) -> list[str]:
+    """How far it is now, and until when the claim holds."""
+    task = data["task"]
+    note = f": {one_line(task['note'], 200)}" if task.get("note") else ""
+    return fields(
+        [f"{task['task_id']} at {task.get('percent', 0)} %{note}", f"lease renewed for {span(data['lease_ms'])}"], view
+    )
+
+
+# --- complete, fail, release -------------------------------------------------------------------------
+
+
+def _complete_arguments(parser: argparse.ArgumentParser) -> None:
+    _handle_argument(parser)
+    parser.add_argument("--result", metavar="JSON", help="what came of it, at most 32 KiB; '-' reads stdin")
+
+
+def _complete(invocation: Invocation) -> Outcome:
+    text = invocation.args.result
+    result = parse_json(sys.stdin.read() if text == "-" else text, "result") if text is not None else None
+    return Outcome(_act(invocation, "coordinator.complete_task", result=result))
+
+
+def _fail_arguments(parser: argparse.ArgumentParser) -> None:
+    _handle_argument(parser)
+    parser.add_argument("error", metavar="WHY")
+    parser.add_argument("--retry", action="store_true", default=None, help="offer the task again")
+
+
+def _fail(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    return Outcome(_act(invocation, "coordinator.fail_task", error=args.error, retry=args.retry))
+
+
+def _release_arguments(parser: argparse.ArgumentParser) -> None:
+    _handle_argument(parser)
+    parser.add_argument("note", nargs="?", help="what the next one should know")
+
+
+def _release(invocation: Invocation) -> Outcome:
+    return Outcome(_act(invocation, "coordinator.release_task", note=invocation.args.note))
+
+
+def render_ended(verdict: str, data: Data, view: View) -> list[str]:
+    """What became of the task, what it cost, what it made ready, and the receipt."""
+    task, receipt = data["task"], data.get("receipt") or {}
+    started, ended = task.get("claimed_at_ms"), task.get("ended_at_ms")
+    took = f" in {span(ended - started)}" if started and ended and ended >= started else ""
+    again = " (already so)" if receipt.get("replayed") else ""
+    facts = [
+        f"{task['task_id']} {verdict}{took} for {data.get('spent_usd', '0.00')} USD, {data.get('released_usd', '0.00')} back in the budget{again}",
+        f"now ready: {', '.join(data['unblocked'])}" if data.get("unblocked") else "",
+    ]
+    if receipt.get("head"):
+        mark = f"{receipt['seq']}:{receipt['head'][:8]}"
+        facts.append(f"receipt {mark} (ifbus witness verify --receipt {mark})")
+    return fields(facts, view)
+
+
+def _render_completed(data: Data, view: View) -> list[str]:
+    return render_ended("completed", data, view)
+
+
+def _render_failed(data: Data, view: View) -> list[str]:
+    return render_ended("failed" if data["task"]["state"] == "failed" else "failed, offered again", data, view)
+
+
+def _render_released(data: Data, view: View) -> list[str]:
+    return render_ended("released", data, view)
+
+
+# --- blocked -----------------------------------------------------------------------------------------
+
+
+def _blocked_arguments(parser: argparse.ArgumentParser) -> None:
+    _handle_argument(parser)
+    parser.add_argument("reason", metavar="WHY")
+    parser.add_argument("--need", metavar="CAP", action="append", help="who could help, area:skill; again or A,B")
+    parser.add_argument("--severity", choices=("low", "medium", "high", "critical"))
+    parser.add_argument("--release", action="store_true", default=None, help="give the claim back until it is resolved")
+
+
+def _blocked(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    task_id, token = parse_handle(args.subject, invocation.command)
+    if not args.reason.strip():
+        raise Usage("`task blocked`: say why", data={"example": invocation.command.examples[0]})
+    info = {
+        "reason": args.reason,
+        "task_id": task_id,
+        "token": token,
+        "severity": args.severity,
+        "needs": [part.strip() for value in args.need or () for part in value.split(",")] or None,
+        "release": args.release,
+    }
+    given = {name: value for name, value in info.items() if value is not None}
+    return Outcome(
+        invocation.change("coordinator.detect_blocker", {"swarm_id": invocation.require_swarm(), "info": given})
+    )
+
+
+def render_blocked(data: Data, view: View) -> list[str]:
+    """Who was told and who was asked to help."""
+    blocker = data["blocker"]
+    helpers = blocker.get("helpers") or []
+    name = blocker["blocker_id"]
+    return [
+        *fields(
+            [
+                f"{blocker.get('task_id') or blocker['swarm_id']} blocked: {one_line(blocker['reason'], 200)}",
+                f"blocker {name}, orchestrators told",
+                f"asked to help: {', '.join(helpers)}" if helpers else "nobody else qualifies to help",
+            ],
+            view,
+        ),
+        f'  when it is resolved: ifbus rpc coordinator.resolve_blocker \'{{"blocker_id": "{name}"}}\'',
+    ]
+
+
+COMMANDS = {
+    "progress": Command(
+        words="task progress",
+        summary="Say how far the work is; renews the claim's lease",
+        examples=('ifbus task progress T-7@41 50 "half"', "ifbus task progress T-7@41 75", "ifbus task progress T-7@41 100 --json"),
+        arguments=_progress_arguments,
+        run=_progress,
+        render=render_progress,
+        kind="change",
+        acts=True,
+    ),
+    "complete": Command(
+        words="task complete",
+        summary="End the claim and the task with a result; dependants become ready",
+        examples=(
+            "ifbus task complete T-7@41 --result '{\"words\": 3}'",
+            "ifbus task complete T-7@41",
+            "count | ifbus task complete T-7@41 --result -",
+        ),
+        arguments=_complete_arguments,
+        run=_complete,
+        render=_render_completed,
+        kind="change",
+        acts=True,
+    ),
+    "fail": Command(
+        words="task fail",
+        summary="End the claim with a failure; counts against the swarm's breaker",
+        examples=('ifbus task fail T-7@41 "no such file"', 'ifbus task fail T-7@41 "timed out" --retry', 'ifbus task fail T-7@41 "why" --json'),
+        arguments=_fail_arguments,
+        run=_fail,
+        render=_render_failed,
+        kind="change",
+        acts=True,
+    ),
+    "release": Command(
+        words="task release",
+        summary="Give the claim back without a verdict; the task is ready for others at once",
+        examples=("ifbus task release T-7@41", 'ifbus task release T-7@41 "half is in branch t-7"', "ifbus task release T-7@41 --json"),
+        arguments=_release_arguments,
+        run=_release,
+        render=_render_released,
+        kind="change",
+        acts=True,
+    ),
+    "blocked": Command(
+        words="task blocked",
+        summary="Say that the work cannot go on: orchestrators hear it, the best helpers are asked",
+        examples=(
+            'ifbus task blocked T-7@41 "which port?"',
+            'ifbus task blocked T-7@41 "needs a review" --need docs:writing --severity high',
+            'ifbus task blocked T-7@41 "waits for the lab" --release',
+        ),
+        arguments=_blocked_arguments,
+        run=_blocked,
+        render=render_blocked,
+        kind="change",
+        acts=True,
+    ),
+}  # fmt: skip
