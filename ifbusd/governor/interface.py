@@ -11,6 +11,14 @@ from ifbusd.operation import Tx
 Answer = dict[str, Any]
 
 
+class Claims(Protocol):
+    """What the governor needs of the coordinator: whether a fencing token is the current one."""
+
+    async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> None:
+        """Return if the swarm holds the task by this token; else raise not_found, not_owner or stale_token."""
+        ...
+
+
 class Governor(Protocol):
     """Profiles, matching, budgets, breakers, escalation."""
 
@@ -32,7 +40,7 @@ class Governor(Protocol):
         ...
 
     async def get_swarm(self, caller: Caller, swarm_id: str) -> Answer:
-        """``{"profile": SwarmProfile}``, or not_found."""
+        """``{"profile": SwarmProfile}``, or not_found. Whether it is alive, and its claims, the coordinator knows."""
         ...
 
     async def list_swarms(self, caller: Caller, *, after: str = "", limit: int = 50) -> Answer:
@@ -57,7 +65,7 @@ class Governor(Protocol):
             similarity: Which measure is compared with the threshold; the policy's default (``jaccard``) if not given.
 
         Returns:
-            ``{"best": CapabilityMatch or None, "matches": [CapabilityMatch], "considered": n, "threshold": 0.7, "similarity": ...,
+            ``{"best": CapabilityMatch or None, "matches": [CapabilityMatch, at most `limit`, 1 to 50], "considered": n, "threshold": 0.7, "similarity": ...,
             "refused": {"not_qualified": n, "breaker_tripped": n, "budget_exceeded": n, "too_expensive": n}}``.
         """
         ...
@@ -120,8 +128,14 @@ class Governor(Protocol):
         """
         ...
 
-    async def get_budget_report(self, caller: Caller, *, swarm_id: str | None = None) -> Answer:
-        """``{"reports": [BudgetReport]}`` of one swarm or all."""
+    async def get_budget_report(
+        self, caller: Caller, *, swarm_id: str | None = None, after: str = "", limit: int = 50
+    ) -> Answer:
+        """``{"reports": [BudgetReport], "next": swarm id to go on after or None}``, of one swarm or of all by name.
+
+        Raises:
+            not_found: There is no such swarm.
+        """
         ...
 
     async def set_budget(self, caller: Caller, swarm_id: str, limit_usd: MicroUsd) -> Answer:
@@ -146,19 +160,27 @@ class Governor(Protocol):
         """
         ...
 
-    async def list_breakers(self, caller: Caller, *, tripped_only: bool = False) -> Answer:
-        """``{"breakers": [{"swarm_id", "state", "reason", "tripped_at_ms", "failures_in_a_row"}]}``."""
+    async def list_breakers(
+        self, caller: Caller, *, tripped_only: bool = False, after: str = "", limit: int = 50
+    ) -> Answer:
+        """Breakers by the swarm's name.
+
+        Returns:
+            ``{"breakers": [{"swarm_id", "state", "reason", "cause", "tripped_at_ms", "failures_in_a_row"}],
+            "next": swarm id to go on after or None}``.
+        """
         ...
 
     async def subscribe_escalations(self, caller: Caller) -> Answer:
         """Send this connection (operator) ``escalation [{"kind", "swarm_id", "reason", "at_ms", ...}]`` for each, from now on.
 
-        Kinds: ``breaker_tripped``, ``breaker_reset``, ``blocker``, ``budget_low``. Open ones are sent before the answer.
+        Kinds: ``breaker_tripped``, ``breaker_reset``, ``blocker``, ``budget_low``. Open ones are sent before the answer, which
+        is ``{"open": how many}``. Twice on one connection is as once.
         """
         ...
 
     async def list_escalations(self, caller: Caller) -> Answer:
-        """Open escalations: tripped breakers and open blockers. ``{"escalations": [...]}``."""
+        """Open escalations: tripped breakers and open blockers, the first 200 of each. ``{"escalations": [...], "has_more": bool}``."""
         ...
 
 
@@ -212,7 +234,15 @@ class Admission(Protocol):
         incarnation: int | None,
         orchestrator: bool | None,
     ) -> dict[str, Any]:
-        """Create or change the profile within a registration; the `SwarmProfile` map. Raises permission_denied."""
+        """Create or change the profile within a registration; None keeps what was there.
+
+        Returns:
+            The `SwarmProfile` map, without ``alive`` and ``claims``.
+
+        Raises:
+            permission_denied: The name belongs to another user, or the budget would be raised or beyond the policy's bound.
+            limit_exceeded: Too many swarms.
+        """
         ...
 
     def rank(self, capabilities: frozenset[str], *, limit: int, exclude: frozenset[str] = frozenset()) -> list[str]:
@@ -224,7 +254,7 @@ class Admission(Protocol):
         ...
 
     def is_match(self, swarm_id: str, capabilities: frozenset[str]) -> bool:
-        """Whether the swarm's overlap reaches the threshold and its breaker is closed, from the governor's view (no I/O)."""
+        """Whether the swarm's overlap reaches the threshold and it is neither tripped nor broke, from the governor's view (no I/O)."""
         ...
 
     def orchestrators(self) -> list[str]:
@@ -233,4 +263,12 @@ class Admission(Protocol):
 
     def swarms_with(self, capabilities: frozenset[str]) -> list[str]:
         """Registered swarm ids that have all of these capabilities."""
+        ...
+
+    async def caught_up(self, swarm_id: str) -> None:
+        """Return once the governor's view shows this swarm as the store has it: await it between `save_profile` and the answer."""
+        ...
+
+    async def set_reputation(self, tx: Tx, swarm_id: str, ratio: float) -> None:
+        """Note how well a swarm has done, 0 to 1 (kept in millionths). Raises not_found."""
         ...

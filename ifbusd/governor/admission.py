@@ -1,0 +1,308 @@
+"""What the coordinator asks inside its own transactions. Everything is read and written through the `Tx`, so what is decided
+here holds at commit; only `rank` and its like answer from the view, and they only suggest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import attrs
+
+from ifbus.errors import InvalidParams, LimitExceeded, NotFound, PermissionDenied
+from ifbus.models import check_capabilities, check_identifier
+from ifbus.money import to_usd
+from ifbusd.governor import rules
+from ifbusd.governor.model import ACCOUNTS, PPM, SWARMS, TRIPPED, Account, Policy, Profile
+from ifbusd.governor.registry import Registry
+from ifbusd.governor.rules import Check, Event
+from ifbusd.governor.view import RegistryView
+from ifbusd.identity import Caller
+from ifbusd.operation import Tx
+from ifbusd.store.codec import unpack
+
+ESCALATIONS: Final = "escalations"
+MAX_MODEL_CHARS: Final = 100
+
+
+class Admissions:
+    """`ifbusd.governor.interface.Admission`. It has no state of its own beside the view."""
+
+    def __init__(self, view: RegistryView, policy: Policy, now_ms: Callable[[], int]) -> None:
+        self._view = view
+        self._policy = policy
+        self._now_ms = now_ms
+        # Worked out once: each costs as much as a whole check.
+        self._threshold = policy.exact_threshold
+        self._budget_low = policy.exact_budget_low
+        self._max_self_budget = policy.max_self_budget_micro_usd
+
+    @property
+    def _registry(self) -> Registry:
+        return self._view.registry
+
+    # --- reading and writing a swarm -----------------------------------------------------------------
+
+    async def _read_profile(self, tx: Tx, swarm_id: str) -> Profile:
+        stored = await tx.get(SWARMS + check_identifier(swarm_id, "swarm_id"))
+        if stored is None:
+            raise no_swarm(swarm_id)
+        return Profile.from_stored(swarm_id, unpack(stored))
+
+    async def _read_account(self, tx: Tx, swarm_id: str) -> Account:
+        stored = await tx.get(ACCOUNTS + swarm_id)
+        return Account.from_stored(None if stored is None else unpack(stored))
+
+    def _write_account(self, tx: Tx, swarm_id: str, before: Account, after: Account, *, why: str = "") -> None:
+        """Write a changed account, and tell whom it concerns what happened to it; nothing if it is as before."""
+        if after == before:
+            return
+        tx.put(ACCOUNTS + swarm_id, after.to_stored())
+        event = rules.event_between(before, after, self._budget_low)
+        if event is None:
+            return
+        message = {"kind": event.value, "swarm_id": swarm_id, "at_ms": self._now_ms()}
+        if event is Event.BREAKER_TRIPPED:
+            tx.put(TRIPPED + swarm_id, rules.describe_breaker(swarm_id, after))
+            tx.detail["breaker_tripped"] = after.breaker.reason
+            message |= rules.check_breaker(swarm_id, after).data
+        elif event is Event.BREAKER_RESET:
+            tx.delete(TRIPPED + swarm_id)
+            message |= {"reason": why}
+        else:
+            report = rules.describe_account(swarm_id, after)
+            message |= {"reason": f"{report['spent_usd']} of {report['limit_usd']} USD spent", **report}
+        tx.publish(ESCALATIONS, message)
+        tx.publish(f"attention.{swarm_id}", message)
+
+    # --- Admission -----------------------------------------------------------------------------------
+
+    async def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
+        """Return if the swarm exists and is the caller's; else raise not_found or permission_denied."""
+        require_owner(await self._read_profile(tx, swarm_id), caller)
+
+    async def admit(
+        self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int
+    ) -> None:
+        """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
+
+        Raises:
+            breaker_tripped, not_qualified, budget_exceeded: With figures and what would change it.
+            limit_exceeded: The swarm has too many reservations.
+            not_found: There is no such swarm.
+        """
+        profile = await self._read_profile(tx, swarm_id)
+        before = await self._read_account(tx, swarm_id)
+        # What an earlier claim of the same task left behind must not be in the way of this one.
+        account, _ = rules.end_claim(before, task_id)
+        for check in self._checks(profile, account, capabilities, estimate_micro_usd):
+            if not check.ok:
+                raise check.error()
+        account = rules.hold_claim(account, task_id, estimate_micro_usd)
+        self._require_holds(swarm_id, account)
+        self._write_account(tx, swarm_id, before, account)
+        if estimate_micro_usd:
+            tx.detail["reserved_usd"] = to_usd(estimate_micro_usd)
+
+    async def check_route(self, tx: Tx, swarm_id: str, capabilities: frozenset[str]) -> None:
+        """As `admit` for a push: breaker and match, nothing set aside; a broke swarm is refused."""
+        profile = await self._read_profile(tx, swarm_id)
+        for check in self._checks(profile, await self._read_account(tx, swarm_id), capabilities, 0):
+            if not check.ok:
+                raise check.error()
+
+    async def explain(
+        self, tx: Tx, swarm_id: str, capabilities: frozenset[str], estimate_micro_usd: int
+    ) -> list[dict[str, Any]]:
+        """The checks of `admit` without stopping at the first no: ``[{"check", "ok", "message", "data", "would_change"}]``."""
+        profile = await self._read_profile(tx, swarm_id)
+        account = await self._read_account(tx, swarm_id)
+        return [check.to_wire() for check in self._checks(profile, account, capabilities, estimate_micro_usd)]
+
+    def _checks(self, profile: Profile, account: Account, capabilities: frozenset[str], amount: int) -> list[Check]:
+        return [
+            rules.check_breaker(profile.swarm_id, account),
+            rules.check_match(profile, capabilities, self._policy.similarity, self._threshold),
+            rules.check_budget(profile.swarm_id, account, amount),
+        ]
+
+    def _require_holds(self, swarm_id: str, account: Account) -> None:
+        if len(account.holds) > self._policy.max_holds:
+            raise LimitExceeded(
+                f"cannot set money aside for {swarm_id}: it has {self._policy.max_holds} reservations already",
+                data={"limit": "max_holds", "max_holds": self._policy.max_holds},
+                would_change=[{"by": "self", "what": "settle a reservation or end a claim"}],
+            )
+
+    async def claim_ended(
+        self, tx: Tx, swarm_id: str, task_id: str, *, outcome: Literal["ok", "failed", "neutral"]
+    ) -> int:
+        """Give back what the claim held; count failures (``failed``), which may trip the breaker, or forget them (``ok``).
+
+        Returns:
+            Micro-dollars given back.
+        """
+        before = await self._read_account(tx, swarm_id)
+        account, released = rules.end_claim(before, task_id)
+        if outcome == "failed":
+            account = rules.count_failure(account, task_id, self._policy.failures_to_trip, self._now_ms())
+        elif outcome == "ok":
+            account = rules.count_success(account)
+        self._write_account(tx, swarm_id, before, account)
+        return released
+
+    async def save_profile(
+        self,
+        tx: Tx,
+        caller: Caller,
+        swarm_id: str,
+        *,
+        capabilities: frozenset[str] | None,
+        cost_per_hour_micro_usd: int | None,
+        budget_micro_usd: int | None,
+        model: str | None,
+        incarnation: int | None,
+        orchestrator: bool | None,
+    ) -> dict[str, Any]:
+        """Create or change the profile within a registration; None keeps what was there. The `SwarmProfile` map.
+
+        Raises:
+            permission_denied: The name belongs to another user, or the budget would be raised or beyond the policy's bound.
+            limit_exceeded: Too many swarms.
+        """
+        stored = await tx.get(SWARMS + check_identifier(swarm_id, "swarm_id"))
+        if stored is None:
+            self._require_room(caller, swarm_id)
+            old = None
+            profile = Profile(swarm_id=swarm_id, uid=caller.uid, gid=caller.peer.gid, created_at_ms=self._now_ms())
+        else:
+            old = profile = Profile.from_stored(swarm_id, unpack(stored))
+            require_owner(profile, caller)
+        changes: dict[str, Any] = {
+            "capabilities": None if capabilities is None else check_capabilities(capabilities),
+            "cost_per_hour_micro_usd": cost_per_hour_micro_usd,
+            "model": None if model is None else check_text(model, "model", MAX_MODEL_CHARS),
+            "incarnation": incarnation,
+            "orchestrator": orchestrator,
+        }
+        profile = attrs.evolve(profile, **{name: value for name, value in changes.items() if value is not None})
+        if profile != old:
+            tx.put(SWARMS + swarm_id, profile.to_stored())
+        before = await self._read_account(tx, swarm_id)
+        account = attrs.evolve(before, limit=self._own_limit(caller, swarm_id, before, budget_micro_usd))
+        self._write_account(tx, swarm_id, before, account)
+        return rules.describe_profile(profile, account)
+
+    def _require_room(self, caller: Caller, swarm_id: str) -> None:
+        # From the view: a few registrations that arrive together may pass the bound together, which does no harm.
+        for name, count, most in (
+            ("max_swarms", len(self._registry), self._policy.max_swarms),
+            ("max_swarms_per_uid", self._registry.count_of_uid(caller.uid), self._policy.max_swarms_per_uid),
+        ):
+            if count >= most:
+                raise LimitExceeded(
+                    f"cannot register swarm {swarm_id}: {count} of {most} ({name})",
+                    data={"limit": name, name: most},
+                    would_change=[
+                        {"by": "self", "what": "use a name again that is registered already"},
+                        {"by": "operator", "what": f"a larger {name} in the configuration"},
+                    ],
+                )
+
+    def _own_limit(self, caller: Caller, swarm_id: str, account: Account, wanted: int | None) -> int | None:
+        """The budget after a registration: a user may lower an own swarm's budget, only an operator raises it."""
+        most = self._max_self_budget
+        if wanted is None:
+            return most if account.limit is None else account.limit
+        if caller.is_operator:
+            return wanted
+        bound, what = (
+            (most, "the most that a user may give") if account.limit is None else (account.limit, "its budget")
+        )
+        if bound is not None and wanted > bound:
+            raise PermissionDenied(
+                f"cannot give {swarm_id} a budget of {to_usd(wanted)} USD: {what} is {to_usd(bound)},"
+                f" only an operator may go beyond; you are uid {caller.uid}",
+                data={"swarm_id": swarm_id, "wanted_usd": to_usd(wanted), "bound_usd": to_usd(bound)},
+                would_change=[
+                    {"by": "self", "what": f"a budget of at most {to_usd(bound)}, or none to keep it as it is"},
+                    {
+                        "by": "operator",
+                        "what": "a larger budget",
+                        "call": f"ifbus budget set {swarm_id} {to_usd(wanted)}",
+                    },
+                ],
+            )
+        return wanted
+
+    async def set_reputation(self, tx: Tx, swarm_id: str, ratio: float) -> None:
+        """Note how well a swarm has done, 0 to 1 (kept in millionths).
+
+        Raises:
+            ValueError: The ratio is not between 0 and 1.
+            not_found: There is no such swarm.
+        """
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"a reputation is between 0 and 1, got {ratio}")
+        profile = await self._read_profile(tx, swarm_id)
+        tx.put(SWARMS + swarm_id, attrs.evolve(profile, reputation_ppm=round(ratio * PPM)).to_stored())
+
+    # --- from the view -------------------------------------------------------------------------------
+
+    def rank(self, capabilities: frozenset[str], *, limit: int, exclude: frozenset[str] = frozenset()) -> list[str]:
+        """Swarm ids fit for these capabilities, best first, from the governor's view of the registry (no I/O)."""
+        ranking = self._registry.rank(
+            capabilities, self._policy.similarity, self._threshold, limit=limit, exclude=exclude
+        )
+        return [profile.swarm_id for profile in ranking.best]
+
+    def capabilities_of(self, swarm_id: str) -> frozenset[str] | None:
+        """What a swarm can do, from the governor's view; None if unknown (no I/O)."""
+        profile = self._registry.get(swarm_id)
+        return None if profile is None else profile.capabilities
+
+    def is_match(self, swarm_id: str, capabilities: frozenset[str]) -> bool:
+        """Whether the swarm's overlap reaches the threshold and it is neither tripped nor broke, from the view (no I/O)."""
+        return self._registry.is_match(swarm_id, capabilities, self._policy.similarity, self._threshold)
+
+    def orchestrators(self) -> list[str]:
+        """Swarm ids registered as orchestrators, by name."""
+        return self._registry.orchestrators()
+
+    def swarms_with(self, capabilities: frozenset[str]) -> list[str]:
+        """Registered swarm ids that have all of these capabilities, by name."""
+        return self._registry.swarms_with(capabilities)
+
+    async def caught_up(self, swarm_id: str) -> None:
+        """Return once the view shows this swarm as the store has it: await it between `save_profile` and the answer."""
+        await self._view.caught_up(swarm_id)
+
+
+def check_text(text: str, what: str, max_chars: int, *, min_chars: int = 0) -> str:
+    """`text`, if its length is within these bounds.
+
+    Raises:
+        InvalidParams: It is not.
+    """
+    if not min_chars <= len(text.strip()) <= len(text) <= max_chars:
+        raise InvalidParams(
+            f"{what} has {min_chars} to {max_chars} characters, got {len(text.strip())}", data={"param": what}
+        )
+    return text
+
+
+def no_swarm(swarm_id: str) -> NotFound:
+    """The refusal for a name that nobody registered."""
+    return NotFound(
+        f"there is no swarm {swarm_id}",
+        data={"swarm_id": swarm_id},
+        would_change=[{"by": "self", "what": "register it", "call": f"ifbus swarm register {swarm_id}"}],
+    )
+
+
+def require_owner(profile: Profile, caller: Caller) -> None:
+    if profile.uid != caller.uid:
+        raise PermissionDenied(
+            f"cannot act for swarm {profile.swarm_id}: it belongs to uid {profile.uid}, you are uid {caller.uid}",
+            data={"swarm_id": profile.swarm_id, "owner_uid": profile.uid, "uid": caller.uid},
+            would_change=[{"by": "self", "what": "register a swarm under a name of your own"}],
+        )
