@@ -104,7 +104,7 @@ class Connection:
     `respond`, `respond_error`, `notify` and `cancel` return, whole and in order. Not thread-safe: one owner, or a lock.
     """
 
-    def __init__(self, limits: Limits = Limits()) -> None:
+    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen, so one default serves all
         self._limits = limits
         self._message_bytes = limits.message_bytes
         self._nesting = limits.nesting
@@ -156,6 +156,12 @@ class Connection:
         unpacker = self._unpacker
         assert unpacker is not None  # dropped only together with `_failed`
         while True:
+            if (
+                self._fed == self._drained
+            ):  # an empty unpacker says so with an exception, which costs as much as a message
+                if not self._waiting:
+                    return END_OF_STREAM if self._eof else NEED_DATA
+                self._feed(unpacker, self._waiting.popleft())
             try:
                 message = unpacker.unpack()
             except msgpack.OutOfData:
@@ -164,9 +170,7 @@ class Connection:
                     continue
                 if not self._eof:
                     return NEED_DATA
-                if self._fed != self._drained:
-                    raise self._fail("the stream ended inside a message") from None
-                return END_OF_STREAM
+                raise self._fail("the stream ended inside a message") from None
             except (
                 Exception
             ) as error:  # msgpack raises ValueError, StackError, FormatError, BufferFull, UnicodeDecodeError, ...
@@ -181,6 +185,11 @@ class Connection:
     def is_inside_message(self) -> bool:
         """Whether the first bytes of a message have arrived and its last ones not; a shell puts a deadline on it."""
         return self._fed != self._drained
+
+    @property
+    def has_buffered(self) -> bool:
+        """Whether more bytes were received than the messages delivered so far consist of."""
+        return self._fed != self._drained or bool(self._waiting)
 
     def _feed(self, unpacker: msgpack.Unpacker, data: memoryview | bytes) -> None:
         try:
@@ -210,7 +219,7 @@ class Connection:
             if len(message) != 3 or type(message[1]) is not str or type(message[2]) is not list:
                 return _malformed(None, "a notification is [2, method, params]", message)
             if self._is_too_deep(message[2]):
-                return _malformed(None, f"nested deeper than {self._nesting}", message)
+                return _malformed(None, f"params are nested at most {self._nesting} deep", message)
             return Notification(message[1], message[2])
         return _malformed(None, "the first element is 0 (request), 1 (response) or 2 (notification)", message)
 
@@ -223,11 +232,12 @@ class Connection:
         if type(method) is not str or type(params) is not list:
             return _malformed(msgid, "a request's method is a string and its params an array", message)
         if self._is_too_deep(params):
-            return _malformed(msgid, f"params are nested deeper than {self._nesting}", None)
+            return _malformed(msgid, f"params are nested at most {self._nesting} deep", params)
         meta: Any = None
         if params:
             last = params[-1]
-            if type(last) is dict and META_KEY in last:
+            # In a positional list only a map of its own: the last parameter may be a map with any keys.
+            if type(last) is dict and META_KEY in last and (len(params) == 1 or len(last) == 1):
                 meta = last.pop(META_KEY)
                 if type(meta) is not dict:
                     return _malformed(msgid, f'"{META_KEY}" is a map', meta)
@@ -284,7 +294,9 @@ class Connection:
         try:
             return self._pack([1, msgid, wire, None])
         except (LimitExceeded, TypeError, ValueError, OverflowError):
-            return self._pack([1, msgid, {"code": error.code, "message": error.message[:1000], "data": {}}, None])
+            # A path in a message may hold bytes that are no UTF-8, as lone surrogates.
+            message = error.message[:1000].encode("utf-8", "backslashreplace").decode()
+            return self._pack([1, msgid, {"code": error.code, "message": message, "data": {}}, None])
 
     def notify(self, method: str, params: Params) -> bytes:
         """The bytes of a notification.
@@ -322,5 +334,11 @@ def _msgid_of(message: list[Any]) -> int | None:
 
 
 def _malformed(msgid: int | None, rule: str, offending: Any) -> Malformed:
-    got = f", got {str(offending)[:80]}" if offending is not None else ""
-    return Malformed(msgid, InvalidRequest(f"cannot read the request: {rule}{got}"))
+    return Malformed(msgid, InvalidRequest(f"cannot read the request: {rule}, got {_shown(offending)}"))
+
+
+def _shown(value: Any) -> str:
+    # Never the text of a container: as long as the message, and 1000 levels of it end in RecursionError.
+    if isinstance(value, (list, dict, bytes)):
+        return f"{'an array' if type(value) is list else 'a map' if type(value) is dict else 'binary'} of {len(value)}"
+    return repr(value[:80] if type(value) is str else value)

@@ -1,0 +1,91 @@
+"""How much of the daemon one user may take: a token bucket per uid, and a count of its connections.
+
+Rule of this file: no clock; the caller says what time it is.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable
+
+import attrs
+
+
+class Quota(enum.IntEnum):
+    """What a request of a method takes out of its user's bucket."""
+
+    READ = 1
+    WRITE = 2
+    HEAVY = 50
+
+
+@attrs.frozen(kw_only=True)
+class Rate:
+    """`per_s` tokens a second, `burst` of them at once."""
+
+    per_s: float
+    burst: float
+
+
+class Bucket:
+    """The state of one token bucket: the time at which it will be full again. It starts full."""
+
+    __slots__ = ("full_at_s",)
+
+    def __init__(self) -> None:
+        self.full_at_s = float("-inf")
+
+
+def take(bucket: Bucket, rate: Rate, now_s: float, n: int) -> float:
+    """Take `n` tokens: 0.0 if they were there, else how many seconds until they are (then none was taken).
+
+    More tokens than a burst holds never come together; for those the bucket counts as full when it holds `burst`.
+    """
+    full_at_s = bucket.full_at_s
+    if full_at_s < now_s:
+        full_at_s = now_s
+    after_s = full_at_s + n / rate.per_s
+    wait_s = after_s - now_s - max(rate.burst, n) / rate.per_s
+    # Rounding of the sums above must not turn "exactly the last token" into a wait of some femtoseconds.
+    if wait_s > 1e-9:
+        return wait_s
+    bucket.full_at_s = after_s
+    return 0.0
+
+
+class Share:
+    """What one user takes at the moment: its bucket and its open connections."""
+
+    __slots__ = ("bucket", "connections")
+
+    def __init__(self) -> None:
+        self.bucket = Bucket()
+        self.connections = 0
+
+
+class Shares:
+    """The shares of all users with a connection. The mutable state is the table below, nothing else.
+
+    A share outlives its last connection until its bucket is full again, so that reconnecting does not refill it;
+    `prune` drops such leftovers and is called when a share is made, so the table stays as small as the users are many.
+    """
+
+    def __init__(self) -> None:
+        self._shares: dict[Hashable, Share] = {}
+
+    def of(self, uid: int, now_s: float) -> Share:
+        """The share of a user, made full if there is none."""
+        share = self._shares.get(uid)
+        if share is None:
+            self.prune(now_s)
+            share = self._shares[uid] = Share()
+        return share
+
+    def prune(self, now_s: float) -> None:
+        """Forget users without a connection whose bucket is full."""
+        for uid, share in list(self._shares.items()):
+            if not share.connections and share.bucket.full_at_s <= now_s:
+                del self._shares[uid]
+
+    def __len__(self) -> int:
+        return len(self._shares)
