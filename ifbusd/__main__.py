@@ -96,17 +96,17 @@ def _configuration(arguments: argparse.Namespace) -> Iterator[Config]:
     config = configuration.load(arguments.config)
     with contextlib.ExitStack() as stack:
         daemon = config.daemon
-        if arguments.dev and not arguments.check_config:
-            daemon = _for_one_user(daemon, arguments, stack)
-            uids = (*config.operators.uids, os.getuid())
-            config = attrs.evolve(config, operators=attrs.evolve(config.operators, uids=uids))
         try:
             if arguments.state:
                 daemon = attrs.evolve(daemon, state_dir=arguments.state.absolute())
             if arguments.socket:
                 daemon = attrs.evolve(daemon, socket=arguments.socket.absolute())
+            if arguments.dev and not arguments.check_config:
+                daemon = _for_one_user(daemon, arguments, stack)
+                uids = (*config.operators.uids, os.getuid())
+                config = attrs.evolve(config, operators=attrs.evolve(config.operators, uids=uids))
         except ValueError as error:
-            raise ConfigInvalid(f"--socket: {error}") from None
+            raise ConfigInvalid(f"cannot listen there: {error}; name another --socket") from None
         yield attrs.evolve(config, daemon=daemon)
 
 
@@ -116,11 +116,12 @@ def _for_one_user(daemon: DaemonConfig, arguments: argparse.Namespace, stack: co
 
     import attrs
 
-    state_dir = arguments.state or stack.enter_context(tempfile.TemporaryDirectory(prefix="ifbusd-"))
-    socket_path = arguments.socket or _private_directory() / "ifbusd.sock"
-    return attrs.evolve(
-        daemon, state_dir=Path(state_dir).absolute(), socket=socket_path.absolute(), socket_group="", socket_mode=0o600
-    )
+    if not arguments.state:
+        state_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="ifbusd-"))
+        daemon = attrs.evolve(daemon, state_dir=Path(state_dir))
+    if not arguments.socket:
+        daemon = attrs.evolve(daemon, socket=_private_directory() / "ifbusd.sock")
+    return attrs.evolve(daemon, socket_group="", socket_mode=0o600)
 
 
 def _private_directory() -> Path:
@@ -144,6 +145,7 @@ def _run(config: Config, arguments: argparse.Namespace) -> int:
     from ifbusd.activation import inherited_listener
     from ifbusd.sdnotify import Notifier
 
+    os.umask(0o077)  # what the daemon writes is nobody else's to read
     log.set_up(config.daemon.log_format, config.daemon.log_level)
     # Out of the environment before there is a child that could take them for its own.
     notifier = Notifier.from_environ()

@@ -65,6 +65,22 @@ class DaemonConfig:
     log_format: LogFormat = "auto"
     log_level: LogLevel = "info"
 
+    def socket_gid(self) -> int | None:
+        """Id of the socket's group, None for the daemon's own.
+
+        Raises:
+            ConfigInvalid: This host has no such group.
+        """
+        if not self.socket_group:
+            return None
+        known = _group_ids()
+        if self.socket_group not in known:
+            raise ConfigInvalid(
+                f"cannot give the socket to group {self.socket_group}: this host has none; "
+                f"groupadd --system {self.socket_group}, or another daemon.socket_group"
+            )
+        return known[self.socket_group]
+
 
 @attrs.frozen(kw_only=True)
 class OperatorsConfig:

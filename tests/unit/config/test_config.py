@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ifbus.errors import ConfigInvalid
 from ifbusd.chassis.model import CompileProfile
-from ifbusd.config import MAX_FILE_BYTES, MAX_PROBLEMS, Config, load
+from ifbusd.config import MAX_FILE_BYTES, MAX_PROBLEMS, Config, DaemonConfig, load
 
 
 @pytest.fixture
@@ -154,6 +154,14 @@ def test_operator_groups_become_ids(file: Path) -> None:
     """The groups of the file are resolved by the host's own names."""
     file.write_text(f"[operators]\ngroups = ['{grp.getgrgid(0).gr_name}']")
     assert load(file, {}).operators.gids() == frozenset({0})
+
+
+def test_the_group_of_the_socket_becomes_its_id() -> None:
+    """No group is the daemon's own; one that the host lacks is refused with the command that makes it."""
+    assert DaemonConfig(socket_group="").socket_gid() is None
+    assert DaemonConfig(socket_group=grp.getgrgid(0).gr_name).socket_gid() == 0
+    with pytest.raises(ConfigInvalid, match="groupadd --system no-such-group"):
+        DaemonConfig(socket_group="no-such-group").socket_gid()
 
 
 def test_named_tables_are_merged_with_the_defaults(file: Path) -> None:

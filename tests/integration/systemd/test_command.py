@@ -1,0 +1,85 @@
+"""The `ifbusd` command as a person or a service manager meets it, up to the point where a daemon runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+IFBUSD = Path(sys.executable).with_name("ifbusd")
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [IFBUSD, *arguments], env={"PATH": "/usr/bin:/bin", **environ}, capture_output=True, text=True
+    )
+
+
+def test_version() -> None:
+    """The version is one line."""
+    done = run("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ifbusd ")
+
+
+def test_a_right_configuration_is_confirmed() -> None:
+    """The file that is shipped passes its own check."""
+    done = run("--config", ROOT / "config" / "ifbusd.toml", "--check-config")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("ifbusd.toml: ok\n")
+
+
+@pytest.mark.parametrize("check", [["--check-config"], []], ids=["check", "start"])
+def test_a_wrong_configuration_ends_with_status_2(tmp_path: Path, check: list[str]) -> None:
+    """Each problem is one sentence on standard error, whether the file is checked or used."""
+    file = tmp_path / "ifbusd.toml"
+    file.write_text("[rpc]\nsokcet = 1\n[coordinator]\nlease_ms = 'long'\n")
+    done = run("--config", file, *check)
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"ifbusd: {file} line 2: rpc.sokcet: unknown key")
+    assert second == f"ifbusd: {file} line 4: coordinator.lease_ms: expected a whole number, got 'long'"
+
+
+def test_a_wrong_argument_ends_with_status_2() -> None:
+    """argparse's own status is the one for a wrong call."""
+    assert run("--devel").returncode == 2
+
+
+def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    """The kernel takes 107 bytes; the sentence says so instead of a bare errno."""
+    done = run("--dev", "--state", tmp_path, "--socket", "/" + "s" * 120)
+    assert done.returncode == 2
+    assert "expected a path of at most 107 bytes, got 121" in done.stderr
+
+
+def test_somebody_elses_socket_directory_is_refused(tmp_path: Path) -> None:
+    """A directory that others can write to could hold a socket of theirs."""
+    directory = tmp_path / "ifbusd"
+    directory.mkdir()
+    directory.chmod(0o777)
+    done = run("--dev", XDG_RUNTIME_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("ifbusd: cannot go on: expected a directory of your own with mode 0700")
+    assert str(directory) in done.stderr
+
+
+def test_an_inherited_descriptor_that_is_no_listener_is_refused(tmp_path: Path) -> None:
+    """What the manager passes is checked before anything is opened."""
+    done = subprocess.run(
+        [
+            "/bin/sh",
+            "-c",
+            f"LISTEN_PID=$$ LISTEN_FDS=1 exec {IFBUSD} --dev --state {tmp_path} --socket {tmp_path}/s 3</dev/null",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "cannot use the inherited descriptor 3" in done.stderr
+    assert list(tmp_path.iterdir()) == []
