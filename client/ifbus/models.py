@@ -100,8 +100,12 @@ class Model:
             for name, value in values.items():
                 field = known.get(name)
                 if field is not None:
-                    nested = field.metadata.get("model")
-                    given[name] = nested.from_wire(value) if nested is not None and value is not None else value
+                    nested, many = field.metadata.get("model"), field.metadata.get("models")
+                    if nested is not None and value is not None:
+                        value = nested.from_wire(value)
+                    elif many is not None:
+                        value = tuple(many.from_wire(item) for item in value)
+                    given[name] = value
             return cls(**given)
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InvalidParams(f"cannot read a {cls.__name__}: {error}") from error

@@ -1,0 +1,708 @@
+"""Every method of the wire as a function from typed arguments to a `Call`: what to send, and how to read the answer.
+
+Both clients make their methods from these functions, so that a signature, a docstring and a reading stand once. Pure: no
+I/O, clock or chance. Keep in step with the daemon's ``interface.py`` files; a test compares the two.
+
+Money is given as a decimal string, a whole number of dollars or a `Decimal`. Every method also takes `request.Options`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Literal, TypeVar, Unpack
+
+from ifbus.answers import (
+    BlobProgress,
+    Breaker,
+    ClaimEnd,
+    ClaimExplanation,
+    CostEntry,
+    CostReport,
+    InboxPage,
+    LoadedModule,
+    MatchReport,
+    Progress,
+    Push,
+    Refusal,
+    Registration,
+    Reservation,
+    SessionRenewal,
+    SwarmPage,
+    TaskPage,
+    WitnessHead,
+    WitnessPage,
+    WitnessVerdict,
+)
+from ifbus.errors import InvalidParams
+from ifbus.models import (
+    BlockerAlert,
+    BudgetReport,
+    Execution,
+    Model,
+    ServiceContract,
+    SwarmProfile,
+    Task,
+    TaskBroadcast,
+    TaskClaim,
+)
+from ifbus.money import to_micro_usd, to_usd
+from ifbus.request import Call, Options, untyped
+
+M = TypeVar("M", bound=Model)
+Usd = str | int | Decimal
+Similarity = Literal["jaccard", "coverage"]
+Severity = Literal["low", "medium", "high", "critical"]
+Dimension = Literal["swarm", "task", "operation", "model", "hour"]
+
+
+def _given(**params: Any) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def usd(amount: Usd | None, param: str) -> str | None:
+    """The wire's decimal string. Raises InvalidParams where the amount is none, with `param` named."""
+    if amount is None:
+        return None
+    try:
+        return to_usd(to_micro_usd(format(amount, "f") if isinstance(amount, Decimal) else amount))
+    except ValueError as error:
+        raise InvalidParams(f"cannot read {param}: {error}", data={"param": param}) from error
+
+
+def _under(key: str, model: type[M]) -> Callable[[Any], M]:
+    return lambda answer: model.from_wire(answer[key])
+
+
+def _all_under(key: str, model: type[M]) -> Callable[[Any], tuple[M, ...]]:
+    return lambda answer: tuple(model.from_wire(value) for value in answer[key])
+
+
+def _claim(answer: Any) -> TaskClaim | Refusal:
+    if not answer["claimed"]:
+        return Refusal.from_wire(answer["refusal"])
+    claim = answer["claim"]
+    if "receipt" in answer:
+        claim = {**claim, "receipt": answer["receipt"]}
+    return TaskClaim.from_wire(claim)
+
+
+_task = _under("task", Task)
+_report = _under("report", BudgetReport)
+_blocker = _under("blocker", BlockerAlert)
+
+
+def shown_signature(build: Callable[..., Any]) -> inspect.Signature:
+    """What `help` shows for a method made from `build`: its own parameters, behind `self`."""
+    signature = inspect.signature(build)
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return signature.replace(parameters=[self_parameter, *signature.parameters.values()])
+
+
+# --- daemon ------------------------------------------------------------------------------------------
+
+
+def ping(**options: Unpack[Options]) -> Call[Any]:
+    """Whether the daemon answers."""
+    return Call("daemon.ping", {}, untyped, options)
+
+
+def status(**options: Unpack[Options]) -> Call[dict[str, Any]]:
+    """How the daemon is: version, figures, open alarms."""
+    return Call("daemon.status", {}, untyped, options)
+
+
+def describe(**options: Unpack[Options]) -> Call[dict[str, Any]]:
+    """Every method that this daemon has, with signature and docstring."""
+    return Call("daemon.describe", {}, untyped, options)
+
+
+# --- coordinator -------------------------------------------------------------------------------------
+
+
+def create_task(
+    title: str,
+    *,
+    task_id: str | None = None,
+    description: str | None = None,
+    capabilities: Sequence[str] | None = None,
+    depends_on: Sequence[str] | None = None,
+    filler: bool | None = None,
+    priority: int | None = None,
+    estimate_usd: Usd | None = None,
+    payload: Mapping[str, Any] | None = None,
+    milestones: Sequence[Any] | None = None,
+    **options: Unpack[Options],
+) -> Call[Task]:
+    """Create a task; waiting swarms that qualify hear of it at once.
+
+    Args:
+        title: One line, 1 to 200 characters.
+        task_id: Its name; made up (``T-1``, ``T-2``, ...) if not given.
+        capabilities: What a swarm must be able to do, each ``area:skill``; none fits everybody.
+        depends_on: Existing tasks that must be completed first.
+        filler: Offer it only while nothing better is ready for a swarm.
+        priority: Higher is offered first, -100 to 100.
+        estimate_usd: What it will probably cost; reserved in the budget of the swarm that claims it.
+        payload: Anything the holder should know, at most 32 KiB packed.
+        milestones: ``[percent, text]`` each, at most 32.
+
+    Raises:
+        AlreadyExists: A task has this id.
+        NotFound: A task in `depends_on` does not exist.
+        InvalidParams: Something is out of its range.
+    """
+    params = _given(
+        title=title,
+        task_id=task_id,
+        description=description,
+        capabilities=_list(capabilities),
+        depends_on=_list(depends_on),
+        filler=filler,
+        priority=priority,
+        estimate_usd=usd(estimate_usd, "estimate_usd"),
+        payload=None if payload is None else dict(payload),
+        milestones=_list(milestones),
+    )
+    return Call("coordinator.create_task", params, _task, options)
+
+
+def _list(values: Sequence[Any] | None) -> list[Any] | None:
+    if isinstance(values, str):
+        # A string is a sequence of strings too: "a:b" would become three capabilities.
+        raise InvalidParams(f"cannot read a list: got the single string {values!r:.80}, write [{values!r:.80}]")
+    return None if values is None else list(values)
+
+
+def get_task(task_id: str, **options: Unpack[Options]) -> Call[Task]:
+    """One task as it stands. Raises NotFound."""
+    return Call("coordinator.get_task", {"task_id": task_id}, _task, options)
+
+
+def list_tasks(
+    *,
+    states: Sequence[str] | None = None,
+    holder: str | None = None,
+    grep: str | None = None,
+    after: str | None = None,
+    limit: int | None = None,
+    **options: Unpack[Options],
+) -> Call[TaskPage]:
+    """Tasks in order of creation.
+
+    Args:
+        states: Only these; all if not given.
+        holder: Only tasks that this swarm holds.
+        grep: Only tasks whose id or title contains this, whatever the case.
+        after: Go on after this task id.
+        limit: At most this many, 1 to 200; 50 if not given.
+    """
+    params = _given(states=_list(states), holder=holder, grep=grep, after=after, limit=limit)
+    return Call("coordinator.list_tasks", params, TaskPage.from_wire, options)
+
+
+def claim_task(
+    task_id: str,
+    swarm_id: str,
+    *,
+    wait_ms: int | None = None,
+    lease_ms: int | None = None,
+    **options: Unpack[Options],
+) -> Call[TaskClaim | Refusal]:
+    """Claim one task for a swarm: exactly one caller wins; the others get a `Refusal` that says who.
+
+    Args:
+        wait_ms: If somebody holds it or it is not ready, wait this long for it, at most 10 min.
+        lease_ms: Give the claim a lease of its own; otherwise it lives with the swarm's session.
+
+    Raises:
+        NotFound, PermissionDenied: No such task or swarm; the swarm belongs to another user.
+        NotReady: It waits for other tasks, is blocked, or is final.
+        NotQualified, BreakerTripped, BudgetExceeded: The governor's no.
+    """
+    params = _given(task_id=task_id, swarm_id=swarm_id, wait_ms=wait_ms, lease_ms=lease_ms)
+    return Call("coordinator.claim_task", params, _claim, options, (wait_ms or 0) / 1000)
+
+
+def claim_next(
+    swarm_id: str, *, wait_ms: int | None = None, lease_ms: int | None = None, **options: Unpack[Options]
+) -> Call[TaskClaim | Refusal]:
+    """Claim the best ready task that this swarm qualifies for and can pay; a `Refusal` if there is none.
+
+    Args:
+        wait_ms: Wait in the daemon until there is one, at most 10 min; 0 answers at once.
+
+    Raises:
+        NotFound, PermissionDenied, BreakerTripped: As `claim_task`.
+    """
+    params = _given(swarm_id=swarm_id, wait_ms=wait_ms, lease_ms=lease_ms)
+    return Call("coordinator.claim_next", params, _claim, options, (wait_ms or 0) / 1000)
+
+
+def renew_claim(task_id: str, swarm_id: str, token: int, **options: Unpack[Options]) -> Call[int]:
+    """Renew the lease that a claim lives on; its full length in ms. Proves nothing; only the token does. Raises StaleToken."""
+    params = {"task_id": task_id, "swarm_id": swarm_id, "token": token}
+    return Call("coordinator.renew_claim", params, lambda answer: int(answer["lease_ms"]), options)
+
+
+def report_progress(
+    task_id: str, swarm_id: str, token: int, percent: int, *, note: str | None = None, **options: Unpack[Options]
+) -> Call[Progress]:
+    """Record how far the holder is (0 to 100) and renew its lease. Raises StaleToken, NotOwner."""
+    params = _given(task_id=task_id, swarm_id=swarm_id, token=token, percent=percent, note=note)
+    return Call("coordinator.report_progress", params, Progress.from_wire, options)
+
+
+def complete_task(
+    task_id: str, swarm_id: str, token: int, *, result: Any = None, **options: Unpack[Options]
+) -> Call[ClaimEnd]:
+    """End the claim and the task with a result (at most 32 KiB packed); dependants become ready.
+
+    Completing twice with one token answers the first result again, ``replayed`` in the receipt. Raises StaleToken, NotOwner.
+    """
+    params = _given(task_id=task_id, swarm_id=swarm_id, token=token, result=result)
+    return Call("coordinator.complete_task", params, ClaimEnd.from_wire, options)
+
+
+def fail_task(
+    task_id: str, swarm_id: str, token: int, error: str, *, retry: bool | None = None, **options: Unpack[Options]
+) -> Call[ClaimEnd]:
+    """End the claim with a failure; counts against the swarm's breaker. Raises StaleToken, NotOwner.
+
+    Args:
+        error: Why, at most 4 KiB.
+        retry: Offer the task again instead of ending it.
+    """
+    params = _given(task_id=task_id, swarm_id=swarm_id, token=token, error=error, retry=retry)
+    return Call("coordinator.fail_task", params, ClaimEnd.from_wire, options)
+
+
+def release_task(
+    task_id: str, swarm_id: str, token: int, *, note: str | None = None, **options: Unpack[Options]
+) -> Call[ClaimEnd]:
+    """End the claim without a verdict; the task is ready for others at once. Raises StaleToken, NotOwner."""
+    params = _given(task_id=task_id, swarm_id=swarm_id, token=token, note=note)
+    return Call("coordinator.release_task", params, ClaimEnd.from_wire, options)
+
+
+def register_swarm(
+    swarm_id: str,
+    *,
+    capabilities: Sequence[str] | None = None,
+    cost_per_hour_usd: Usd | None = None,
+    budget_usd: Usd | None = None,
+    model: str | None = None,
+    orchestrator: bool | None = None,
+    lease_ms: int | None = None,
+    resume_token: str | None = None,
+    **options: Unpack[Options],
+) -> Call[Registration]:
+    """Start a session of a swarm; its name belongs to the caller's uid from now on. `register` also renews and ends it.
+
+    Args:
+        capabilities, cost_per_hour_usd, model: The profile; what is not given stays as it was.
+        budget_usd: Its budget when it has none yet. A swarm can lower its own budget, only an operator raises it.
+        orchestrator: Hears of every blocker.
+        lease_ms: Length of the session's lease; default and limits are the daemon's.
+        resume_token: Proves that this is an earlier session coming back; without it, that session's claims are freed.
+
+    Raises:
+        PermissionDenied: The name belongs to another user; or `budget_usd` would raise the budget.
+    """
+    params = _given(
+        swarm_id=swarm_id,
+        capabilities=_list(capabilities),
+        cost_per_hour_usd=usd(cost_per_hour_usd, "cost_per_hour_usd"),
+        budget_usd=usd(budget_usd, "budget_usd"),
+        model=model,
+        orchestrator=orchestrator,
+        lease_ms=lease_ms,
+        resume_token=resume_token,
+    )
+    return Call("coordinator.register_swarm", params, Registration.from_wire, options)
+
+
+def renew_session(swarm_id: str, resume_token: str, **options: Unpack[Options]) -> Call[SessionRenewal]:
+    """Renew a session's lease and with it every claim in it. Raises StaleToken: it has ended, stop all its work."""
+    params = {"swarm_id": swarm_id, "resume_token": resume_token}
+    return Call("coordinator.renew_session", params, SessionRenewal.from_wire, options)
+
+
+def end_session(swarm_id: str, resume_token: str, **options: Unpack[Options]) -> Call[tuple[str, ...]]:
+    """End a session: the ids of the tasks that are free by it. Ended already is fine."""
+    params = {"swarm_id": swarm_id, "resume_token": resume_token}
+    return Call("coordinator.end_session", params, lambda answer: tuple(answer["freed"]), options)
+
+
+def push_task_to_swarm(task_id: str, swarm_id: str, **options: Unpack[Options]) -> Call[Push]:
+    """Put a task into a swarm's durable inbox and tell it; withdrawn when anybody claims the task.
+
+    Raises:
+        NotFound, NotReady, NotQualified, BreakerTripped: A push never reaches a swarm that could not claim it.
+    """
+    params = {"task_id": task_id, "swarm_id": swarm_id}
+    return Call("coordinator.push_task_to_swarm", params, Push.from_wire, options)
+
+
+def broadcast(
+    topic: str,
+    body: Mapping[str, Any],
+    *,
+    capabilities: Sequence[str] | None = None,
+    sender: str | None = None,
+    **options: Unpack[Options],
+) -> Call[TaskBroadcast]:
+    """Put a message into the inbox of every registered swarm that has all `capabilities`.
+
+    Args:
+        sender: The caller's swarm, if it speaks for one; must be its own.
+    """
+    params = _given(topic=topic, body=dict(body), capabilities=_list(capabilities), sender=sender)
+    return Call("coordinator.broadcast", params, _under("broadcast", TaskBroadcast), options)
+
+
+def detect_blocker(
+    swarm_id: str,
+    reason: str,
+    *,
+    task_id: str | None = None,
+    token: int | None = None,
+    severity: Severity | None = None,
+    needs: Sequence[str] | None = None,
+    release: bool | None = None,
+    **options: Unpack[Options],
+) -> Call[BlockerAlert]:
+    """Report that a swarm cannot go on: orchestrators and operators hear it, the best qualified swarms are asked to help.
+
+    Args:
+        task_id, token: The task that it concerns and the claim's fencing token.
+        needs: Capabilities that would help.
+        release: Give the claim back; the task stays ``blocked`` until the blocker is resolved.
+
+    Raises:
+        StaleToken, NotOwner: The claim has ended; it is another swarm's.
+    """
+    info = _given(reason=reason, task_id=task_id, token=token, severity=severity, needs=_list(needs), release=release)
+    return Call("coordinator.detect_blocker", {"swarm_id": swarm_id, "info": info}, _blocker, options)
+
+
+def resolve_blocker(
+    blocker_id: str, *, swarm_id: str | None = None, note: str | None = None, **options: Unpack[Options]
+) -> Call[BlockerAlert]:
+    """End a blocker; its task is ready again. For its reporter, its helpers, orchestrators and operators; twice is fine."""
+    params = _given(blocker_id=blocker_id, swarm_id=swarm_id, note=note)
+    return Call("coordinator.resolve_blocker", params, _blocker, options)
+
+
+def list_blockers(**options: Unpack[Options]) -> Call[tuple[BlockerAlert, ...]]:
+    """The open blockers, oldest first."""
+    return Call("coordinator.list_blockers", {}, _all_under("blockers", BlockerAlert), options)
+
+
+def read_inbox(
+    swarm_id: str, *, after_seq: int | None = None, limit: int | None = None, **options: Unpack[Options]
+) -> Call[InboxPage]:
+    """Unacknowledged messages with a seq above `after_seq`, at most `limit` (50)."""
+    params = _given(swarm_id=swarm_id, after_seq=after_seq, limit=limit)
+    return Call("coordinator.read_inbox", params, InboxPage.from_wire, options)
+
+
+def acknowledge(swarm_id: str, seq: int, **options: Unpack[Options]) -> Call[int]:
+    """Drop all messages up to and including `seq`; how many those were. Pushed tasks stay until claimed."""
+    params = {"swarm_id": swarm_id, "seq": seq}
+    return Call("coordinator.acknowledge", params, lambda answer: int(answer["dropped"]), options)
+
+
+def explain_claim(task_id: str, swarm_id: str, **options: Unpack[Options]) -> Call[ClaimExplanation]:
+    """Every check that `claim_task` would make, in order, with its figures; changes nothing."""
+    params = {"task_id": task_id, "swarm_id": swarm_id}
+    return Call("coordinator.explain_claim", params, ClaimExplanation.from_wire, options)
+
+
+# --- governor ----------------------------------------------------------------------------------------
+
+
+def register_profile(
+    swarm_id: str,
+    capabilities: Sequence[str],
+    *,
+    cost_per_hour_usd: Usd | None = None,
+    budget_usd: Usd | None = None,
+    model: str | None = None,
+    **options: Unpack[Options],
+) -> Call[SwarmProfile]:
+    """Create or change a swarm's profile without starting a session.
+
+    Raises:
+        PermissionDenied: The name belongs to another user, or `budget_usd` would raise an existing budget.
+    """
+    params = _given(
+        swarm_id=swarm_id,
+        capabilities=_list(capabilities),
+        cost_per_hour_usd=usd(cost_per_hour_usd, "cost_per_hour_usd"),
+        budget_usd=usd(budget_usd, "budget_usd"),
+        model=model,
+    )
+    return Call("governor.register_profile", params, _under("profile", SwarmProfile), options)
+
+
+def get_swarm(swarm_id: str, **options: Unpack[Options]) -> Call[SwarmProfile]:
+    """One swarm's profile. Raises NotFound."""
+    return Call("governor.get_swarm", {"swarm_id": swarm_id}, _under("profile", SwarmProfile), options)
+
+
+def list_swarms(*, after: str | None = None, limit: int | None = None, **options: Unpack[Options]) -> Call[SwarmPage]:
+    """Swarms by name, at most `limit` (50), going on after the name `after`."""
+    return Call("governor.list_swarms", _given(after=after, limit=limit), SwarmPage.from_wire, options)
+
+
+def find_qualified_swarm(
+    capabilities: Sequence[str],
+    *,
+    max_cost_per_hour_usd: Usd | None = None,
+    similarity: Similarity | None = None,
+    limit: int | None = None,
+    **options: Unpack[Options],
+) -> Call[MatchReport]:
+    """The swarms fit for a task, best first by (overlap x reputation) / cost; free ones before all that cost something.
+
+    Args:
+        similarity: Which measure is compared with the threshold; the policy's default if not given.
+        limit: At most this many matches; 5 if not given.
+    """
+    params = _given(
+        capabilities=_list(capabilities),
+        max_cost_per_hour_usd=usd(max_cost_per_hour_usd, "max_cost_per_hour_usd"),
+        similarity=similarity,
+        limit=limit,
+    )
+    return Call("governor.find_qualified_swarm", params, MatchReport.from_wire, options)
+
+
+def track_cost(
+    swarm_id: str,
+    operation: str,
+    cost_usd: Usd,
+    *,
+    task_id: str | None = None,
+    token: int | None = None,
+    model: str | None = None,
+    usage: Mapping[str, int] | None = None,
+    **options: Unpack[Options],
+) -> Call[CostEntry]:
+    """Record money that was spent; a budget that is used up trips the breaker in the same commit.
+
+    Args:
+        operation: What it was for, an identifier such as ``llm``.
+        task_id, token: The task that it was spent on and the claim's fencing token.
+        usage: Token counts: any of ``input_tokens``, ``output_tokens``, ``cache_read_tokens``, ``cache_write_tokens``.
+
+    Raises:
+        StaleToken: The claim has ended; nothing was recorded.
+    """
+    params = _given(
+        swarm_id=swarm_id,
+        operation=operation,
+        cost_usd=usd(cost_usd, "cost_usd"),
+        task_id=task_id,
+        token=token,
+        model=model,
+        usage=None if usage is None else dict(usage),
+    )
+    return Call("governor.track_cost", params, CostEntry.from_wire, options)
+
+
+def reserve_cost(
+    swarm_id: str, operation: str, estimate_usd: Usd, *, task_id: str, token: int, **options: Unpack[Options]
+) -> Call[Reservation]:
+    """Set money aside before spending it; it comes back with the claim's end at the latest.
+
+    Raises:
+        BudgetExceeded: Less than this is free; nothing was reserved.
+        StaleToken: The claim has ended.
+    """
+    params = _given(
+        swarm_id=swarm_id,
+        operation=operation,
+        estimate_usd=usd(estimate_usd, "estimate_usd"),
+        task_id=task_id,
+        token=token,
+    )
+    return Call("governor.reserve_cost", params, Reservation.from_wire, options)
+
+
+def settle_cost(
+    swarm_id: str,
+    reservation_id: str,
+    cost_usd: Usd,
+    *,
+    model: str | None = None,
+    usage: Mapping[str, int] | None = None,
+    **options: Unpack[Options],
+) -> Call[CostEntry]:
+    """Replace a reservation by what it really cost; 0 gives all of it back. Raises NotFound: settled, or gone with its claim."""
+    params = _given(
+        swarm_id=swarm_id,
+        reservation_id=reservation_id,
+        cost_usd=usd(cost_usd, "cost_usd"),
+        model=model,
+        usage=None if usage is None else dict(usage),
+    )
+    return Call("governor.settle_cost", params, CostEntry.from_wire, options)
+
+
+def get_budget_report(*, swarm_id: str | None = None, **options: Unpack[Options]) -> Call[tuple[BudgetReport, ...]]:
+    """Where the money of one swarm or of all stands."""
+    params = _given(swarm_id=swarm_id)
+    return Call("governor.get_budget_report", params, _all_under("reports", BudgetReport), options)
+
+
+def set_budget(swarm_id: str, limit_usd: Usd, **options: Unpack[Options]) -> Call[BudgetReport]:
+    """Set a swarm's budget (operator). Does not reset a breaker."""
+    params = {"swarm_id": swarm_id, "limit_usd": usd(limit_usd, "limit_usd")}
+    return Call("governor.set_budget", params, _report, options)
+
+
+def trip_circuit_breaker(swarm_id: str, reason: str, **options: Unpack[Options]) -> Call[BudgetReport]:
+    """Stop a swarm now (operator): no claim, push or spend until a reset."""
+    params = {"swarm_id": swarm_id, "reason": reason}
+    return Call("governor.trip_circuit_breaker", params, _report, options)
+
+
+def reset_circuit_breaker(
+    swarm_id: str, reason: str, *, budget_usd: Usd | None = None, **options: Unpack[Options]
+) -> Call[BudgetReport]:
+    """Let a stopped swarm work again (operator; witnessed with uid and reason).
+
+    Args:
+        budget_usd: A new budget at the same time; a swarm that was stopped for money needs one.
+
+    Raises:
+        BudgetExceeded: The swarm is broke and no new budget was given.
+    """
+    params = _given(swarm_id=swarm_id, reason=reason, budget_usd=usd(budget_usd, "budget_usd"))
+    return Call("governor.reset_circuit_breaker", params, _report, options)
+
+
+def list_breakers(*, tripped_only: bool | None = None, **options: Unpack[Options]) -> Call[tuple[Breaker, ...]]:
+    """Every swarm's breaker, or only the tripped ones."""
+    params = _given(tripped_only=tripped_only)
+    return Call("governor.list_breakers", params, _all_under("breakers", Breaker), options)
+
+
+def list_escalations(**options: Unpack[Options]) -> Call[tuple[dict[str, Any], ...]]:
+    """Open escalations: tripped breakers and open blockers."""
+    return Call("governor.list_escalations", {}, lambda answer: tuple(answer["escalations"]), options)
+
+
+# --- chassis -----------------------------------------------------------------------------------------
+
+
+def put_blob(sha256: str, offset: int, data: bytes, total_bytes: int, **options: Unpack[Options]) -> Call[BlobProgress]:
+    """Upload one chunk (at most 48 KiB) of a module; `upload_module` does all of them.
+
+    Raises:
+        InvalidModule: What came has another SHA-256; the upload starts again.
+        LimitExceeded: More bytes or files than a user may keep.
+    """
+    params = {"sha256": sha256, "offset": offset, "data": data, "total_bytes": total_bytes}
+    return Call("chassis.put_blob", params, BlobProgress.from_wire, options)
+
+
+def load_swarm(swarm_id: str, contract: ServiceContract, **options: Unpack[Options]) -> Call[LoadedModule]:
+    """Load an uploaded module for a swarm under a contract, compiled if need be. The same contract again changes nothing.
+
+    Raises:
+        NotFound: No such swarm, compile profile, or module among the caller's uploads.
+        InvalidParams: A limit beyond the host's policy.
+        InvalidModule: Not WebAssembly, of another kind, without the export, or with imports that are not offered.
+        CompileLimit, LimitExceeded: Compiling took more, or the module is longer, than the profile allows.
+    """
+    params = {"swarm_id": swarm_id, "contract": contract.to_wire()}
+    return Call("chassis.load_swarm", params, LoadedModule.from_wire, options)
+
+
+def execute_task(
+    swarm_id: str,
+    input: Any,
+    *,
+    module_sha256: str | None = None,
+    task_id: str | None = None,
+    token: int | None = None,
+    **options: Unpack[Options],
+) -> Call[Execution]:
+    """Run a loaded module once; the execution is on record when this returns.
+
+    Args:
+        input: For ``core`` ``{"args": [numbers]}``, else any JSON value.
+        module_sha256: Which of the swarm's modules; the last loaded by default.
+        task_id, token: The claim that it is done for.
+
+    Raises:
+        LimitExceeded: Memory, time, output or call rate; ``data["limit"]`` says which.
+        GuestFailed: It trapped, failed, or gave no JSON; ``data["stderr"]`` has the start of what it said.
+        StaleToken, NotOwner: The claim has ended; it is another swarm's.
+    """
+    # A JSON null is an input too, so `input` is always sent.
+    params = {"input": input, **_given(swarm_id=swarm_id, module_sha256=module_sha256, task_id=task_id, token=token)}
+    return Call("chassis.execute_task", params, Execution.from_wire, options)
+
+
+def unload_swarm(
+    swarm_id: str, *, module_sha256: str | None = None, **options: Unpack[Options]
+) -> Call[tuple[str, ...]]:
+    """Unload one module of a swarm, or all of them; the SHA-256s of what was unloaded. Running executions fail."""
+    params = _given(swarm_id=swarm_id, module_sha256=module_sha256)
+    return Call("chassis.unload_swarm", params, lambda answer: tuple(answer["unloaded"]), options)
+
+
+def list_sandboxes(**options: Unpack[Options]) -> Call[tuple[dict[str, Any], ...]]:
+    """The sandboxes of modules that the caller loaded; an operator sees all."""
+    return Call("chassis.list_sandboxes", {}, tuple, options)
+
+
+# --- witness and optimise ----------------------------------------------------------------------------
+
+
+def witness_query(
+    *,
+    after_seq: int | None = None,
+    limit: int | None = None,
+    op: str | None = None,
+    target: str | None = None,
+    outcome: str | None = None,
+    newest_first: bool | None = None,
+    **options: Unpack[Options],
+) -> Call[WitnessPage]:
+    """Entries of the record that fit all given filters.
+
+    Args:
+        op: A method's name, or its start up to a dot (``coordinator``).
+        outcome: ``ok`` or an error code.
+    """
+    params = _given(after_seq=after_seq, limit=limit, op=op, target=target, outcome=outcome, newest_first=newest_first)
+    return Call("witness.query", params, WitnessPage.from_wire, options)
+
+
+def witness_verify(*, receipt: str | None = None, **options: Unpack[Options]) -> Call[WitnessVerdict]:
+    """Recompute the whole chain, and compare it with a receipt ``seq:hash`` if one is given."""
+    return Call("witness.verify", _given(receipt=receipt), WitnessVerdict.from_wire, options)
+
+
+def witness_head(**options: Unpack[Options]) -> Call[WitnessHead]:
+    """The record's newest number and hash: kept elsewhere, it proves any later change of what came before."""
+    return Call("witness.head", {}, WitnessHead.from_wire, options)
+
+
+def cost_report(
+    *,
+    by: Dimension | None = None,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    limit: int | None = None,
+    **options: Unpack[Options],
+) -> Call[CostReport]:
+    """Costs summed by one dimension (``swarm`` if not given), dearest first."""
+    params = _given(by=by, since_ms=since_ms, until_ms=until_ms, limit=limit)
+    return Call("optimise.report", params, CostReport.from_wire, options)
