@@ -99,8 +99,16 @@ def test_a_problem_names_line_key_and_expected_value(file: Path, text: str, said
 
 def test_an_amount_is_a_decimal_string(file: Path) -> None:
     """Money in binary floats is refused, as it is on the wire."""
-    assert "governor.max_self_budget_usd: expected" in refusal(file, "[governor]\nmax_self_budget_usd = 0.1")[0]
-    assert "an amount of dollars" in refusal(file, "[governor]\nmax_self_budget_usd = '1e9'")[0]
+    for wrong in ("0.1", "'1e9'", "true"):
+        said = refusal(file, f"[governor]\nmax_self_budget_usd = {wrong}")[0]
+        assert "line 2: governor.max_self_budget_usd: an amount of dollars is a string such as '0.05'" in said
+
+
+def test_a_rule_over_several_keys_is_the_tables_problem(file: Path) -> None:
+    """Values that are right alone and wrong together are named with their table."""
+    assert refusal(file, "[coordinator]\nmin_lease_ms = 25_000\nlease_ms = 20_000") == [
+        f"{file} line 1: coordinator: expected min_lease_ms <= lease_ms <= max_lease_ms"
+    ]
 
 
 def test_all_problems_of_a_file_are_named_at_once(file: Path) -> None:
