@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -66,3 +66,7 @@ class Caller:
     def is_operator(self) -> bool:
         """Whether the caller may make decisions that only a person makes."""
         return self.peer.is_operator
+
+
+# The author of what the daemon does by itself, such as recording an expired claim; no connection has this uid.
+ITSELF: Final = Caller(peer=Peer(uid=-1, gid=-1, pid=0))

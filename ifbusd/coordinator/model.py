@@ -12,10 +12,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Final, Self
 
 import attrs
+from attrs.validators import and_, ge, le
 
 from ifbusd.store.codec import unpack
 
@@ -42,13 +42,17 @@ class CoordinatorConfig:
         blockers: Open blockers.
     """
 
-    lease_ms: int = 30_000
-    min_lease_ms: int = 500
-    max_lease_ms: int = 24 * 3_600_000
-    max_wait_ms: int = 600_000
-    inbox_messages: int = 1_000
-    open_tasks: int = 1_000_000
-    blockers: int = 10_000
+    lease_ms: int = attrs.field(default=30_000, validator=and_(ge(100), le(24 * 3_600_000)))
+    min_lease_ms: int = attrs.field(default=500, validator=and_(ge(100), le(24 * 3_600_000)))
+    max_lease_ms: int = attrs.field(default=24 * 3_600_000, validator=and_(ge(100), le(24 * 3_600_000)))
+    max_wait_ms: int = attrs.field(default=600_000, validator=and_(ge(0), le(24 * 3_600_000)))
+    inbox_messages: int = attrs.field(default=1_000, validator=and_(ge(1), le(100_000)))
+    open_tasks: int = attrs.field(default=1_000_000, validator=and_(ge(1), le(10_000_000)))
+    blockers: int = attrs.field(default=10_000, validator=and_(ge(1), le(100_000)))
+
+    def __attrs_post_init__(self) -> None:
+        if not self.min_lease_ms <= self.lease_ms <= self.max_lease_ms:
+            raise ValueError("expected min_lease_ms <= lease_ms <= max_lease_ms")
 
 
 @attrs.frozen(kw_only=True)
@@ -70,13 +74,18 @@ class _Record:
         }
 
 
-@functools.cache
-def _fields(cls: Any) -> dict[str, Any]:
-    # Name -> default; an empty container made by a factory counts as its own default.
-    return {
-        field.name: field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
-        for field in attrs.fields(cls)
-    }
+_FIELDS: dict[str, dict[str, Any]] = {}
+
+
+def _fields(cls: type[_Record]) -> dict[str, Any]:
+    """Name -> default of a record's fields; an empty container made by a factory counts as its own default."""
+    fields = _FIELDS.get(cls.__name__)
+    if fields is None:
+        fields = _FIELDS[cls.__name__] = {}
+        for field in attrs.fields(cls):
+            factory = getattr(field.default, "factory", None)
+            fields[field.name] = factory() if factory is not None else field.default
+    return fields
 
 
 @attrs.frozen(kw_only=True)

@@ -37,13 +37,11 @@ from ifbusd.coordinator.model import (
     SessionRecord,
     TaskRecord,
 )
-from ifbusd.identity import Caller, Peer
+from ifbusd.identity import ITSELF, Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import LeaseNotFound
 from ifbusd.store.codec import unpack
 
-# What the daemon does by itself is on record under the uid that it runs as; no peer has this connection.
-ITSELF = Caller(peer=Peer(uid=-1, gid=-1, pid=0))
 # So many of the best ready tasks are tried before claim_next says that none is for this swarm.
 _CANDIDATES = 16
 

@@ -14,7 +14,7 @@ Answer = dict[str, Any]
 class Claims(Protocol):
     """What the governor needs of the coordinator: whether a fencing token is the current one."""
 
-    async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> None:
+    async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> object:
         """Return if the swarm holds the task by this token; else raise not_found, not_owner or stale_token."""
         ...
 

@@ -1,0 +1,266 @@
+"""The composition root: builds the components, wires them, starts and stops them in order. Nothing else happens here.
+
+Start: state directory, store, governor, coordinator, chassis, wire; each is ready before the next begins, and clients get in last.
+Stop: the other way round, so that nothing loses what it stands on while a request is under way.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import landlockpy
+import trio
+
+from ifbusd.bus.local import LocalBus
+from ifbusd.chassis.service import IFChassis
+from ifbusd.config import Config
+from ifbusd.coordinator.holder import Claims
+from ifbusd.coordinator.service import IFCoordinator
+from ifbusd.governor.service import IFGovernor
+from ifbusd.identity import ITSELF
+from ifbusd.latency import LatencyWindow
+from ifbusd.operation import Operations
+from ifbusd.optimise.service import IFOptimise
+from ifbusd.rpc.attention import Attention
+from ifbusd.rpc.daemon_methods import DaemonMethods
+from ifbusd.rpc.describe import describe
+from ifbusd.rpc.listener import open_listener, remove_socket
+from ifbusd.rpc.methods import Method, method_table
+from ifbusd.rpc.server import Server
+from ifbusd.sdnotify import Notifier
+from ifbusd.status import Status
+from ifbusd.store.base import Put, Store, Txn
+from ifbusd.store.codec import pack
+from ifbusd.store.dirlock import lock_directory
+from ifbusd.store.embedded import EmbeddedStore
+from ifbusd.witness.service import IFWitness
+
+DATABASE: Final = "ifbusd.db"
+# What the daemon measures of itself, and by which method.
+_MEASURED: Final = {
+    "claim": ("coordinator.claim_task",),
+    "push": ("coordinator.push_task_to_swarm",),
+    "blocker": ("coordinator.detect_blocker",),
+    "execute": ("chassis.execute_task",),
+}
+# A store or a loop that needs longer than this for one durable write is stuck: then the watchdog is not fed.
+_HEALTHY_WRITE_S: Final = 5.0
+
+Run = Callable[..., Awaitable[None]]
+
+
+@attrs.frozen(kw_only=True)
+class Ready:
+    """What the daemon can say when it answers: where it listens, and what locks its sandboxes down."""
+
+    socket: str
+    state_dir: Path
+    sandbox: str
+
+
+async def serve(
+    config: Config,
+    *,
+    listener: socket.socket | None,
+    notifier: Notifier,
+    on_ready: Callable[[Ready], None],
+) -> None:
+    """Run the daemon until SIGTERM or SIGINT; requests under way then have the configured grace.
+
+    Args:
+        listener: An inherited listening socket; without one the configured path is used, and removed at the end.
+        on_ready: Called once clients are answered.
+
+    Raises:
+        ExceptionGroup: A component failed for good, such as the store's disk.
+        IfbusError: It could not start: another daemon has the state directory or the socket, the database is damaged.
+    """
+    state_dir = config.daemon.state_dir
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with lock_directory(state_dir):
+        async with AsyncExitStack() as stack:
+            started_at_ms = now_ms()
+            store = EmbeddedStore(state_dir / DATABASE, config=config.store, now_ms=now_ms, boottime_ms=boottime_ms)
+            await _start(stack, store.run)
+
+            bus, claims = LocalBus(), Claims()
+            operations = Operations(store, bus, now_ms=now_ms)
+            governor = IFGovernor(
+                store,
+                bus,
+                operations,
+                claims,
+                policy=config.governor,
+                now_ms=now_ms,
+                new_id=new_id,
+                operators=_who(config),
+            )
+            coordinator = IFCoordinator(
+                store=store,
+                bus=bus,
+                operations=operations,
+                governor=governor,
+                claims=claims,
+                config=config.coordinator,
+                now_ms=now_ms,
+                new_id=new_id,
+                new_secret=secrets.token_urlsafe,
+            )
+            chassis = IFChassis(
+                config.chassis,
+                state_dir,
+                store=store,
+                operations=operations,
+                swarms=governor,
+                claims=claims,
+                now_ms=now_ms,
+            )
+            await _start(stack, governor.run)
+            await _start(stack, coordinator.run)  # offers tasks by what the governor knows
+            await _start(stack, chassis.run)
+
+            latencies = {kind: LatencyWindow() for kind in _MEASURED}
+            attention = Attention(bus, coordinator.attention, swarms_per_connection=config.rpc.swarms_per_connection)
+            where = str(config.daemon.socket) if listener is None else _name_of(listener)
+            status = Status(
+                facts={
+                    "build": version("ifbus"),
+                    "pid": os.getpid(),
+                    "socket": where,
+                    "state_dir": str(state_dir),
+                    "backend": "embedded",
+                },
+                started_at_ms=started_at_ms,
+                now_ms=now_ms,
+                snapshots={
+                    "store": store.statistics,
+                    "coordinator": coordinator.statistics,
+                    "governor": governor.statistics,
+                    "chassis": chassis.statistics,
+                    "rpc": lambda: server.statistics(),
+                },
+                latencies=latencies,
+                escalations=partial(_open_escalations, governor),
+            )
+            table = method_table(
+                daemon=DaemonMethods(
+                    build=version("ifbus"),
+                    pid=os.getpid(),
+                    limits=config.rpc,
+                    attention=attention,
+                    now_ms=now_ms,
+                    status=status.answer,
+                    describe=describe,
+                ),
+                coordinator=coordinator,
+                governor=governor,
+                chassis=chassis,
+                witness=IFWitness(store),
+                optimise=IFOptimise(store),
+                attention=attention,
+            )
+            server = Server(
+                _measured(table, latencies),
+                limits=config.rpc,
+                operator_uids=frozenset(config.operators.uids),
+                operator_gids=config.operators.gids(),
+                witness_refusal=operations.witness_refusal,
+                now_ms=now_ms,
+            )
+            own = None
+            if listener is None:
+                own = listener = open_listener(
+                    config.daemon.socket, mode=config.daemon.socket_mode, gid=config.daemon.socket_gid()
+                )
+                stack.callback(remove_socket, config.daemon.socket, own)
+            # Before anybody hears that we are ready: a stop that comes at once must not be lost.
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async with trio.open_nursery() as nursery:
+                    async with trio.open_nursery() as serving:
+                        await serving.start(server.run, listener)
+                        if (interval_s := notifier.watchdog_interval_s()) is not None:
+                            nursery.start_soon(_feed_watchdog, notifier, store, interval_s)
+                        on_ready(
+                            Ready(
+                                socket=where,
+                                state_dir=state_dir,
+                                sandbox=f"landlock {landlockpy.abi_version()}, seccomp, rlimits",
+                            )
+                        )
+                        async for _ in signals:
+                            break
+                        notifier.stopping()
+                        server.stop(grace_ms=config.daemon.grace_ms)
+                        # A second signal does not wait for the grace.
+                        nursery.start_soon(_stop_at_once, signals, serving.cancel_scope)
+                    nursery.cancel_scope.cancel()
+
+
+async def _start(stack: AsyncExitStack, run: Run) -> None:
+    """Start a component in a nursery of its own around all that follows: it ends after them, and its failure ends them."""
+    nursery = await stack.enter_async_context(trio.open_nursery())
+    await nursery.start(run)
+    stack.callback(nursery.cancel_scope.cancel)
+
+
+async def _stop_at_once(signals: Any, scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+async def _feed_watchdog(notifier: Notifier, store: Store, interval_s: float) -> None:
+    """Tell the service manager that we live, each time after a durable write and a turn of the loop, and only then."""
+    while True:
+        with trio.move_on_after(_HEALTHY_WRITE_S):
+            await store.txn(Txn(then=[Put("daemon/heartbeat", pack(now_ms()))]))
+            notifier.alive()
+        await trio.sleep(interval_s)
+
+
+def _measured(table: dict[str, Method], latencies: dict[str, LatencyWindow]) -> dict[str, Method]:
+    measured = dict(table)
+    for kind, names in _MEASURED.items():
+        for name in names:
+            measured[name] = attrs.evolve(table[name], handler=latencies[kind].timed(table[name].handler))
+    return measured
+
+
+async def _open_escalations(governor: IFGovernor) -> list[dict[str, Any]]:
+    answer = await governor.list_escalations(ITSELF)
+    escalations: list[dict[str, Any]] = answer["escalations"]
+    return escalations
+
+
+def _who(config: Config) -> str:
+    people = [f"uid {uid}" for uid in config.operators.uids] + [f"group {name}" for name in config.operators.groups]
+    return " or ".join(people) or "nobody: the configuration names no operator"
+
+
+def _name_of(listener: socket.socket) -> str:
+    return str(listener.getsockname() or "inherited socket")
+
+
+def now_ms() -> int:
+    """Wall clock, epoch milliseconds: for records and people, never for a lease."""
+    return time.time_ns() // 1_000_000
+
+
+def boottime_ms() -> int:
+    """Steady clock that goes on while the host sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def new_id() -> str:
+    """A fresh id, sortable by time to the millisecond: 11 hex digits of epoch milliseconds and 8 of chance."""
+    return f"{now_ms():011x}{secrets.token_hex(4)}"
