@@ -1,0 +1,257 @@
+"""The three kinds of guest, inside a worker: JSON text in, JSON text out, a fresh Store and instance every time.
+
+A Store that trapped is never used again (FACTS 3); a fresh one costs tens of microseconds, the mapped code stays warm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final, Protocol
+
+import wasmtime
+from wasmtime import component
+
+from ifbusd.chassis import wasi, wasip2
+from ifbusd.chassis.messages import clip
+
+# Beyond what honest guests use, and small: 16 tables of 100 k elements are 12.8 MB.
+_TABLE_ELEMENTS: Final = 100_000
+_TABLES: Final = 16
+_COMPONENT_INSTANCES: Final = 64
+_COMPONENT_MEMORIES: Final = 8
+
+# The world of `ifbus tool build`; keep in step with ifbus/toolbuild.py.
+COMPONENT_SIGNATURE: Final = "func(input: string) -> result<string, string>"
+
+Answer = tuple[str, bytes, str, int]
+
+
+class InvalidGuest(Exception):
+    """The module has no such export, an import that we do not offer, or types that do not fit its kind."""
+
+
+class Guest(Protocol):
+    """Code that is mapped, linked and ready."""
+
+    def run(self, text: bytes) -> Answer:
+        """Execute once on JSON text: status, output, message, memory in bytes (`messages.Outcome`)."""
+        ...
+
+
+def load(engine: wasmtime.Engine, path: str, *, kind: str, export: str, memory_bytes: int, output_bytes: int) -> Guest:
+    """Map the compiled code at `path` and check that it fits its kind.
+
+    Raises:
+        InvalidGuest: It does not fit.
+        wasmtime.WasmtimeError: The code was compiled for another engine or machine.
+    """
+    if kind == "component":
+        return ComponentGuest(engine, path, export or "run", memory_bytes, output_bytes)
+    module = wasmtime.Module.deserialize_file(engine, path)
+    if kind == "command":
+        return CommandGuest(engine, module, export or "_start", memory_bytes, output_bytes)
+    return CoreGuest(engine, module, export or "run", memory_bytes, output_bytes)
+
+
+class _ModuleGuest:
+    """What core modules and commands have in common."""
+
+    def __init__(
+        self, engine: wasmtime.Engine, module: wasmtime.Module, linker: wasmtime.Linker, export: str, memory_bytes: int
+    ) -> None:
+        self._engine = engine
+        self._export = export
+        self._memory_bytes = memory_bytes
+        found = {item.name: item.type for item in module.exports}.get(export)
+        if not isinstance(found, wasmtime.FuncType):
+            raise InvalidGuest(f"the module exports no function {export!r}")
+        self.params = [str(kind) for kind in found.params]
+        self.results = [str(kind) for kind in found.results]
+        try:
+            self._instance_pre = linker.instantiate_pre(module)
+        except wasmtime.WasmtimeError as error:
+            raise InvalidGuest(clip(str(error))) from error
+
+    def execute(self, *arguments: Any) -> tuple[str, Any, str, int]:
+        """Instantiate and call: status, what the function returned, message, memory in bytes."""
+        store = wasmtime.Store(self._engine)
+        memory: wasmtime.Memory | None = None
+        try:
+            store.set_limits(
+                memory_size=self._memory_bytes, table_elements=_TABLE_ELEMENTS, instances=1, tables=_TABLES, memories=1
+            )
+            exports = self._instance_pre.instantiate(store).exports(store)
+            found = exports.get("memory")
+            memory = found if isinstance(found, wasmtime.Memory) else None
+            function = exports[self._export]
+            assert isinstance(function, wasmtime.Func)  # checked at load
+            status, result, message = "ok", function(store, *arguments), ""
+        except wasi.GuestExit as exit_:
+            status, result, message = ("ok", None, "") if exit_.status == 0 else ("exit", None, str(exit_))
+        except wasi.OutputFull:
+            status, result, message = "output", None, "wrote more than its output limit"
+        except wasmtime.Trap as trap:
+            status, result, message = "trap", None, _reason(trap)
+        except wasmtime.WasmtimeError as error:
+            status, result, message = _instantiation_failure(str(error))
+        size = memory.data_len(store) if memory is not None else 0
+        store.close()
+        return status, result, message, size
+
+
+class CoreGuest(_ModuleGuest):
+    """An exported function: ``{"args": [numbers]}`` in, a number (or a list of them, or null) out."""
+
+    _NUMBERS: Final = frozenset({"i32", "i64", "f32", "f64"})
+
+    def __init__(
+        self, engine: wasmtime.Engine, module: wasmtime.Module, export: str, memory_bytes: int, output_bytes: int
+    ) -> None:
+        for imported in module.imports:
+            raise InvalidGuest(
+                f"a core module may import nothing; it wants {clip(f'{imported.module}.{imported.name}')}"
+            )
+        super().__init__(engine, module, wasmtime.Linker(engine), export, memory_bytes)
+        if not self._NUMBERS.issuperset(self.params + self.results):
+            raise InvalidGuest(f"{export!r} takes or gives something else than numbers")
+        self._output_bytes = output_bytes
+
+    def run(self, text: bytes) -> Answer:
+        """See `Guest.run`."""
+        try:
+            arguments = self._arguments(json.loads(text))
+        except (ValueError, OverflowError) as error:
+            return "input", b"", clip(str(error)), 0
+        status, result, message, memory = self.execute(*arguments)
+        if status != "ok":
+            return status, b"", message, memory
+        if any(isinstance(number, float) and not math.isfinite(number) for number in _numbers(result)):
+            return "trap", b"", f"result {result} is no finite number", memory
+        output = json.dumps(result).encode()
+        if len(output) > self._output_bytes:
+            return "output", b"", "gave more than its output limit", memory
+        return "ok", output, "", memory
+
+    def _arguments(self, value: Any) -> list[int | float]:
+        arguments = value.get("args") if isinstance(value, dict) and len(value) == 1 else None
+        if not isinstance(arguments, list) or len(arguments) != len(self.params):
+            raise ValueError(f'{self._export!r} wants {{"args": [{", ".join(self.params)}]}}')
+        return [_number(kind, argument) for kind, argument in zip(self.params, arguments, strict=True)]
+
+
+class CommandGuest(_ModuleGuest):
+    """A WASI command: JSON on standard input, JSON on standard output, exit status 0."""
+
+    def __init__(
+        self, engine: wasmtime.Engine, module: wasmtime.Module, export: str, memory_bytes: int, output_bytes: int
+    ) -> None:
+        for imported in module.imports:
+            if imported.module != wasi.MODULE:
+                raise InvalidGuest(f"a command may import {wasi.MODULE} only; it wants {clip(str(imported.module))}")
+        linker = wasmtime.Linker(engine)
+        self._wasi = wasi.Preview1()
+        self._wasi.define(linker, module)
+        super().__init__(engine, module, linker, export, memory_bytes)
+        if self.params or self.results:
+            raise InvalidGuest(f"{export!r} of a command takes and gives nothing")
+        self._output_bytes = output_bytes
+
+    def run(self, text: bytes) -> Answer:
+        """See `Guest.run`."""
+        streams = self._wasi.streams = wasi.Streams(text, self._output_bytes)
+        status, _, message, memory = self.execute()
+        if status == "ok":
+            return "ok", bytes(streams.stdout), "", memory
+        return status, bytes(streams.stderr), message, memory
+
+
+class ComponentGuest:
+    """A component: one exported function that takes JSON text and gives JSON text or an error text."""
+
+    def __init__(self, engine: wasmtime.Engine, path: str, export: str, memory_bytes: int, output_bytes: int) -> None:
+        self._engine = engine
+        self._export = export
+        self._memory_bytes = memory_bytes
+        self._output_bytes = output_bytes
+        self._wasi = wasip2.Preview2()
+        self._component = component.Component.deserialize_file(engine, path)
+        exported = self._component.type.exports(engine).get(export)
+        kind = exported.ty if exported is not None else None
+        if not isinstance(kind, component.FuncType) or not _is_tool(kind):
+            raise InvalidGuest(f"the component must export {export}: {COMPONENT_SIGNATURE}")
+        try:
+            self._linker = self._wasi.linker(engine, self._component)
+        except wasip2.UnsupportedImport as error:
+            raise InvalidGuest(f"a component may import WASI 0.2 only; it wants {clip(str(error))}") from error
+        except wasmtime.WasmtimeError as error:
+            raise InvalidGuest(clip(str(error))) from error
+
+    def run(self, text: bytes) -> Answer:
+        """See `Guest.run`."""
+        printed = self._wasi.printed = bytearray()
+        store = wasmtime.Store(self._engine)
+        try:
+            store.set_limits(
+                memory_size=self._memory_bytes,
+                table_elements=_TABLE_ELEMENTS,
+                instances=_COMPONENT_INSTANCES,
+                tables=_TABLES,
+                memories=_COMPONENT_MEMORIES,
+            )
+            function = self._linker.instantiate(store, self._component).get_func(store, self._export)
+            assert function is not None  # checked at load
+            answer = function(store, text.decode())
+        except wasi.GuestExit as exit_:
+            return "exit", bytes(printed), str(exit_), 0
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            status, _, message = _instantiation_failure(str(error))
+            return status, bytes(printed), message, 0
+        finally:
+            store.close()
+        if not isinstance(answer, component.Variant) or not isinstance(answer.payload, str):
+            return "trap", bytes(printed), "gave no result", 0
+        output = answer.payload.encode()
+        if answer.tag != "ok":
+            return "exit", bytes(printed), clip(answer.payload), 0
+        if len(output) > self._output_bytes:
+            return "output", b"", "gave more than its output limit", 0
+        return "ok", output, "", 0
+
+
+def _is_tool(kind: component.FuncType) -> bool:
+    params = [type(param) for _, param in kind.params]
+    result = kind.result
+    return (
+        params == [component.String]
+        and isinstance(result, component.ResultType)
+        and isinstance(result.ok, component.String)
+        and isinstance(result.err, component.String)
+    )
+
+
+def _reason(trap: wasmtime.Trap) -> str:
+    code = trap.trap_code
+    return clip(trap.message) if code is None else code.name.lower().replace("_", " ")
+
+
+def _instantiation_failure(message: str) -> tuple[str, None, str]:
+    # wasmtime has no code for these, only words: "memory minimum size of 1000 pages exceeds memory limits".
+    if "exceeds memory limit" in message or "exceeds table limit" in message or "resource limit" in message:
+        return "memory", None, clip(message)
+    return "trap", None, clip(message)
+
+
+def _number(kind: str, value: Any) -> int | float:
+    if type(value) is bool or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    if kind in ("f32", "f64"):
+        return float(value)
+    bits = int(kind[1:])
+    if not isinstance(value, int) or not -(1 << (bits - 1)) <= value < 1 << bits:
+        raise ValueError(f"{value} is no {kind}")
+    return value if value < 1 << (bits - 1) else value - (1 << bits)
+
+
+def _numbers(result: Any) -> list[Any]:
+    return result if isinstance(result, list) else [result]

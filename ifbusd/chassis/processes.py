@@ -1,0 +1,247 @@
+"""The zygote and its workers as the daemon sees them: processes held by pidfd, spoken to over SEQPACKET sockets.
+
+The daemon is a child subreaper, so workers are its own children: nobody else can reap them, a pid stays theirs until
+`Worker.end` returns, and what ended them is known for certain.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, Final
+
+import attrs
+import trio
+
+from ifbus.errors import Unavailable
+from ifbusd.chassis.messages import MAX_MESSAGE_BYTES, BrokenWorker, pack, unpack
+from ifbusd.chassis.zygote import FORK, READY
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+# Python, wasmtime and one compilation: 0.15 s here; a busy small machine gets the rest.
+_ZYGOTE_START_S: Final = 15.0
+# A fork takes 3 ms; a zygote that needs longer than this is stopped or ill, and is replaced.
+_FORK_S: Final = 0.5
+# SIGKILL works within milliseconds unless the kernel itself is stuck.
+_END_S: Final = 5.0
+# All that a zygote may see of the daemon's environment: how to find its interpreter and libraries.
+_ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+@attrs.frozen(kw_only=True)
+class Exit:
+    """How a worker ended.
+
+    Attributes:
+        signal: The signal that killed it, or None.
+        status: Its exit status when no signal did.
+        cpu_us: Processor time of its whole life.
+    """
+
+    signal: signal.Signals | None
+    status: int
+    cpu_us: int
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of workers whose intermediate parent ends. For the life of the process."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot become the workers' parent")
+
+
+async def _send_descriptors(channel: trio.socket.SocketType, message: bytes, descriptors: list[int]) -> None:
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+    await channel.sendmsg([message], [rights])
+
+
+class Worker:
+    """One worker process. Not for concurrent use: its owner sends one message and reads one answer at a time."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        # Open for the worker's life: looking at its memory must not fail for want of a descriptor.
+        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        channel.setblocking(False)
+        self._channel = trio.socket.from_stdlib_socket(channel)
+        self._cpu_clock = (~pid << 3) | 2  # clock_getcpuclockid(3): the whole process, by scheduler time
+        self._cpu_fence_s = 0
+        self._exit: Exit | None = None
+
+    async def order(self, fields: list[Any], descriptors: list[int]) -> list[Any]:
+        """Give it its order and the descriptors for it, and wait for the answer; an empty list if it died."""
+        try:
+            await _send_descriptors(self._channel, pack(fields), descriptors)
+            return unpack(await self._channel.recv(MAX_MESSAGE_BYTES + 1) or pack([]))
+        except (OSError, BrokenWorker):
+            return []
+
+    async def send(self, message: bytes) -> None:
+        """Send one request.
+
+        Raises:
+            OSError: The worker is gone.
+        """
+        await self._channel.send(message)
+
+    async def receive(self) -> bytes:
+        """The next message; empty when the worker is gone."""
+        try:
+            return await self._channel.recv(MAX_MESSAGE_BYTES + 1)
+        except ConnectionError:
+            return b""
+
+    def cpu_us(self) -> int:
+        """Processor time that it used so far."""
+        return time.clock_gettime_ns(self._cpu_clock) // 1000
+
+    def private_bytes(self) -> int:
+        """Memory of its own: resident pages that no file backs (code is mapped, guest memory and heap are not)."""
+        _, resident, shared, *_ = os.pread(self._statm, 256, 0).split()
+        return (int(resident) - int(shared)) * _PAGE_BYTES
+
+    def allow_cpu(self, budget_us: int, used_us: int) -> None:
+        """Move the kernel's processor fence so far that `budget_us` more fit: the second line behind the wall clock."""
+        fence_s = (used_us + budget_us) // 1_000_000 + 2
+        if fence_s > self._cpu_fence_s:
+            self._cpu_fence_s = fence_s
+            resource.prlimit(self.pid, resource.RLIMIT_CPU, (fence_s, resource.RLIM_INFINITY))
+
+    def is_alive(self) -> bool:
+        """Whether it runs; does not reap."""
+        if self._exit is not None:
+            return False
+        found = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return found is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens if it has ended."""
+        if self._exit is None:
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                return
+
+    async def end(self) -> Exit:
+        """Kill it if it still runs, reap it, close its descriptors, and say how it ended. Twice is fine.
+
+        Not cancellable, but bounded: raises `trio.TooSlowError` if the kernel does not let go of it.
+        """
+        if self._exit is None:
+            self.signal(signal.SIGKILL)
+            with trio.fail_after(_END_S) as scope:
+                scope.shield = True
+                await trio.lowlevel.wait_readable(self._pidfd)
+            if self._exit is None:  # somebody else waited too
+                _, status, usage = os.wait4(self.pid, 0)  # noqa: ASYNC222 - it has ended
+                cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
+                killer = signal.Signals(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else None
+                self._exit = Exit(signal=killer, status=os.waitstatus_to_exitcode(status), cpu_us=cpu_us)
+                self._channel.close()
+                os.close(self._pidfd)
+                os.close(self._statm)
+        return self._exit
+
+
+class Zygote:
+    """A running zygote process. One fork at a time; `wait` returns when it has ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+        self._process = process
+        self._pidfd = os.pidfd_open(process.pid)
+        channel.setblocking(False)
+        self._channel = trio.socket.from_stdlib_socket(channel)
+        self._turn = trio.Lock()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @classmethod
+    async def start(cls) -> Zygote:
+        """Start one and wait until it is ready.
+
+        Raises:
+            Unavailable: It ended or did not get ready in time; the reason is on standard error.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+            # From this very thread, for 2 ms: the zygote dies with the *thread* that started it, and trio's own
+            # open_process starts children from a thread that goes away.
+            process = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, "-I", "-m", "ifbusd.chassis.zygote", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                cwd="/",
+            )
+        zygote = cls(process, ours)
+        try:
+            with trio.fail_after(_ZYGOTE_START_S):
+                if await zygote._channel.recv(len(READY)) != READY:
+                    raise Unavailable("cannot start the sandbox zygote: it ended at once, see the daemon's log")
+        except BaseException as error:
+            await zygote.end()
+            if isinstance(error, trio.TooSlowError):
+                raise Unavailable(
+                    f"cannot start the sandbox zygote: not ready after {_ZYGOTE_START_S:.0f} s"
+                ) from error
+            raise
+        return zygote
+
+    async def fork(self) -> Worker:
+        """A new worker without an order yet.
+
+        Raises:
+            Unavailable: The zygote is gone, stopped, or could not fork. It has been killed, then, and a new one will come.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            async with self._turn:
+                with trio.fail_after(_FORK_S):
+                    with theirs:
+                        await _send_descriptors(self._channel, FORK, [theirs.fileno()])
+                    answer = unpack(await self._channel.recv(64))
+            if not answer or type(answer[0]) is not int or answer[0] <= 0:
+                raise BrokenWorker("no pid")
+            return Worker(answer[0], ours)
+        except BaseException as error:
+            ours.close()
+            # Cancelled half way its answer would be taken for the next one's; ill, it is better gone.
+            self.kill()
+            if isinstance(error, OSError | BrokenWorker | trio.TooSlowError):
+                raise Unavailable(
+                    "cannot start a sandbox: the zygote does not answer", data={"retry_after_ms": 250}
+                ) from error
+            raise
+
+    async def wait(self) -> None:
+        """Return when the process has ended."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+
+    def kill(self) -> None:
+        """End it at once. Workers live on."""
+        self._process.kill()
+
+    async def end(self) -> int:
+        """Kill it if it still runs and reap it; its exit status."""
+        self.kill()
+        with trio.fail_after(_END_S) as scope:
+            scope.shield = True
+            await self.wait()
+        self._channel.close()
+        status = self._process.wait()
+        os.close(self._pidfd)
+        return status

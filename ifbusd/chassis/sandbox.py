@@ -1,0 +1,356 @@
+"""One sandbox: a loaded module of a swarm, its contract, and the process that runs it while there is work.
+
+Limits are held from here: call rate before, wall clock, memory and processor share while it runs, output after. A worker
+that crossed one is killed and replaced at the next execution.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import attrs
+import structlog
+import trio
+
+from ifbus.errors import GuestFailed, IfbusError, LimitExceeded, Overloaded
+from ifbusd.chassis import rules
+from ifbusd.chassis.messages import BrokenWorker, Outcome, pack, unpack_outcome
+from ifbusd.chassis.model import LoadedModule, SandboxReport
+from ifbusd.chassis.processes import Exit, Worker
+
+_log = structlog.get_logger(__name__)
+
+# Executions that a promise is measured over: enough for a p99, forgotten in minutes by a busy module.
+_SAMPLES: Final = 256
+# Most executions end within it and are never looked at in between.
+_SLICE_S: Final = 0.02
+# What a worker may have beyond its start and its guest's memory before it is killed; the kernel's own limit is above.
+MEMORY_MARGIN_BYTES: Final = 32 << 20
+# Processor time that an idle worker may use without reason: waking up, being looked at.
+_IDLE_CPU_US: Final = 50_000
+
+
+@attrs.frozen(kw_only=True)
+class Ready:
+    """A worker that has loaded the module and locked itself down.
+
+    Attributes:
+        base_bytes: Private memory before the first guest ran.
+        released: Called once the process has ended.
+    """
+
+    worker: Worker
+    layers: tuple[str, ...]
+    base_bytes: int
+    released: Callable[[], None]
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """A successful execution."""
+
+    output: Any
+    wall_us: int
+    cpu_us: int
+    memory_bytes: int
+    sandbox: str
+
+
+class Sandbox:
+    """Executions of one module, one at a time. The mutable state is the worker, the buckets and the samples."""
+
+    def __init__(
+        self, swarm_id: str, module: LoadedModule, *, queue_length: int, start: Callable[[Sandbox], Awaitable[Ready]]
+    ) -> None:
+        self.swarm_id = swarm_id
+        self.module = module
+        self.used_at = 0.0
+        self._queue_length = queue_length
+        self._start = start
+        self._turn = trio.Lock()
+        self._waiting = 0
+        self._ready: Ready | None = None
+        self._idle_cpu_us = 0
+        self._execution = 0
+        limits = module.contract.limits
+        now_us = _now_us()
+        self._calls = rules.Bucket.full(rate_per_s=limits.calls_per_s, capacity=limits.calls_per_s, now_us=now_us)
+        share = limits.cpu_percent * 10_000  # us of processor per second
+        self._cpu = rules.Bucket.full(rate_per_s=share, capacity=share / 10, now_us=now_us)
+        self._samples: deque[rules.Sample] = deque(maxlen=_SAMPLES)
+        self._executions = 0
+        self._failures = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an execution runs, or a worker is being started or ended."""
+        return self._turn.locked()
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it has a process."""
+        return self._ready is not None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What locks its process down; empty when it has none."""
+        return self._ready.layers if self._ready is not None else ()
+
+    async def warm_up(self) -> None:
+        """Start the worker if there is none. Raises what starting raises."""
+        async with self._turn:
+            await self._worker()
+
+    async def execute(self, text: bytes) -> Run:
+        """Run the module once on JSON text.
+
+        Raises:
+            LimitExceeded: `data["limit"]` is ``calls_per_s``, ``wall_ms``, ``cpu_ms``, ``memory_bytes`` or ``output_bytes``.
+            GuestFailed: It trapped, failed, or gave no JSON.
+            InvalidParams: The input does not fit the export.
+            Overloaded: Too many wait for this sandbox, or all sandboxes are busy.
+            Unavailable: No worker could be started.
+
+        Cancelled: the guest is killed; it had no effect, because it can have none.
+        """
+        self._take_call()
+        if self._waiting >= self._queue_length:
+            raise Overloaded(
+                f"cannot execute for {self.swarm_id}: {self._waiting} executions wait for this sandbox",
+                data={"waiting": self._waiting, "retry_after_ms": 50},
+            )
+        began_us = _now_us()
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            warmth = "warm" if self._ready is not None else "cold"
+            ready = await self._worker()
+            outcome, cpu_us = await self._exchange(ready, text)
+            output = self._result(outcome)
+        except IfbusError as error:
+            if isinstance(error, GuestFailed | LimitExceeded):
+                self._sample(False, began_us)
+            raise
+        finally:
+            self.used_at = trio.current_time()
+            self._turn.release()
+        wall_us = self._sample(True, began_us)
+        return Run(output=output, wall_us=wall_us, cpu_us=cpu_us, memory_bytes=outcome.memory_bytes, sandbox=warmth)
+
+    async def cool(self) -> None:
+        """End the worker, if there is one, after what it is doing."""
+        async with self._turn:
+            await self._end()
+
+    async def kill(self) -> None:
+        """End the worker, if there is one, now; what it was doing fails."""
+        if self._ready is not None:
+            self._ready.worker.signal(signal.SIGKILL)
+        await self.cool()
+
+    async def inspect(self) -> None:
+        """Look at an idle worker: a process that died, grew or ran without being asked goes."""
+        if self._turn.locked():
+            return
+        async with self._turn:
+            ready = self._ready
+            if ready is None:
+                return
+            worker = ready.worker
+            if not worker.is_alive():
+                reason = "ended"
+            elif worker.cpu_us() - self._idle_cpu_us > _IDLE_CPU_US:
+                reason = "ran without being asked"
+            elif worker.private_bytes() > self._memory_bound(ready):
+                reason = "grew without being asked"
+            else:
+                return
+            ended = await self._end()
+            _log.warning("chassis.idle_sandbox_killed", swarm=self.swarm_id, reason=reason, signal=_name(ended))
+
+    def report(self) -> SandboxReport:
+        """The sandbox as it stands."""
+        contract = self.module.contract
+        return SandboxReport(
+            swarm_id=self.swarm_id,
+            module_sha256=contract.module_sha256,
+            kind=contract.kind,
+            state="busy" if self.is_busy else "idle" if self.is_warm else "cold",
+            layers=self.layers,
+            executions=self._executions,
+            failures=self._failures,
+            quality=rules.assess(self._samples, contract.slo),
+            private_bytes=self._ready.worker.private_bytes() if self._ready is not None else 0,
+        )
+
+    # --- one execution ---------------------------------------------------------------------------------
+
+    def _take_call(self) -> None:
+        self._calls, wait_us = rules.take(self._calls, _now_us())
+        if wait_us:
+            rate = self.module.contract.limits.calls_per_s
+            error = rules.exceeded(
+                "calls_per_s",
+                rate + 1,
+                rate,
+                f"cannot execute for {self.swarm_id}: more than {rate} calls per second",
+                [{"by": "time", "what": f"wait {-(-wait_us // 1000)} ms"}],
+            )
+            error.data["retry_after_ms"] = -(-wait_us // 1000)
+            raise error
+
+    async def _worker(self) -> Ready:
+        if self._ready is not None and not self._ready.worker.is_alive():
+            ended = await self._end()
+            _log.warning("chassis.sandbox_ended", swarm=self.swarm_id, signal=_name(ended))
+        if self._ready is None:
+            self._ready = await self._start(self)
+            self._idle_cpu_us = self._ready.worker.cpu_us()
+        return self._ready
+
+    async def _exchange(self, ready: Ready, text: bytes) -> tuple[Outcome, int]:
+        worker, limits = ready.worker, self.module.contract.limits
+        try:
+            await self._pay_cpu_debt(0)
+            before_us = worker.cpu_us()
+            worker.allow_cpu(limits.wall_ms * 1000, before_us)
+            self._execution += 1
+            deadline = trio.current_time() + limits.wall_ms / 1000
+            answer: bytes | None = None
+            with trio.CancelScope(deadline=min(deadline, trio.current_time() + _SLICE_S)):
+                await worker.send(pack([self._execution, text]))
+                answer = await worker.receive()
+            if answer is None:
+                answer = await self._watch(ready, deadline, before_us)
+            elif answer:
+                self._cpu, _ = rules.charge(self._cpu, _now_us(), worker.cpu_us() - before_us)
+            if answer:
+                outcome = unpack_outcome(answer, self._execution)
+                self._idle_cpu_us = worker.cpu_us()
+                if outcome.status == "memory":
+                    await self._end()  # out of memory, the process is not to be trusted with the next one
+                return outcome, self._idle_cpu_us - before_us
+        except BrokenWorker as error:
+            await self._end()
+            _log.error("chassis.broken_worker", swarm=self.swarm_id, reason=str(error))
+            raise GuestFailed(f"stopped the module: its sandbox broke the protocol ({error})") from error
+        except OSError:
+            answer = b""
+        except BaseException:
+            await self._end()
+            raise
+        raise self._death(await self._end())
+
+    async def _watch(self, ready: Ready, deadline: float, before_us: int) -> bytes:
+        """The answer of an execution that takes its time, looked at every 20 ms; empty when the worker died."""
+        worker, limits = ready.worker, self.module.contract.limits
+        charged_us = before_us
+        while (now := trio.current_time()) < deadline:
+            private = worker.private_bytes()
+            if private > self._memory_bound(ready):
+                raise rules.exceeded(
+                    "memory_bytes",
+                    private - ready.base_bytes,
+                    limits.memory_bytes,
+                    f"stopped the module: its sandbox holds more than its {limits.memory_bytes} bytes of memory",
+                )
+            used_us = worker.cpu_us()
+            self._cpu, wait_us = rules.charge(self._cpu, _now_us(), used_us - charged_us)
+            charged_us = used_us
+            if wait_us and limits.cpu_percent < 100:
+                worker.signal(signal.SIGSTOP)
+                try:
+                    await trio.sleep_until(min(deadline, now + wait_us / 1_000_000))
+                finally:
+                    worker.signal(signal.SIGCONT)
+            answer: bytes | None = None
+            with trio.CancelScope(deadline=min(deadline, trio.current_time() + _SLICE_S)):
+                answer = await worker.receive()
+            if answer is not None:
+                self._cpu, _ = rules.charge(self._cpu, _now_us(), worker.cpu_us() - charged_us)
+                return answer
+        raise rules.exceeded(
+            "wall_ms",
+            limits.wall_ms,
+            limits.wall_ms,
+            f"stopped the module: it ran longer than its {limits.wall_ms} ms",
+            [{"by": "self", "what": "load it with a higher wall_ms", "call": "chassis.load_swarm"}],
+        )
+
+    async def _pay_cpu_debt(self, used_us: int) -> None:
+        if self.module.contract.limits.cpu_percent < 100:
+            self._cpu, wait_us = rules.charge(self._cpu, _now_us(), used_us)
+            if wait_us:
+                await trio.sleep(wait_us / 1_000_000)
+
+    def _result(self, outcome: Outcome) -> Any:
+        if outcome.status != "ok":
+            raise rules.failure(
+                self.module.contract, outcome.status, outcome.message, outcome.output, outcome.memory_bytes
+            )
+        if len(outcome.output) > self.module.contract.limits.output_bytes:
+            raise GuestFailed("stopped the module: its sandbox broke its output limit")
+        try:
+            value = json.loads(outcome.output, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise GuestFailed(
+                f"the module gave no JSON: {error}", data={"output_bytes": len(outcome.output)}
+            ) from error
+        why = rules.check_output(value)
+        if why is not None:
+            raise GuestFailed(f"the module gave {why}, which no answer can carry")
+        return value
+
+    def _death(self, ended: Exit | None) -> IfbusError:
+        limits = self.module.contract.limits
+        killer = ended.signal if ended is not None else None
+        if killer is signal.SIGXCPU:
+            used_ms = ended.cpu_us // 1000 if ended is not None else 0
+            return rules.exceeded(
+                "cpu_ms", used_ms, limits.wall_ms, "stopped the module: its sandbox used up its processor time"
+            )
+        _log.error("chassis.sandbox_died", swarm=self.swarm_id, signal=_name(ended))
+        if killer is signal.SIGSYS:
+            return GuestFailed("stopped the module: its sandbox made a forbidden system call")
+        return GuestFailed(f"the module's sandbox ended while it ran ({_name(ended)})")
+
+    def _memory_bound(self, ready: Ready) -> int:
+        return ready.base_bytes + self.module.contract.limits.memory_bytes + MEMORY_MARGIN_BYTES
+
+    async def _end(self) -> Exit | None:
+        ready, self._ready = self._ready, None
+        if ready is None:
+            return None
+        try:
+            return await ready.worker.end()
+        finally:
+            ready.released()
+
+    def _sample(self, succeeded: bool, began_us: int) -> int:
+        wall_us = _now_us() - began_us
+        self._samples.append(rules.Sample(succeeded, wall_us))
+        self._executions += 1
+        self._failures += not succeeded
+        return wall_us
+
+
+def _name(ended: Exit | None) -> str:
+    if ended is None:
+        return "unknown"
+    return ended.signal.name if ended.signal is not None else f"exit status {ended.status}"
+
+
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

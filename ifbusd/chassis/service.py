@@ -1,0 +1,476 @@
+"""IFChassis: loads modules for swarms and runs them in sandboxes; the async shell over rules, processes and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import attrs
+import structlog
+import trio
+
+from ifbus.errors import IfbusError, InvalidModule, InvalidParams, LimitExceeded, NotFound, Overloaded, Unavailable
+from ifbus.models import Execution, ServiceContract, check_identifier
+from ifbusd.chassis import rules
+from ifbusd.chassis.blobs import Blobs, Upload
+from ifbusd.chassis.cache import CodeCache, load_or_make_key
+from ifbusd.chassis.compiler import FILE_THREADS, Code, Compiler
+from ifbusd.chassis.interface import ClaimDirectory, SwarmDirectory
+from ifbusd.chassis.model import ChassisConfig, ChassisStatistics, LoadedModule, SandboxReport
+from ifbusd.chassis.processes import Worker, become_subreaper
+from ifbusd.chassis.sandbox import Ready, Run, Sandbox
+from ifbusd.chassis.supervisor import Supervisor
+from ifbusd.chassis.worker import ServeOrder
+from ifbusd.identity import Caller
+from ifbusd.operation import Operations, Tx
+from ifbusd.store.base import Store
+from ifbusd.store.codec import unpack
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+# Mapping 33 MB of code and locking down takes 10 ms; the rest is for a busy machine.
+_LOAD_S: Final = 10.0
+_INSPECT_S: Final = 0.25
+# modules/<swarm>: the swarm's loaded modules, a list of `LoadedModule` records.
+_PREFIX: Final = "modules/"
+
+
+class IFChassis:
+    """See `interface.Chassis`. Start `run` first.
+
+    The mutable state is the sandboxes, a cache of the store's ``modules/`` records with the processes behind them.
+    """
+
+    def __init__(
+        self,
+        config: ChassisConfig,
+        state_dir: Path,
+        *,
+        store: Store,
+        operations: Operations,
+        swarms: SwarmDirectory,
+        claims: ClaimDirectory,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._store = store
+        self._operations = operations
+        self._swarms = swarms
+        self._claims = claims
+        self._now_ms = now_ms
+        self._files = trio.CapacityLimiter(FILE_THREADS)
+        self._blob_turn = trio.Lock()
+        self._blobs = Blobs(
+            state_dir / "blobs", bytes_per_uid=config.blob_bytes_per_uid, bytes_in_all=config.blob_bytes
+        )
+        self._supervisor = Supervisor(random.random)
+        self._compiler: Compiler | None = None
+        self._sandboxes: dict[tuple[str, str], Sandbox] = {}
+        # Replaced while somebody may still use them; the watch ends their processes.
+        self._retired: list[Sandbox] = []
+        # A worker each, and one for the compiler; None where the daemon cannot give user ids away.
+        self._free_uids = (
+            [config.worker_uid_base + number for number in range(config.max_workers + 1)] if os.geteuid() == 0 else None
+        )
+        self._workers = 0
+        self._workers_started = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled: the zygote, the watch over idle sandboxes. Started when executions are possible."""
+        become_subreaper()
+        async with trio.open_nursery() as nursery:
+            # Before the cache's key is read: the zygote has no secrets to lose.
+            await nursery.start(self._supervisor.run)
+            await self._open_files()
+            nursery.start_soon(self._inspect)
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):  # bounded by Worker.end
+                    for sandbox in [*self._sandboxes.values(), *self._retired]:
+                        await sandbox.kill()
+
+    # --- methods ---------------------------------------------------------------------------------------
+
+    async def put_blob(self, caller: Caller, sha256: str, offset: int, data: bytes, total_bytes: int) -> dict[str, Any]:
+        """See `interface.Chassis.put_blob`."""
+        for param, value, kind in (
+            ("sha256", sha256, str),
+            ("offset", offset, int),
+            ("data", data, bytes),
+            ("total_bytes", total_bytes, int),
+        ):
+            if type(value) is not kind:
+                raise InvalidParams(f"cannot store a chunk: {param} is no {kind.__name__}", data={"param": param})
+        async with self._blob_turn:
+            try:
+                upload = await self._put_chunk(caller.uid, sha256, offset, data, total_bytes)
+            except LimitExceeded:
+                keep = await self._loaded_by(caller.uid)
+                if not await self._in_thread(lambda: self._blobs.make_room(caller.uid, total_bytes, keep)):
+                    raise
+                upload = await self._put_chunk(caller.uid, sha256, offset, data, total_bytes)
+        return attrs.asdict(upload)
+
+    async def load_swarm(self, caller: Caller, swarm_id: str, contract: dict[str, Any]) -> dict[str, Any]:
+        """See `interface.Chassis.load_swarm`."""
+        check_identifier(swarm_id, "swarm_id")
+        wanted = ServiceContract.from_wire(contract)
+        rules.check_contract(wanted, self._config)
+        module = LoadedModule(contract=wanted, uid=caller.uid, loaded_at_ms=self._now_ms())
+        sandbox: Sandbox | None = None
+
+        async def load(tx: Tx) -> dict[str, Any]:
+            nonlocal sandbox
+            await self._swarms.require_owner(tx, caller, swarm_id)
+            modules = await _read(tx, swarm_id)
+            sha256 = wanted.module_sha256
+            tx.detail = {"module": sha256, "kind": wanted.kind}
+            if sha256 not in modules and len(modules) >= self._config.max_modules:
+                raise rules.exceeded(
+                    "modules",
+                    len(modules) + 1,
+                    self._config.max_modules,
+                    f"cannot load another module for {swarm_id}: {len(modules)} are loaded",
+                    [{"by": "self", "what": "unload one", "call": "chassis.unload_swarm"}],
+                )
+            before = modules.get(sha256)
+            if before is not None and before.contract == wanted and before.uid == caller.uid:
+                if sandbox is not None:  # somebody else loaded the same meanwhile
+                    self._retired.append(sandbox)
+                sandbox = self._sandbox(swarm_id, before)
+            elif sandbox is None:
+                sandbox = self._new_sandbox(swarm_id, module)
+            if not sandbox.is_warm:
+                await self._admit(caller, wanted)
+                await sandbox.warm_up()
+            if sandbox.module != before:
+                # The last one loaded stands last: it is the default of `execute_task`.
+                modules.pop(sha256, None)
+                _write(tx, swarm_id, {**modules, sha256: module})
+            return {"swarm_id": swarm_id, "module_sha256": sha256, "kind": wanted.kind, "layers": list(sandbox.layers)}
+
+        try:
+            answer = await self._operations.run(caller, "chassis.load_swarm", swarm_id, load)
+        except BaseException:
+            if sandbox is not None and self._sandboxes.get((swarm_id, wanted.module_sha256)) is not sandbox:
+                with trio.CancelScope(shield=True):  # bounded by Worker.end
+                    await sandbox.kill()
+            raise
+        if sandbox is not None:
+            await self._install(sandbox)
+        return answer
+
+    async def execute_task(
+        self,
+        caller: Caller,
+        swarm_id: str,
+        input: Any,
+        *,
+        module_sha256: str | None = None,
+        task_id: str | None = None,
+        token: int | None = None,
+    ) -> dict[str, Any]:
+        """See `interface.Chassis.execute_task`."""
+        text = self._input_text(input)
+        if (task_id is None) != (token is None):
+            raise InvalidParams("cannot execute for a claim: task_id and token go together", data={"param": "token"})
+        run: Run | None = None
+
+        async def execute(tx: Tx) -> dict[str, Any]:
+            nonlocal run
+            await self._swarms.require_owner(tx, caller, swarm_id)
+            if task_id is not None and token is not None:
+                await self._claims.require_holder(tx, task_id, swarm_id, token)
+            module = _choose(swarm_id, await _read(tx, swarm_id), module_sha256)
+            tx.detail = {"module": module.contract.module_sha256}
+            if task_id is not None:
+                tx.detail |= {"task_id": task_id, "token": token}
+            # Decided anew after a lost race, the execution itself is not repeated.
+            run = run or await self._sandbox(swarm_id, module).execute(text)
+            tx.detail |= {"wall_us": run.wall_us, "cpu_us": run.cpu_us}
+            return Execution(
+                output=run.output,
+                wall_us=run.wall_us,
+                cpu_us=run.cpu_us,
+                memory_bytes=run.memory_bytes,
+                sandbox=run.sandbox,
+            ).to_wire()
+
+        return await self._operations.run(caller, "chassis.execute_task", swarm_id, execute)
+
+    async def unload_swarm(self, caller: Caller, swarm_id: str, *, module_sha256: str | None = None) -> dict[str, Any]:
+        """See `interface.Chassis.unload_swarm`."""
+
+        async def unload(tx: Tx) -> dict[str, Any]:
+            await self._swarms.require_owner(tx, caller, swarm_id)
+            modules = await _read(tx, swarm_id)
+            gone = [sha256 for sha256 in modules if module_sha256 in (None, sha256)]
+            tx.detail = {"modules": gone}
+            if gone:
+                _write(tx, swarm_id, {sha256: module for sha256, module in modules.items() if sha256 not in gone})
+            return {"swarm_id": swarm_id, "unloaded": gone}
+
+        answer = await self._operations.run(caller, "chassis.unload_swarm", swarm_id, unload)
+        for sha256 in answer["unloaded"]:
+            sandbox = self._sandboxes.pop((swarm_id, sha256), None)
+            if sandbox is not None:
+                await sandbox.kill()
+        return answer
+
+    async def list_sandboxes(self, caller: Caller) -> list[dict[str, Any]]:
+        """See `interface.Chassis.list_sandboxes`."""
+        return [
+            {name: list(value) if isinstance(value, tuple) else value for name, value in attrs.asdict(report).items()}
+            for report in self._reports(lambda module: caller.is_operator or module.uid == caller.uid)
+        ]
+
+    def statistics(self) -> ChassisStatistics:
+        """See `interface.Chassis.statistics`."""
+        compiler = self._compiler
+        return ChassisStatistics(
+            zygote_restarts=self._supervisor.restarts,
+            workers=self._workers,
+            workers_started=self._workers_started,
+            compilations=compiler.compilations if compiler is not None else 0,
+            cache_hits=compiler.cache_hits if compiler is not None else 0,
+            tampered=compiler.tampered if compiler is not None else 0,
+            sandboxes=tuple(self._reports(lambda module: True)),
+        )
+
+    # --- sandboxes -------------------------------------------------------------------------------------
+
+    def _sandbox(self, swarm_id: str, module: LoadedModule) -> Sandbox:
+        """The sandbox for what the store says is loaded; one with an older contract is replaced."""
+        key = (swarm_id, module.contract.module_sha256)
+        found = self._sandboxes.get(key)
+        if found is not None and found.module == module:
+            return found
+        if found is not None:
+            self._retired.append(found)
+        self._sandboxes[key] = self._new_sandbox(swarm_id, module)
+        return self._sandboxes[key]
+
+    def _new_sandbox(self, swarm_id: str, module: LoadedModule) -> Sandbox:
+        return Sandbox(swarm_id, module, queue_length=self._config.queue_length, start=self._start)
+
+    async def _install(self, sandbox: Sandbox) -> None:
+        key = (sandbox.swarm_id, sandbox.module.contract.module_sha256)
+        before = self._sandboxes.get(key)
+        self._sandboxes[key] = sandbox
+        if before is not None and before is not sandbox:
+            await before.kill()
+
+    def _reports(self, wanted: Callable[[LoadedModule], bool]) -> list[SandboxReport]:
+        return [sandbox.report() for sandbox in self._sandboxes.values() if wanted(sandbox.module)]
+
+    async def _inspect(self) -> None:
+        while True:
+            await trio.sleep(_INSPECT_S)
+            retired, self._retired = self._retired, []
+            for sandbox in retired:
+                await sandbox.kill()
+            for sandbox in list(self._sandboxes.values()):
+                await sandbox.inspect()
+
+    # --- workers ---------------------------------------------------------------------------------------
+
+    async def _admit(self, caller: Caller, contract: ServiceContract) -> None:
+        """Refuse a module before anything is spent on it: the profile, and whether the caller has uploaded such a one."""
+        profile = rules.choose_profile(contract, self._config, uid=caller.uid, is_operator=caller.is_operator)
+        head, size = await self._in_thread(lambda: self._blobs.head(caller.uid, contract.module_sha256))
+        rules.check_module(head, size, contract, profile)
+
+    async def _start(self, sandbox: Sandbox) -> Ready:
+        """A worker that has loaded the sandbox's module; compiles it if the cache has lost it."""
+        for _ in range(2):
+            code = await self._code(sandbox.module)
+            try:
+                await self._make_room()
+                ready = await self._start_worker(sandbox, code)
+            except BaseException:
+                code.release()
+                raise
+            if ready is not None:
+                return ready
+            # Written by this very engine on this very machine, and refused: another processor than before, or a bug.
+            code.release()
+            _log.warning("chassis.code_refused", module=sandbox.module.contract.module_sha256)
+            await self._get_compiler().forget(sandbox.module.contract)
+        raise Unavailable("cannot start a sandbox: the engine refuses its own code")
+
+    async def _code(self, module: LoadedModule) -> Code:
+        contract = module.contract
+        # Whether the loader may use the profile was decided when it was loaded.
+        profile = rules.choose_profile(contract, self._config, uid=module.uid, is_operator=True)
+        return await self._get_compiler().get(
+            contract, profile, lambda: self._blobs.open(module.uid, contract.module_sha256)
+        )
+
+    async def _make_room(self) -> None:
+        while self._workers >= self._config.max_workers:
+            idle = [sandbox for sandbox in self._sandboxes.values() if sandbox.is_warm and not sandbox.is_busy]
+            if not idle:
+                raise Overloaded(
+                    f"cannot start a sandbox: all {self._config.max_workers} are busy",
+                    data={"workers": self._config.max_workers, "retry_after_ms": 100},
+                )
+            await min(idle, key=lambda sandbox: sandbox.used_at).cool()
+
+    async def _start_worker(self, sandbox: Sandbox, code: Code) -> Ready | None:
+        """A ready worker, which owns a use of `code` from then on; None if it could not map the code."""
+        contract = sandbox.module.contract
+        self._workers += 1
+        self._workers_started += 1
+        uid = self._take_uid()
+
+        def released() -> None:
+            self._workers -= 1
+            self._give_uid(uid)
+
+        worker: Worker | None = None
+        failure: IfbusError | None = None
+        try:
+            worker = await self._supervisor.fork()
+            order = ServeOrder(
+                kind=contract.kind,
+                export=contract.export,
+                memory_bytes=contract.limits.memory_bytes,
+                output_bytes=contract.limits.output_bytes,
+                cpu_s=int(_LOAD_S),
+                uid=uid,
+                daemon_pid=os.getpid(),
+            )
+            answer: list[Any] | None = None
+            with trio.move_on_after(_LOAD_S):
+                answer = await worker.order(["serve", *attrs.astuple(order)], [code.descriptor])
+            match answer:
+                case ["ready", [*layers]]:
+                    base_bytes = worker.private_bytes()
+
+                    def end() -> None:
+                        released()
+                        code.release()
+
+                    return Ready(worker=worker, layers=tuple(map(str, layers)), base_bytes=base_bytes, released=end)
+                case ["failed", "code", _]:
+                    pass
+                case ["failed", "invalid", str(message)]:
+                    failure = InvalidModule(f"cannot load the module: {message}")
+                case ["failed", "lockdown", str(message)]:
+                    _log.error("chassis.lockdown_failed", reason=message)
+                    failure = Unavailable(f"cannot run guests safely on this host: {message}")
+                case _:
+                    ended = await worker.end()
+                    _log.error("chassis.worker_not_ready", answer=str(answer)[:200], signal=str(ended.signal))
+                    failure = Unavailable("cannot start a sandbox: its process ended while loading")
+        except BaseException:
+            if worker is not None:
+                await worker.end()
+            released()
+            raise
+        await worker.end()
+        released()
+        if failure is not None:
+            raise failure
+        return None
+
+    def _take_uid(self) -> int | None:
+        return self._free_uids.pop() if self._free_uids else None
+
+    def _give_uid(self, uid: int | None) -> None:
+        if uid is not None and self._free_uids is not None:
+            self._free_uids.append(uid)
+
+    # --- files and records -------------------------------------------------------------------------------
+
+    async def _open_files(self) -> None:
+        def open_() -> CodeCache:
+            self._blobs.prepare()
+            cache = CodeCache(
+                self._state_dir / "code",
+                load_or_make_key(self._state_dir / "cache.key"),
+                max_bytes=self._config.cache_bytes,
+            )
+            cache.prepare()
+            return cache
+
+        self._compiler = Compiler(
+            self._config,
+            await self._in_thread(open_),
+            self._supervisor.fork,
+            self._files,
+            uid=self._take_uid(),
+        )
+
+    def _get_compiler(self) -> Compiler:
+        if self._compiler is None:
+            raise Unavailable("cannot use the chassis: it is starting", data={"retry_after_ms": 200})
+        return self._compiler
+
+    async def _put_chunk(self, uid: int, sha256: str, offset: int, data: bytes, total_bytes: int) -> Upload:
+        return await self._in_thread(lambda: self._blobs.put(uid, sha256, offset, data, total_bytes))
+
+    async def _loaded_by(self, uid: int) -> set[str]:
+        """The modules that a user has loaded for any swarm: rarely asked, so read from the store."""
+        found: set[str] = set()
+        after, more = "", True
+        while more:
+            page = await self._store.range(_PREFIX, after=after)
+            for item in page.items:
+                modules = map(LoadedModule.from_record, unpack(item.value))
+                found |= {module.contract.module_sha256 for module in modules if module.uid == uid}
+                after = item.key
+            more = page.has_more
+        return found
+
+    def _input_text(self, value: Any) -> bytes:
+        try:
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidParams(f"cannot execute: the input is no JSON: {error}", data={"param": "input"}) from error
+        if len(text) > self._config.input_bytes:
+            raise rules.exceeded(
+                "input_bytes",
+                len(text),
+                self._config.input_bytes,
+                f"cannot execute: the input is {len(text)} bytes of JSON, this host allows {self._config.input_bytes}",
+            )
+        return text
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(function, limiter=self._files)
+
+
+async def _read(tx: Tx, swarm_id: str) -> dict[str, LoadedModule]:
+    """The modules loaded for a swarm, the last loaded one last."""
+    stored = await tx.get(_PREFIX + swarm_id)
+    modules = [LoadedModule.from_record(record) for record in unpack(stored)] if stored is not None else []
+    return {module.contract.module_sha256: module for module in modules}
+
+
+def _write(tx: Tx, swarm_id: str, modules: dict[str, LoadedModule]) -> None:
+    if modules:
+        tx.put(_PREFIX + swarm_id, [module.to_record() for module in modules.values()])
+    else:
+        tx.delete(_PREFIX + swarm_id)
+
+
+def _choose(swarm_id: str, modules: dict[str, LoadedModule], sha256: str | None) -> LoadedModule:
+    found = modules.get(sha256) if sha256 is not None else next(reversed(modules.values()), None)
+    if found is None:
+        raise NotFound(
+            f"cannot execute for {swarm_id}: "
+            + ("no module is loaded" if sha256 is None else "that module is not loaded"),
+            data={"swarm_id": swarm_id, "module_sha256": sha256, "loaded": list(modules)},
+            would_change=[{"by": "self", "what": "load it first", "call": "chassis.load_swarm"}],
+        )
+    return found

@@ -1,0 +1,82 @@
+"""Keeps a zygote running: starts it, notices its end, starts the next after a backoff. Workers do not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+
+from ifbus.errors import Unavailable
+from ifbusd.chassis import rules
+from ifbusd.chassis.processes import Worker, Zygote
+
+_log = structlog.get_logger(__name__)
+
+# A zygote that lived this long was well: its end starts a new count.
+_WELL_AFTER_S: Final = 10.0
+# Longer than a restart (0.2 s) and its first backoff, shorter than what a caller calls hanging.
+_WAIT_FOR_ZYGOTE_S: Final = 2.0
+
+
+class Supervisor:
+    """Owns the zygote. The mutable state is which one is ready, if any."""
+
+    def __init__(self, chance: Callable[[], float]) -> None:
+        self._chance = chance
+        self._zygote: Zygote | None = None
+        self._ready = trio.Event()
+        self.restarts = 0
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """Process id of the zygote that is ready, None while there is none."""
+        return None if self._zygote is None else self._zygote.pid
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; started once the first zygote is ready. Raises `Unavailable` if the first never gets so."""
+        zygote = await Zygote.start()
+        task_status.started()
+        failures = 0
+        while True:
+            began = trio.current_time()
+            try:
+                self._zygote = zygote
+                self._ready.set()
+                await zygote.wait()
+            finally:
+                self._zygote, self._ready = None, trio.Event()
+                status = await zygote.end()
+            failures = 0 if trio.current_time() - began > _WELL_AFTER_S else failures + 1
+            self.restarts += 1
+            _log.warning("chassis.zygote_ended", status=status, failures=failures)
+            zygote = await self._start_again(failures)
+
+    async def _start_again(self, failures: int) -> Zygote:
+        while True:
+            await trio.sleep(rules.restart_delay_ms(failures, self._chance()) / 1000)
+            try:
+                return await Zygote.start()
+            except Unavailable as error:
+                failures += 1
+                _log.error("chassis.zygote_not_started", reason=error.message, failures=failures)
+
+    async def fork(self) -> Worker:
+        """A new worker without an order; waits for a zygote that is just being replaced, and tries twice.
+
+        Raises:
+            Unavailable: No zygote within 2 s.
+        """
+        try:
+            return await self._fork_once()
+        except Unavailable:
+            return await self._fork_once()
+
+    async def _fork_once(self) -> Worker:
+        with trio.move_on_after(_WAIT_FOR_ZYGOTE_S):
+            while self._zygote is None:
+                await self._ready.wait()
+        if self._zygote is None:
+            raise Unavailable("cannot start a sandbox: no zygote", data={"retry_after_ms": 1000})
+        return await self._zygote.fork()
