@@ -34,7 +34,6 @@ class Admissions:
         # Worked out once: each costs as much as a whole check.
         self._threshold = policy.exact_threshold
         self._budget_low = policy.exact_budget_low
-        self._max_self_budget = policy.max_self_budget_micro_usd
 
     @property
     def _registry(self) -> Registry:
@@ -210,7 +209,7 @@ class Admissions:
 
     def _own_limit(self, caller: Caller, swarm_id: str, account: Account, wanted: int | None) -> int | None:
         """The budget after a registration: a user may lower an own swarm's budget, only an operator raises it."""
-        most = self._max_self_budget
+        most = self._policy.max_self_budget_micro_usd
         if wanted is None:
             return most if account.limit is None else account.limit
         if caller.is_operator:

@@ -10,9 +10,9 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple, Self
 
 import attrs
-from attrs.validators import ge, gt, in_, le, optional
+from attrs.validators import ge, gt, in_, le
 
-from ifbus.money import to_micro_usd
+from ifbus.money import MicroUsd
 
 Similarity = Literal["jaccard", "coverage"]
 
@@ -27,6 +27,11 @@ PPM = 1_000_000
 HOUR_MS = 60 * 60 * 1000
 
 
+def _non_negative(_: object, attribute: attrs.Attribute[Any], value: int | None) -> None:
+    if value is not None and value < 0:
+        raise ValueError(f"{attribute.name} must be 0 or more, got {value}")
+
+
 @attrs.frozen(kw_only=True)
 class Policy:
     """What the operator decided.
@@ -35,9 +40,8 @@ class Policy:
         similarity: Which measure an admission compares with the threshold. ``jaccard`` is the mission's; ``coverage`` does
             not punish generalists (DESIGN 8).
         threshold: The overlap that qualifies, inclusive; above 0, at most 1.
-        max_self_budget_usd: The largest budget that a user may give to an own swarm, as a decimal string; a swarm
-            registered without a budget gets this one. None: no such bound, and a swarm without a budget is never refused
-            for money.
+        max_self_budget_micro_usd: The largest budget that a user may give to an own swarm; a swarm registered without a
+            budget gets this one. None: no such bound, and a swarm without a budget is never refused for money.
         failures_to_trip: So many failed tasks in a row trip the breaker.
         budget_low_ratio: The swarm and the operators hear of it once when this share of the budget is spent.
         max_holds: Reservations of one swarm at a time; bounds its record (about 60 bytes each).
@@ -47,7 +51,7 @@ class Policy:
 
     similarity: Similarity = attrs.field(default="jaccard", validator=in_(("jaccard", "coverage")))
     threshold: float = attrs.field(default=0.70, validator=[gt(0), le(1)])
-    max_self_budget_usd: str | None = attrs.field(default=None, validator=optional(lambda *args: to_micro_usd(args[2])))
+    max_self_budget_micro_usd: MicroUsd | None = attrs.field(default=None, validator=_non_negative)
     failures_to_trip: int = attrs.field(default=3, validator=[ge(1), le(100)])
     budget_low_ratio: float = attrs.field(default=0.8, validator=[gt(0), le(1)])
     max_holds: int = attrs.field(default=256, validator=ge(1))
@@ -63,11 +67,6 @@ class Policy:
     def exact_budget_low(self) -> Fraction:
         """`budget_low_ratio` as it was written."""
         return Fraction(str(self.budget_low_ratio))
-
-    @property
-    def max_self_budget_micro_usd(self) -> int | None:
-        """`max_self_budget_usd` in micro-dollars."""
-        return None if self.max_self_budget_usd is None else to_micro_usd(self.max_self_budget_usd)
 
 
 @attrs.frozen(kw_only=True)

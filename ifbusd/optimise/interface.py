@@ -23,10 +23,17 @@ class Optimise(Protocol):
     ) -> Answer:
         """Costs summed by one dimension, dearest first.
 
+        Args:
+            since_ms, until_ms: Costs at or after, and before these times (epoch ms); all if not given.
+            limit: Rows, 1 to 200; the totals are over all.
+
         Returns:
             ``{"by", "rows": [{"key", "tasks", "accepted", "spent_usd", "per_accepted_usd" or None, "input_tokens",
             "output_tokens", "cache_read_tokens", "cache_write_tokens", "waste_usd", "waste_ratio"}], "total_usd",
-            "waste_usd", "has_more"}``. Waste is what was spent on tasks that failed or were given back; costs without a task
-            count as neither accepted nor waste.
+            "waste_usd", "has_more"}``. Waste is what a swarm spent on tasks that failed, were given back or were completed by
+            another; costs without a task, or with one that is under way, count as neither accepted nor waste.
+
+        Raises:
+            overloaded: Another report is under way; one may read everything.
         """
         ...

@@ -25,9 +25,10 @@ class Witness(Protocol):
     ) -> Answer:
         """Entries that fit all given filters: ``{"entries": [Entry], "head": {"seq", "hash"}, "next": seq to go on after or None}``.
 
-        An entry is ``{"seq", "revision", "at_ms", "op", "uid", "pid", "target", "outcome", "detail", "trace"?, "hash"}``.
+        An entry is ``{"seq", "revision", "at_ms", "op", "uid", "pid", "target", "outcome", "detail"?, "trace"?, "hash"}``.
 
         Args:
+            after_seq: Go on after this entry; with `newest_first` that is before it in time, and 0 begins at the newest.
             op: A method's name, or its start up to a dot (``coordinator``).
             outcome: ``ok`` or an error code.
         """
@@ -37,8 +38,12 @@ class Witness(Protocol):
         """Recompute the whole chain, and compare it with a receipt ``seq:hash`` (8 to 64 hex digits) if one is given.
 
         Returns:
-            ``{"ok": bool, "entries": n, "head": {"seq", "hash"}, "problems": [{"seq", "what"}], "cannot_know": [sentence]}``:
-            without a receipt, truncation at the end and an old copy of everything cannot be seen, and it says so.
+            ``{"ok": bool, "entries": n, "head": {"seq", "hash"}, "problems": [{"seq" or None, "what"}], "more_problems": n,
+            "notes": [{"seq", "what"}], "cannot_know": [sentence]}``: without a receipt, truncation at the end and an old copy
+            of everything cannot be seen, and it says so. Notes are odd but may be honest: a clock that was set back.
+
+        Raises:
+            overloaded: Another verification is under way; one reads everything.
         """
         ...
 
