@@ -18,7 +18,7 @@ class EmbeddedConfig:
         inline_limit_us: `auto` commits in the loop while that takes no longer than this. 1 ms is the round trip that
             the daemon promises to calls that need no disk.
         checkpoint_wal_bytes: The write-ahead log is copied into the database when it is larger: larger means fewer but
-            longer pauses of the store (some 6 ms for 8 MiB) and a slower recovery.
+            longer pauses of the store (some 4 ms for 4 MiB) and a slower recovery.
         cache_bytes: Pages that SQLite keeps in memory.
         max_batch_txns: Transactions that one commit takes; more wait for the next. Bounds what one failed commit hits.
         max_batch_bytes: The same for the sum of their values and records.
@@ -33,7 +33,7 @@ class EmbeddedConfig:
         default="auto", validator=in_(("auto", "inline", "thread"))
     )
     inline_limit_us: int = attrs.field(default=1000, validator=ge(1))
-    checkpoint_wal_bytes: int = attrs.field(default=8 * 1024 * 1024, validator=ge(64 * 1024))
+    checkpoint_wal_bytes: int = attrs.field(default=4 * 1024 * 1024, validator=ge(64 * 1024))
     cache_bytes: int = attrs.field(default=8 * 1024 * 1024, validator=ge(256 * 1024))
     max_batch_txns: int = attrs.field(default=1024, validator=ge(1))
     max_batch_bytes: int = attrs.field(default=4 * 1024 * 1024, validator=ge(1))

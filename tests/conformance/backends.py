@@ -1,0 +1,71 @@
+"""The backends that the conformance suite runs on: each opens a store and says what is particular about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from ifbusd.store.base import Store
+from ifbusd.store.config import EmbeddedConfig
+from ifbusd.store.embedded import EmbeddedStore
+
+
+@attrs.frozen(kw_only=True)
+class Backend:
+    """A running store under test.
+
+    Attributes:
+        store: The store.
+        shortest_ttl_ms: The shortest lease that it keeps exactly.
+    """
+
+    store: Store
+    shortest_ttl_ms: int
+
+
+def wall_ms() -> int:
+    """The wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+def boottime_ms() -> int:
+    """The clock that goes on through suspend."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+@asynccontextmanager
+async def running(store: EmbeddedStore) -> AsyncIterator[EmbeddedStore]:
+    """Run an embedded store, and close it."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.run)
+        yield store
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def embedded(directory: Path, config: EmbeddedConfig | None = None) -> AsyncIterator[Backend]:
+    """The embedded store in a directory, with a small history and quick leases."""
+    store = EmbeddedStore(
+        directory / "ifbusd.db",
+        config=config or EmbeddedConfig(lease_tick_ms=5, history_events=256),
+        now_ms=wall_ms,
+        boottime_ms=boottime_ms,
+    )
+    async with running(store):
+        yield Backend(store=store, shortest_ttl_ms=20)
+
+
+def embedded_in_thread(directory: Path) -> AbstractAsyncContextManager[Backend]:
+    """The embedded store as it works on a slow disk."""
+    return embedded(directory, EmbeddedConfig(flush="thread", lease_tick_ms=5, history_events=256))
+
+
+BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] = {
+    "embedded": embedded,
+    "embedded-thread": embedded_in_thread,
+}

@@ -1,0 +1,22 @@
+"""The store under test, once per backend."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ifbusd.store.base import Store
+from tests.conformance.backends import BACKENDS, Backend
+
+
+@pytest.fixture(params=list(BACKENDS))
+async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    """A running store; tests use keys of their own and only compare revisions with revisions."""
+    async with BACKENDS[request.param](tmp_path) as running_backend:
+        yield running_backend
+
+
+@pytest.fixture
+def store(backend: Backend) -> Store:
+    """The backend's store."""
+    return backend.store
