@@ -17,9 +17,14 @@ def _ls_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ls(invocation: Invocation) -> Outcome:
-    answer = invocation.ask("governor.list_breakers", tripped_only=invocation.args.tripped or None)
-    breakers = answer["breakers"]
-    return Outcome({"breakers": breakers})
+    args = invocation.args
+    answer = invocation.ask("governor.list_breakers", tripped_only=args.tripped or None)
+    # The daemon gives all of them; pages are made here, so that no `ls` floods its reader.
+    breakers = sorted(answer["breakers"], key=lambda breaker: str(breaker["swarm_id"]))
+    following = [breaker for breaker in breakers if breaker["swarm_id"] > (args.after or "")]
+    shown = following[: args.limit]
+    more = shown[-1]["swarm_id"] if len(following) > len(shown) > 0 else None
+    return Outcome({"breakers": shown}, {"returned": len(shown), "total": len(breakers), "next": more})
 
 
 def render_breakers(data: Data, view: View) -> list[str]:
@@ -113,6 +118,7 @@ COMMANDS = {
         arguments=_ls_arguments,
         run=_ls,
         render=render_breakers,
+        kind="list",
         items="breakers",
         id_field="swarm_id",
         columns=BREAKER_FIELDS,

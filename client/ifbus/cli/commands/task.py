@@ -13,7 +13,7 @@ from ifbus.errors import AlreadyExists, InvalidParams, Usage
 TASK_FIELDS = (
     "task_id", "title", "state", "description", "capabilities", "depends_on", "waits_for", "filler", "priority",
     "estimate_usd", "spent_usd", "payload", "milestones", "created_at_ms", "percent", "note", "progress_at_ms",
-    "holder", "token", "claimed_at_ms", "attempts", "result", "error", "ended_at_ms",
+    "holder", "token", "claimed_at_ms", "attempts", "result", "error", "ended_at_ms", "blocker_id", "route",
 )  # fmt: skip
 STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
 _GUESSES = {"done": "completed", "open": "ready", "dead": "failed", "todo": "ready", "in_progress": "claimed"}

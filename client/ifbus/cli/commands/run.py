@@ -1,0 +1,162 @@
+"""`ifbus run`: starts an agent with its identity, renews its session while it lives, frees its claims when it ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import threading
+from typing import Final
+
+from ifbus.cli.command import Command, Data, Invocation, Outcome, span_type
+from ifbus.cli.commands.task import split_list
+from ifbus.cli.text import span
+from ifbus.connect import candidates
+from ifbus.errors import IfbusError, StaleToken, Usage
+from ifbus.link import Link
+
+_FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# siginfo's si_code for "the kernel did it": for these signals, the terminal. It tells the whole process group, so the
+# program has it already.
+_SI_KERNEL: Final = 0x80
+# Three heartbeats in one lease: two may be lost.
+_BEATS_PER_LEASE: Final = 3
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--swarm", metavar="NAME", help="its name (else IFBUS_SWARM)")
+    parser.add_argument(
+        "--can", metavar="CAP", action="append", help="what it can do, area:skill; again or A,B (else as it was)"
+    )
+    parser.add_argument("--budget-usd", metavar="USD", help="its budget when it has none; only an operator raises one")
+    parser.add_argument("--cost-per-hour-usd", metavar="USD")
+    parser.add_argument("--model", metavar="TEXT", help="the language model behind it")
+    parser.add_argument("--orchestrator", action="store_true", help="hears of every blocker")
+    parser.add_argument("--lease", metavar="SPAN", type=span_type, help="lease of the session; default: the daemon's")
+
+
+class _Session:
+    """A swarm's session, renewed by a thread of its own. The mutable state is the resume token; the thread alone changes it."""
+
+    def __init__(self, link: Link, profile: Data) -> None:
+        self._link = link
+        self._profile = profile
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="renewal")
+        self.lease_ms = 0
+        self.token = ""
+        self._register()
+
+    def _register(self) -> None:
+        answer = self._link.call("coordinator.register_swarm", **self._profile)
+        self.lease_ms, self.token = answer["lease_ms"], answer["resume_token"]
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.lease_ms / 1000 / _BEATS_PER_LEASE):
+            name = self._profile["swarm_id"]
+            try:
+                self._link.call("coordinator.renew_session", swarm_id=name, resume_token=self.token)
+            except StaleToken as error:
+                _say(f"! session of {name} was lost, its claims are free: {error.message}")
+                try:
+                    self._register()
+                except IfbusError as again:
+                    _say(f"! {name} cannot be registered again: {again.message}")
+            except IfbusError as error:
+                # The next beat tries again; what is lost by then, the fencing token keeps from doing harm.
+                _say(f"! session of {name} was not renewed: {error.message}")
+
+    def end(self) -> list[str]:
+        """Stop renewing and end the session; the tasks that became free."""
+        self._stop.set()
+        self._thread.join()
+        answer = self._link.call("coordinator.end_session", swarm_id=self._profile["swarm_id"], resume_token=self.token)
+        freed: list[str] = answer["freed"]
+        return freed
+
+
+def _run(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    program = args.program
+    if not program:
+        raise Usage(
+            "`run` starts a program: say which, after --",
+            data={"command": "run", "example": invocation.command.examples[0]},
+        )
+    if shutil.which(program[0]) is None:
+        raise Usage(f"no program {program[0]:.200}", data={"command": "run", "example": invocation.command.examples[0]})
+    profile = {
+        "swarm_id": invocation.require_swarm(),
+        "capabilities": split_list(args.can),
+        "budget_usd": args.budget_usd,
+        "cost_per_hour_usd": args.cost_per_hour_usd,
+        "model": args.model,
+        "orchestrator": args.orchestrator,
+        "lease_ms": args.lease,
+    }
+    # Before any thread: threads inherit the mask, so a signal reaches only the wait below.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
+    with Link(args.socket) as link:
+        session = _Session(link, {name: value for name, value in profile.items() if value is not None})
+        name = profile["swarm_id"]
+        _say(f"ifbus run: {name} registered, session lease {span(session.lease_ms)} renewed while {program[0]} lives")
+        pid = os.posix_spawnp(
+            program[0],
+            program,
+            {**os.environ, **_identity(name, session.token, args.socket)},
+            setsigmask=before,
+            # Python ignores these two; the program should find them as a shell would leave them.
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+        )
+        session.start()
+        try:
+            status = _wait(pid)
+        finally:
+            freed = session.end()
+    if freed:
+        _say(f"ifbus run: {name} ended, free again: {', '.join(freed)}")
+    return Outcome({"swarm_id": name, "exit": status, "freed": freed}, exit=status)
+
+
+def _identity(name: str, token: str, socket_path: str | None) -> dict[str, str]:
+    places = candidates(socket_path, os.environ)
+    found = next((path for path in places if os.path.exists(path)), places[0])
+    return {"IFBUS_SOCKET": os.path.abspath(found), "IFBUS_SWARM": name, "IFBUS_TOKEN": token}
+
+
+def _wait(pid: int) -> int:
+    """Pass signals on until the program ends; its exit code, or 128 + signal as shells count."""
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        info = signal.sigwaitinfo({*_FORWARDED, signal.SIGCHLD})
+        if info.si_signo != signal.SIGCHLD and info.si_code != _SI_KERNEL:
+            os.kill(pid, info.si_signo)
+
+
+def _say(line: str) -> None:
+    # One write a line: the program writes to the same place.
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+COMMANDS = {
+    "": Command(
+        words="run",
+        summary="Start an agent with its identity; its claims are free when it ends",
+        examples=(
+            "ifbus run --swarm me --can docs:writing --budget-usd 1 -- bash",
+            "ifbus run --swarm builder --can code-analysis:python -- my-agent --fast",
+            "ifbus run --swarm boss --orchestrator -- python boss.py",
+        ),
+        arguments=_arguments,
+        run=_run,
+    ),
+}

@@ -1,0 +1,1 @@
+"""Completion scripts as `ifbus completion` prints them; `generate` makes them from the real commands."""
