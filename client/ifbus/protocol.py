@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from ifbus.errors import IfbusError, InvalidRequest, LimitExceeded, ProtocolError
+from ifbus.nesting import NestingScan, TooDeep, is_suspicious
 
 PROTOCOL_VERSIONS: Final = (1,)
 META_KEY: Final = "$"
@@ -29,6 +30,8 @@ CANCEL_METHOD: Final = "$/cancel"
 MAX_MSGID: Final = 0xFFFF_FFFF
 # One feed is at most this long and drained before the next: what msgpack allocates for one feed stays small (FACTS 4).
 _FEED_BYTES: Final = 16 << 10
+# Too short for more nested long arrays than a message may have anyway.
+_UNSUSPICIOUS_BYTES: Final = 192
 
 Params = list[Any]
 Meta = dict[str, Any]
@@ -121,6 +124,8 @@ class Connection:
         )
         self._packer = msgpack.Packer(use_bin_type=True, autoreset=True)
         self._waiting: deque[memoryview | bytes] = deque()
+        self._scan: NestingScan | None = None  # of the unfinished message, where it was looked at already
+        self._last_fed: memoryview | bytes = b""
         self._fed = 0  # bytes given to the unpacker so far
         self._drained = 0  # bytes of the messages taken out of it so far
         self._eof = False
@@ -160,6 +165,7 @@ class Connection:
                 self._fed == self._drained
             ):  # an empty unpacker says so with an exception, which costs as much as a message
                 if not self._waiting:
+                    self._last_fed = b""  # an idle connection holds no data
                     return END_OF_STREAM if self._eof else NEED_DATA
                 self._feed(unpacker, self._waiting.popleft())
             try:
@@ -192,11 +198,46 @@ class Connection:
         return self._fed != self._drained or bool(self._waiting)
 
     def _feed(self, unpacker: msgpack.Unpacker, data: memoryview | bytes) -> None:
+        if self._fed != self._drained or len(data) > _UNSUSPICIOUS_BYTES:
+            good = self._scan_nesting(data)
+            if not good:
+                raise self._fail(f"containers are nested more than {2 * self._nesting} deep")
+            if good < len(data):  # good messages are delivered before a bad one
+                self._waiting.appendleft(data[good:])
+                data = data[:good]
+        self._last_fed = data
         try:
             unpacker.feed(data)
         except Exception as error:  # BufferFull: one message is longer than the buffer
             raise self._fail(f"a message of more than {self._message_bytes} bytes") from error
         self._fed += len(data)
+
+    def _scan_nesting(self, data: memoryview | bytes) -> int:
+        """How many bytes of `data` may be decoded: all, or those before a message that is nested too deep."""
+        limit = 2 * self._nesting  # answers carry what requests brought, a few levels deeper
+        unfinished, at = self._fed - self._drained, 0
+        try:
+            if unfinished:
+                if self._scan is None:
+                    self._scan = NestingScan(limit)
+                    self._scan.feed(self._last_fed[-unfinished:])
+                end = self._scan.feed(data)
+                if end is None:
+                    return len(data)
+                at = end
+            self._scan = None
+            if is_suspicious(data[at:]):
+                while at < len(data):
+                    self._scan = NestingScan(limit)
+                    end = self._scan.feed(data[at:])
+                    if end is None:
+                        return len(data)
+                    at += end
+                    self._scan = None
+        except TooDeep:
+            self._scan = None
+            return at
+        return len(data)
 
     def _fail(self, reason: str) -> ProtocolError:
         # The unpacker is never touched again after an exception (CVE-2026-57585), so drop it.

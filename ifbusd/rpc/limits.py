@@ -15,7 +15,8 @@ class RpcLimits:
     Attributes:
         message_bytes: One message. 64 KiB: as empty maps they cost 3.7 ms to decode, 1 MiB of them 131 ms for everybody.
         nesting: Containers inside one another in one message. 32: deeper than any real payload.
-        array_items, map_items: Declared lengths, refused before the elements arrive: MessagePack allocates for them at once.
+        array_items, map_items: Declared lengths, refused before the elements arrive: MessagePack allocates for them at once,
+            8 bytes per item and level. More than these belong into a blob.
         in_flight: Requests of one connection that are not answered yet. 64: enough to fill a group commit.
         connections: Connections in all. 1024, at about 50 kB and one descriptor each.
         connections_per_uid: Connections of one user, so that no user shuts the others out.
@@ -35,8 +36,8 @@ class RpcLimits:
 
     message_bytes: int = attrs.field(default=64 << 10, validator=and_(ge(4 << 10), le(1 << 20)))
     nesting: int = attrs.field(default=32, validator=and_(ge(8), le(128)))
-    array_items: int = attrs.field(default=4096, validator=and_(ge(64), le(65_536)))
-    map_items: int = attrs.field(default=512, validator=and_(ge(64), le(65_536)))
+    array_items: int = attrs.field(default=1024, validator=and_(ge(64), le(65_536)))
+    map_items: int = attrs.field(default=256, validator=and_(ge(64), le(65_536)))
     in_flight: int = attrs.field(default=64, validator=and_(ge(1), le(4096)))
     connections: int = attrs.field(default=1024, validator=and_(ge(1), le(65_536)))
     connections_per_uid: int = attrs.field(default=64, validator=and_(ge(1), le(65_536)))
