@@ -153,6 +153,14 @@ class Store(Protocol):
         """The newest revision that this side knows."""
         ...
 
+    @property
+    def told_revision(self) -> int:
+        """The newest revision that watches have told or are about to tell, without another write.
+
+        `revision` may be ahead of it: by what is being committed, or for good when that could not be.
+        """
+        ...
+
     async def get(self, key: str) -> KeyValue | None:
         """The key as it stands, None if absent. May be ahead of what is durable: see `barrier`."""
         ...

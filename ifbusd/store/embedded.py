@@ -177,6 +177,7 @@ class EmbeddedStore:
         self._page_bytes: int = self._sql("pragma page_size").get
         self._connection.set_wal_hook(self._note_wal)
         self._revision: int = self._sql("select revision from state").get
+        self._told_revision = self._revision
         last = self._sql("select seq, hash from log order by seq desc limit 1").get
         self._head = LogHead(*last) if last else LogHead(0, GENESIS)
         for _ in range(_CALIBRATING_COMMITS):
@@ -199,6 +200,11 @@ class EmbeddedStore:
     def revision(self) -> int:
         """The newest revision, that of the open batch included."""
         return self._revision
+
+    @property
+    def told_revision(self) -> int:
+        """The newest durable revision, which watches have been told."""
+        return self._told_revision
 
     async def get(self, key: str) -> KeyValue | None:
         """The key as it stands, None if absent. Does not yield (see the class); may be ahead of the disk: `barrier`."""
@@ -512,6 +518,7 @@ class EmbeddedStore:
         self._txns += batch.txns
         self._largest_batch = max(self._largest_batch, batch.txns)
         if batch.events:
+            self._told_revision = batch.events[-1].revision
             self._history.publish(batch.events, batch.size_bytes)
         batch.lot.unpark_all()
 
