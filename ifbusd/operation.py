@@ -13,7 +13,7 @@ from typing import Any, Final
 from ifbus.errors import IdempotencyConflict, IfbusError, Momentary, Unavailable
 from ifbusd.bus.base import Bus, Message
 from ifbusd.identity import Caller
-from ifbusd.store.base import Compare, Delete, KeyValue, Op, Put, Store, Txn, TxnResult
+from ifbusd.store.base import Compare, Delete, KeyValue, LeaseNotFound, Op, Put, Store, Txn, TxnResult
 from ifbusd.store.codec import pack, unpack
 
 Body = Callable[["Tx"], Awaitable[dict[str, Any]]]
@@ -22,6 +22,8 @@ Body = Callable[["Tx"], Awaitable[dict[str, Any]]]
 MAX_TRIES: Final = 32
 # An idempotency record lives at least one and at most two of these: the lease that carries it is shared by all of a window.
 IDEMPOTENCY_WINDOW_MS: Final = 60 * 60 * 1000
+# A target comes from the caller, and a refused one need not be an identifier: this much of it goes on record.
+_TARGET_CHARS: Final = 128
 
 
 class Tx:
@@ -97,16 +99,16 @@ class Operations:
 
         Raises:
             IfbusError: The body's refusal, after it was witnessed.
+            LeaseNotFound: The body put a key on a lease that has ended; nothing was written.
             IdempotencyConflict: The caller's key was used with another body.
             Unavailable: The store is; or this lost `MAX_TRIES` races.
 
         Durable on return. Cancelled, it may have been committed: retry with the same idempotency key.
         """
-        idempotency = ""
-        if caller.idempotency_key is not None:
-            idempotency = f"idem/{caller.uid}/{caller.idempotency_key}"
-            await self._ensure_window()
+        idempotency = _idempotency_key(caller)
         for _ in range(MAX_TRIES):
+            if idempotency:
+                await self._ensure_window()
             tx = Tx(self._store)
             if idempotency:
                 earlier = await tx.get_stored(idempotency)
@@ -121,9 +123,15 @@ class Operations:
                 raise
             if idempotency:
                 tx.put(idempotency, [caller.body_hash, op, answer], lease=self._window_lease)
-            done = await self._store.txn(
-                Txn(compares=tx.compares, then=tx.writes, record=self._record(caller, op, target, "ok", tx.detail))
-            )
+            try:
+                done = await self._store.txn(
+                    Txn(compares=tx.compares, then=tx.writes, record=self._record(caller, op, target, "ok", tx.detail))
+                )
+            except LeaseNotFound:
+                if not idempotency or await self._store.lease_left_ms(self._window_lease) is not None:
+                    raise
+                self._window_lease = 0  # it went with a commit that failed for want of space: take a new one
+                continue
             if done.succeeded:
                 for subject, message in tx.messages:
                     self._bus.publish(subject, {**message, "revision": done.revision})
@@ -131,6 +139,18 @@ class Operations:
         raise Unavailable(
             f"cannot do {op} on {target}: others changed it {MAX_TRIES} times in between", data={"retry_after_ms": 50}
         )
+
+    async def replayed(self, caller: Caller, op: str, target: str) -> dict[str, Any] | None:
+        """The answer that the caller's idempotency key got before, None if it is new or there is no key.
+
+        `run` asks by itself; this is for a service that has to choose before it knows what to run.
+
+        Raises:
+            IdempotencyConflict: The key was used with another body.
+        """
+        key = _idempotency_key(caller)
+        earlier = await self._store.get(key) if key else None
+        return None if earlier is None else await self._replay(caller, op, target, earlier)
 
     async def witness_refusal(self, caller: Caller, op: str, target: str, refusal: IfbusError) -> None:
         """Put a refused operation on record; nothing else is written. The refusal's data gets the ``receipt``."""
@@ -178,12 +198,22 @@ class Operations:
 
     def _record(self, caller: Caller, op: str, target: str, outcome: str, detail: dict[str, Any]) -> bytes:
         peer = caller.peer
-        record: dict[str, Any] = {"op": op, "uid": peer.uid, "pid": peer.pid, "target": target, "outcome": outcome}
+        record: dict[str, Any] = {
+            "op": op,
+            "uid": peer.uid,
+            "pid": peer.pid,
+            "target": target[:_TARGET_CHARS],
+            "outcome": outcome,
+        }
         if detail:
             record["detail"] = detail
         if caller.traceparent:
             record["trace"] = caller.traceparent
         return pack(record)
+
+
+def _idempotency_key(caller: Caller) -> str:
+    return "" if caller.idempotency_key is None else f"idem/{caller.uid}/{caller.idempotency_key}"
 
 
 def _receipt(done: TxnResult) -> dict[str, Any]:

@@ -9,40 +9,46 @@ class LocalBus:
     """Fan-out inside one process. The mutable state is the table below, nothing else."""
 
     def __init__(self) -> None:
-        self._sinks: dict[str, list[Sink]] = {}
+        self._subscriptions: dict[str, dict[LocalSubscription, None]] = {}  # in order of arrival
 
     def publish(self, subject: str, message: Message) -> int:
         """Call the sinks of `subject` in order of subscription; how many there were."""
-        sinks = self._sinks.get(subject)
-        if not sinks:
+        subscriptions = self._subscriptions.get(subject)
+        if not subscriptions:
             return 0
-        for sink in tuple(sinks):  # a sink may end its own subscription
-            sink(subject, message)
-        return len(sinks)
+        told = 0
+        for subscription in tuple(subscriptions):
+            if subscription in subscriptions:  # a sink may end any subscription
+                subscription.sink(subject, message)
+                told += 1
+        return told
 
     def subscribe(self, subject: str, sink: Sink) -> LocalSubscription:
         """Add a sink; it hears what is published from now on."""
-        self._sinks.setdefault(subject, []).append(sink)
-        return LocalSubscription(self, subject, sink)
+        subscription = LocalSubscription(self, subject, sink)
+        self._subscriptions.setdefault(subject, {})[subscription] = None
+        return subscription
 
-    def _drop(self, subject: str, sink: Sink) -> None:
-        sinks = self._sinks.get(subject, [])
-        if sink in sinks:
-            sinks.remove(sink)
-            if not sinks:
-                del self._sinks[subject]
+    def drop(self, subscription: LocalSubscription) -> None:
+        """Take a subscription out; nothing happens if it is not in."""
+        subscriptions = self._subscriptions.get(subscription.subject)
+        if subscriptions is not None:
+            subscriptions.pop(subscription, None)
+            if not subscriptions:
+                del self._subscriptions[subscription.subject]
 
     def statistics(self) -> dict[str, int]:
         """Numbers of subjects and sinks."""
-        return {"subjects": len(self._sinks), "sinks": sum(map(len, self._sinks.values()))}
+        return {"subjects": len(self._subscriptions), "sinks": sum(map(len, self._subscriptions.values()))}
 
 
 class LocalSubscription:
     """One sink in the table."""
 
     def __init__(self, bus: LocalBus, subject: str, sink: Sink) -> None:
-        self._bus, self._subject, self._sink = bus, subject, sink
+        self.subject, self.sink = subject, sink
+        self._bus = bus
 
     def close(self) -> None:
         """Take the sink out; twice is fine."""
-        self._bus._drop(self._subject, self._sink)
+        self._bus.drop(self)
