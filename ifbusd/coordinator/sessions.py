@@ -85,6 +85,7 @@ class Sessions(Core):
         for lease in replaced:
             await self._store.revoke(lease)  # the former incarnation's claims are free from here on
         await self.board.catch_up()
+        await self._governor.caught_up(swarm_id)  # so that a claim_next right after this finds what the swarm can do
         answer["claims"] = await self._claims_held(swarm_id) if answer["resumed"] else []
         answer["inbox_seq"] = max((seq for seq, _ in self.board.inbox.get(swarm_id, {}).values()), default=0)
         return answer
