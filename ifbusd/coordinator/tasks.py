@@ -203,23 +203,24 @@ class Tasks(Core):
         self._check_wait(wait_ms, lease_ms)
         if not wait_ms:
             return await self._claim(caller, task_id, swarm_id, lease_ms)
-        answer: Answer | None = None
-        with trio.move_on_after(wait_ms / 1000):
-            while True:
-                changed = self.board.watch_task(task_id)
+        deadline = trio.current_time() + wait_ms / 1000
+        while True:
+            changed = self.board.watch_task(task_id)
+            try:
                 try:
                     answer = await self._claim(caller, task_id, swarm_id, lease_ms)
                     if answer["claimed"]:
                         return answer
-                    await changed.wait()
                 except NotReady as error:
                     if error.data.get("state") in (COMPLETED, FAILED):
                         raise
-                    answer = None
+                # Only the waiting is cut short: a claim under way may have been committed.
+                with trio.move_on_at(deadline) as waiting:
                     await changed.wait()
-                finally:
-                    self.board.unwatch_task(task_id, changed)
-        return answer or await self._claim(caller, task_id, swarm_id, lease_ms)
+                if waiting.cancelled_caught:
+                    return await self._claim(caller, task_id, swarm_id, lease_ms)
+            finally:
+                self.board.unwatch_task(task_id, changed)
 
     async def claim_next(
         self, caller: Caller, swarm_id: str, *, wait_ms: int = 0, lease_ms: int | None = None
@@ -228,27 +229,29 @@ class Tasks(Core):
         self._check_wait(wait_ms, lease_ms)
         await self._check_swarm(caller, swarm_id)
         await self.board.catch_up()
-        with trio.move_on_after(wait_ms / 1000):
-            skip: dict[str, int] = {}  # tasks refused to this swarm, as of which revision of theirs
-            while True:
-                waiter = Waiter(
-                    fits=lambda entry: (
-                        skip.get(entry.task_id) != entry.mod_revision
-                        and self._governor.is_match(swarm_id, entry.capabilities)
-                    )
+        deadline = trio.current_time() + wait_ms / 1000
+        skip: dict[str, int] = {}  # tasks refused to this swarm, as of which revision of theirs
+        while True:
+            waiter = Waiter(
+                fits=lambda entry: (
+                    skip.get(entry.task_id) != entry.mod_revision
+                    and self._governor.is_match(swarm_id, entry.capabilities)
                 )
-                self.board.add_waiter(waiter)
-                try:
-                    answer = await self._claim_best(caller, swarm_id, lease_ms, skip)
-                    if answer is not None:
-                        return answer
-                    if not wait_ms:
-                        break
+            )
+            self.board.add_waiter(waiter)
+            try:
+                answer = await self._claim_best(caller, swarm_id, lease_ms, skip)
+                if answer is not None:
+                    return answer
+                # Only the waiting is cut short: a claim under way may have been committed.
+                with trio.move_on_at(deadline) as waiting:
                     await waiter.offered.wait()
-                finally:
-                    self.board.remove_waiter(waiter)
-                    if waiter.offered.is_set():
-                        self._pass_on(swarm_id)
+                if waiting.cancelled_caught:
+                    break
+            finally:
+                self.board.remove_waiter(waiter)
+                if waiter.offered.is_set():
+                    self._pass_on(swarm_id)
         ready = self.board.counts.get("ready", 0)
         refusal = NotReady(
             f"nothing is ready for {swarm_id}: {ready} ready in all",
