@@ -149,6 +149,11 @@ class Admissions:
         self._write_account(tx, swarm_id, before, account)
         return released
 
+    async def spent_on(self, tx: Tx, swarm_id: str, task_id: str) -> int:
+        """Micro-dollars that the swarm has spent on a task since it claimed it; 0 once the claim has ended."""
+        hold = (await self._read_account(tx, swarm_id)).holds.get(task_id)
+        return 0 if hold is None else hold.spent
+
     async def save_profile(
         self,
         tx: Tx,
@@ -163,6 +168,9 @@ class Admissions:
         orchestrator: bool | None,
     ) -> dict[str, Any]:
         """Create or change the profile within a registration; None keeps what was there. The `SwarmProfile` map.
+
+        Args:
+            incarnation: Of the session that goes on; None begins a new one, one more than the last.
 
         Raises:
             permission_denied: The name belongs to another user, or the budget would be raised or beyond the policy's bound.
@@ -180,7 +188,7 @@ class Admissions:
             "capabilities": None if capabilities is None else check_capabilities(capabilities),
             "cost_per_hour_micro_usd": cost_per_hour_micro_usd,
             "model": None if model is None else check_text(model, "model", MAX_MODEL_CHARS),
-            "incarnation": incarnation,
+            "incarnation": profile.incarnation + 1 if incarnation is None else incarnation,
             "orchestrator": orchestrator,
         }
         profile = attrs.evolve(profile, **{name: value for name, value in changes.items() if value is not None})

@@ -143,13 +143,17 @@ class Governor(Protocol):
         ...
 
     async def trip_circuit_breaker(self, caller: Caller, swarm_id: str, reason: str) -> Answer:
-        """Stop a swarm now (operator): no claim, push or spend until a reset. ``{"report": BudgetReport, "receipt": ...}``."""
+        """Stop a swarm now (operator): no claim, push or spend until a reset. ``{"report": BudgetReport, "receipt": ...}``.
+
+        One that is stopped already stays so for its first reason; the receipt says ``"replayed": true``.
+        """
         ...
 
     async def reset_circuit_breaker(
         self, caller: Caller, swarm_id: str, reason: str, *, budget_usd: MicroUsd | None = None
     ) -> Answer:
-        """Let a stopped swarm work again (operator; witnessed with uid and reason). A closed breaker answers ``"replayed"``.
+        """Let a stopped swarm work again (operator; witnessed with uid and reason). A closed breaker answers with
+        ``"replayed": true`` in the receipt.
 
         Args:
             budget_usd: A new budget at the same time; without it a swarm stopped for money would be stopped again at once,
@@ -174,7 +178,7 @@ class Governor(Protocol):
     async def subscribe_escalations(self, caller: Caller) -> Answer:
         """Send this connection (operator) ``escalation [{"kind", "swarm_id", "reason", "at_ms", ...}]`` for each, from now on.
 
-        Kinds: ``breaker_tripped``, ``breaker_reset``, ``blocker``, ``budget_low``. Open ones are sent before the answer, which
+        Kinds: ``breaker_tripped``, ``breaker_reset``, ``blocker``, ``blocker_resolved``, ``budget_low``. Open ones are sent before the answer, which
         is ``{"open": how many}``. Twice on one connection is as once.
         """
         ...
@@ -221,6 +225,14 @@ class Admission(Protocol):
         """
         ...
 
+    async def list_holds(self) -> list[tuple[str, str]]:
+        """Swarm and task of everything that is set aside now, as durable; what of it has no claim was left by a crash."""
+        ...
+
+    async def spent_on(self, tx: Tx, swarm_id: str, task_id: str) -> int:
+        """Micro-dollars that the swarm has spent on a task since it claimed it; ask before `claim_ended`."""
+        ...
+
     async def save_profile(
         self,
         tx: Tx,
@@ -235,6 +247,9 @@ class Admission(Protocol):
         orchestrator: bool | None,
     ) -> dict[str, Any]:
         """Create or change the profile within a registration; None keeps what was there.
+
+        Args:
+            incarnation: Of the session that goes on; None begins a new one, one more than the last.
 
         Returns:
             The `SwarmProfile` map, without ``alive`` and ``claims``.

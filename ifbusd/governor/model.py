@@ -128,12 +128,14 @@ class Hold(NamedTuple):
 
     Attributes:
         drawn: How much of the amount came out of the claim's own hold; what is not spent of it goes back there.
+        spent: What was spent on the task since it was claimed; only a claim's hold counts it.
     """
 
     task_id: str
     amount: int
     operation: str
     drawn: int = 0
+    spent: int = 0
 
 
 class BreakerState(enum.Enum):

@@ -126,19 +126,21 @@ def settle(account: Account, hold_id: str, cost: int) -> Account:
     """Replace a reservation by its real cost. What was drawn from the claim's hold and not spent goes back there."""
     holds = dict(account.holds)
     hold = holds.pop(hold_id)
+    own = holds.get(hold.task_id, Hold(hold.task_id, 0, CLAIM))
     back = max(0, hold.drawn - cost)
-    if back:
-        own = holds.get(hold.task_id, Hold(hold.task_id, 0, CLAIM))
-        holds[hold.task_id] = own._replace(amount=own.amount + back)
+    holds[hold.task_id] = own._replace(amount=own.amount + back, spent=_add(own.spent, cost))
     return attrs.evolve(account, spent=_add(account.spent, cost), holds=holds)
 
 
-def spend(account: Account, task_id: str | None, cost: int) -> Account:
-    """Record a cost that was not reserved; one of a task uses up what the claim had set aside."""
+def spend(account: Account, task_id: str | None, cost: int, *, max_holds: int) -> Account:
+    """Record a cost that was not reserved; one of a task uses up what the claim had set aside.
+
+    A claim that set nothing aside gets a hold of 0 that counts what is spent on it, as long as there is room for one.
+    """
     holds = account.holds
-    own = None if task_id is None else holds.get(task_id)
-    if own is not None:
-        holds = {**holds, own.task_id: own._replace(amount=max(0, own.amount - cost))}
+    if task_id is not None and (task_id in holds or len(holds) < max_holds):
+        own = holds.get(task_id, Hold(task_id, 0, CLAIM))
+        holds = {**holds, task_id: own._replace(amount=max(0, own.amount - cost), spent=_add(own.spent, cost))}
     return attrs.evolve(account, spent=_add(account.spent, cost), holds=holds)
 
 

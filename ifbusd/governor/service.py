@@ -16,6 +16,7 @@ from ifbusd.governor import rules
 from ifbusd.governor.admission import ESCALATIONS, MAX_MODEL_CHARS, Admissions, check_text
 from ifbusd.governor.interface import Answer, Claims
 from ifbusd.governor.model import (
+    ACCOUNTS,
     BLOCKERS,
     SWARMS,
     TRIPPED,
@@ -84,6 +85,8 @@ class IFGovernor(Admissions):
         check_identifier(swarm_id, "swarm_id")
         answer = await self._operations.run(caller, f"governor.{op}", swarm_id, body)
         await self._view.caught_up(swarm_id)
+        if answer.pop("replayed", False):  # nothing was left to do
+            answer["receipt"]["replayed"] = True
         return answer
 
     def _require_operator(self, caller: Caller, what: str) -> None:
@@ -116,6 +119,7 @@ class IFGovernor(Admissions):
             check_text(model, "model", MAX_MODEL_CHARS)
 
         async def body(tx: Tx) -> Answer:
+            stored = await tx.get(SWARMS + swarm_id)
             profile = await self.save_profile(
                 tx,
                 caller,
@@ -124,7 +128,8 @@ class IFGovernor(Admissions):
                 cost_per_hour_micro_usd=_amount(cost_per_hour_usd, "cost_per_hour_usd"),
                 budget_micro_usd=_amount(budget_usd, "budget_usd"),
                 model=model,
-                incarnation=None,
+                # No session begins, so it is no new incarnation either.
+                incarnation=0 if stored is None else Profile.from_stored(swarm_id, unpack(stored)).incarnation,
                 orchestrator=None,
             )
             return {"profile": profile}
@@ -242,9 +247,8 @@ class IFGovernor(Admissions):
             if task_id is not None:
                 await self._require_holder(tx, task_id, swarm_id, token)
             before = await self._read_account(tx, swarm_id)
-            return self._record_cost(
-                tx, swarm_id, before, rules.spend(before, task_id, cost), task_id, operation, cost, model, counts
-            )
+            spent = rules.spend(before, task_id, cost, max_holds=self._policy.max_holds)
+            return self._record_cost(tx, swarm_id, before, spent, task_id, operation, cost, model, counts)
 
         return await self._change(caller, "track_cost", swarm_id, body)
 
@@ -355,6 +359,22 @@ class IFGovernor(Admissions):
 
         return await self._change(caller, "settle_cost", swarm_id, body)
 
+    async def list_holds(self) -> list[tuple[str, str]]:
+        """Swarm and task of everything that is set aside now, as durable; what of it has no claim was left by a crash."""
+        holds: dict[tuple[str, str], None] = {}
+        after = ""
+        while True:
+            page = await self._store.range(ACCOUNTS, after=after)
+            await self._store.barrier()
+            for item in page.items:
+                account = Account.from_stored(unpack(item.value))
+                swarm_id = item.key.removeprefix(ACCOUNTS)
+                holds |= {(swarm_id, hold.task_id): None for hold in account.holds.values()}
+            if not page.has_more:
+                return list(holds)
+            after = page.items[-1].key
+            await trio.lowlevel.checkpoint()
+
     async def get_budget_report(
         self, caller: Caller, *, swarm_id: str | None = None, after: str = "", limit: int = 50
     ) -> Answer:
@@ -393,7 +413,7 @@ class IFGovernor(Admissions):
     async def trip_circuit_breaker(self, caller: Caller, swarm_id: str, reason: str) -> Answer:
         """Stop a swarm now (operator): no claim, push or spend until a reset. ``{"report": BudgetReport, "receipt": ...}``.
 
-        One that is stopped already stays so for its first reason, and the answer says ``"replayed": true``.
+        One that is stopped already stays so for its first reason; the receipt says ``"replayed": true``.
         """
         check_text(reason, "reason", MAX_REASON_CHARS, min_chars=1)
 
@@ -411,7 +431,8 @@ class IFGovernor(Admissions):
     async def reset_circuit_breaker(
         self, caller: Caller, swarm_id: str, reason: str, *, budget_usd: MicroUsd | None = None
     ) -> Answer:
-        """Let a stopped swarm work again (operator; witnessed with uid and reason). A closed breaker answers ``"replayed"``.
+        """Let a stopped swarm work again (operator; witnessed with uid and reason). A closed breaker answers with
+        ``"replayed": true`` in the receipt.
 
         Args:
             budget_usd: A new budget at the same time; without it a swarm stopped for money would be stopped again at once,
@@ -465,7 +486,7 @@ class IFGovernor(Admissions):
     async def subscribe_escalations(self, caller: Caller) -> Answer:
         """Send this connection (operator) ``escalation [{"kind", "swarm_id", "reason", "at_ms", ...}]`` for each, from now on.
 
-        Kinds: ``breaker_tripped``, ``breaker_reset``, ``blocker``, ``budget_low``. Open ones are sent before the answer, which
+        Kinds: ``breaker_tripped``, ``breaker_reset``, ``blocker``, ``blocker_resolved``, ``budget_low``. Open ones are sent before the answer, which
         is ``{"open": how many}``. Twice on one connection is as once.
         """
         self._require_operator(caller, "listen for escalations")
@@ -518,7 +539,8 @@ class IFGovernor(Admissions):
         for item in trips.items:
             row = unpack(item.value)
             found.append({"kind": "breaker_tripped", "at_ms": row["tripped_at_ms"], **row})
-        found += [{"kind": "blocker", **unpack(item.value)} for item in blockers.items]
+        for item in blockers.items:
+            found.append({"kind": "blocker", "blocker_id": item.key.removeprefix(BLOCKERS), **unpack(item.value)})
         found.sort(key=lambda message: (message.get("at_ms", 0), message.get("swarm_id", "")))
         return found, min(trips.revision, blockers.revision), trips.has_more or blockers.has_more
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 LEDGER = "ledger/"
+# The coordinator's: what became of a task is read there (keep in step with `ifbusd.coordinator.model`).
 TASKS = "tasks/"
+CLAIMS = "claims/"
 HOUR_MS = 60 * 60 * 1000
 BUCKETS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 
@@ -46,9 +48,11 @@ class TaskFate(NamedTuple):
     """What became of a task.
 
     Attributes:
-        state: The coordinator's word, as in `ifbus.models.Task`.
-        holder: The swarm that holds or completed it, ``""`` if that is not on record.
+        state: ``open``, ``completed`` or ``failed``.
+        holder: The swarm that holds it, or that ended it; ``""`` for none.
+        is_blocked: It waits for a blocker to be resolved.
     """
 
     state: str
     holder: str
+    is_blocked: bool = False

@@ -13,8 +13,6 @@ from ifbusd.optimise.model import BUCKETS, HOUR_MS, Cost, TaskFate
 
 Dimension = Literal["swarm", "task", "operation", "model", "hour"]
 DIMENSIONS: Final[tuple[str, ...]] = get_args(Dimension)
-# Money was spent on the task, and now nobody is at it: it was given back, or its lease ran out.
-_GIVEN_BACK: Final = ("ready", "waiting")
 
 
 @attrs.define(eq=False)
@@ -76,7 +74,8 @@ def is_waste(fate: TaskFate | None, swarm_id: str) -> bool:
         return False
     if fate.state == "completed":
         return fate.holder not in ("", swarm_id)
-    return fate.state == "failed" or fate.state in _GIVEN_BACK
+    # An open task that the swarm does not hold any more was given back, or its lease ran out.
+    return fate.state == "failed" or (fate.state == "open" and fate.holder != swarm_id and not fate.is_blocked)
 
 
 def report(sums: Sums, by: Dimension, fates: Mapping[str, TaskFate], *, limit: int) -> dict[str, Any]:

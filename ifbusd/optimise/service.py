@@ -11,7 +11,7 @@ from ifbus.errors import InvalidParams, Overloaded
 from ifbusd.identity import Caller
 from ifbusd.optimise import rules
 from ifbusd.optimise.interface import Answer
-from ifbusd.optimise.model import HOUR_MS, LEDGER, TASKS, Cost, TaskFate
+from ifbusd.optimise.model import CLAIMS, HOUR_MS, LEDGER, TASKS, Cost, TaskFate
 from ifbusd.store.base import Store
 from ifbusd.store.codec import unpack
 
@@ -99,10 +99,21 @@ class IFOptimise:
     async def _read_fates(self, task_ids: set[str]) -> dict[str, TaskFate]:
         fates = {}
         for number, task_id in enumerate(task_ids, start=1):
-            stored = await self._store.get(TASKS + task_id)
-            record = None if stored is None else unpack(stored.value)
-            if isinstance(record, dict):
-                fates[task_id] = TaskFate(str(record.get("state", "")), str(record.get("holder") or ""))
+            fate = await self._read_fate(task_id)
+            if fate is not None:
+                fates[task_id] = fate
             if not number % _CHUNK:
                 await trio.lowlevel.checkpoint()
         return fates
+
+    async def _read_fate(self, task_id: str) -> TaskFate | None:
+        stored = await self._store.get(TASKS + task_id)
+        if stored is None:
+            return None
+        task = unpack(stored.value)
+        state = task.get("state", "open")
+        if state != "open":
+            return TaskFate(state, task.get("last_holder", ""))
+        claim = await self._store.get(CLAIMS + task_id)
+        holder = "" if claim is None else unpack(claim.value)["swarm_id"]
+        return TaskFate("open", holder, bool(task.get("blocker")))

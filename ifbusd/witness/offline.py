@@ -145,7 +145,7 @@ def _bad_pages(connection: apsw.Connection, copy: Path) -> Iterator[int]:
 
 def _tables_of_pages(connection: apsw.Connection) -> dict[int, str]:
     try:
-        return {int(page): str(name) for page, name in connection.execute("select pageno, name from dbstat")}  # type: ignore[arg-type]
+        return {int(page): str(name) for page, name in connection.execute("select pageno, name from dbstat")}
     except (apsw.Error, UnicodeDecodeError):
         return {}  # the structure is damaged too; `_check_structure` says how
 
