@@ -84,14 +84,14 @@ class Limits:
 
     Attributes:
         data_bytes: Private writable memory of the whole process, guest memory and interpreter together.
-        cpu_s: Processor seconds until SIGXCPU; the daemon raises it as the worker lives on. None: not set here.
+        cpu_s: Processor seconds until SIGXCPU; one more until SIGKILL.
         file_bytes: Longest file that may be written; 0 for a worker, the code's size limit for a compiler.
         threads: Whether it may start threads (a compiler that compiles in parallel).
         uid: Own user id, if the daemon runs as root; None: stay.
     """
 
     data_bytes: int
-    cpu_s: int | None = None
+    cpu_s: int
     file_bytes: int = 0
     threads: bool = False
     uid: int | None = None
@@ -156,9 +156,7 @@ def _set_rlimits(limits: Limits) -> None:
     hold(resource.RLIMIT_MSGQUEUE, 0)
     hold(resource.RLIMIT_SIGPENDING, 0)
     hold(resource.RLIMIT_FSIZE, limits.file_bytes)
-    if limits.cpu_s is not None:
-        # A process that ignores SIGXCPU meets the hard limit a second later.
-        hold(resource.RLIMIT_CPU, limits.cpu_s, limits.cpu_s + 1)
+    hold(resource.RLIMIT_CPU, limits.cpu_s, limits.cpu_s + 1)
 
 
 def forbid_descriptors_and_tasks(*, threads: bool) -> None:

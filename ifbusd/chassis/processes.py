@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import ctypes
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -73,7 +72,6 @@ class Worker:
         channel.setblocking(False)
         self._channel = trio.socket.from_stdlib_socket(channel)
         self._cpu_clock = (~pid << 3) | 2  # clock_getcpuclockid(3): the whole process, by scheduler time
-        self._cpu_fence_s = 0
         self._exit: Exit | None = None
 
     async def order(self, fields: list[Any], descriptors: list[int]) -> list[Any]:
@@ -107,13 +105,6 @@ class Worker:
         """Memory of its own: resident pages that no file backs (code is mapped, guest memory and heap are not)."""
         _, resident, shared, *_ = os.pread(self._statm, 256, 0).split()
         return (int(resident) - int(shared)) * _PAGE_BYTES
-
-    def allow_cpu(self, budget_us: int, used_us: int) -> None:
-        """Move the kernel's processor fence so far that `budget_us` more fit: the second line behind the wall clock."""
-        fence_s = (used_us + budget_us) // 1_000_000 + 2
-        if fence_s > self._cpu_fence_s:
-            self._cpu_fence_s = fence_s
-            resource.prlimit(self.pid, resource.RLIMIT_CPU, (fence_s, resource.RLIM_INFINITY))
 
     def is_alive(self) -> bool:
         """Whether it runs; does not reap."""

@@ -232,7 +232,7 @@ def failure(contract: ServiceContract, status: str, message: str, stderr: bytes,
     if status == "memory" or (status == "trap" and memory_bytes + _PAGE_BYTES > limits.memory_bytes):
         return exceeded(
             "memory_bytes",
-            memory_bytes,
+            max(memory_bytes, limits.memory_bytes),
             limits.memory_bytes,
             f"stopped the module: it needs more than its {limits.memory_bytes} bytes of memory",
             raise_it,

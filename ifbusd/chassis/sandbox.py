@@ -87,6 +87,15 @@ class Sandbox:
         self._failures = 0
 
     @property
+    def cpu_fence_s(self) -> int:
+        """Processor seconds after which the kernel ends a worker, the second line behind the wall clock.
+
+        It cannot be moved later: that needs a capability which most hosts withhold. So a worker is replaced before it comes
+        near, after no less than 10 s of work: 7 ms for a new one are nothing then.
+        """
+        return 11 + 2 * -(-self.module.contract.limits.wall_ms // 1000)
+
+    @property
     def is_busy(self) -> bool:
         """Whether an execution runs, or a worker is being started or ended."""
         return self._turn.locked()
@@ -119,17 +128,8 @@ class Sandbox:
         Cancelled: the guest is killed; it had no effect, because it can have none.
         """
         self._take_call()
-        if self._waiting >= self._queue_length:
-            raise Overloaded(
-                f"cannot execute for {self.swarm_id}: {self._waiting} executions wait for this sandbox",
-                data={"waiting": self._waiting, "retry_after_ms": 50},
-            )
         began_us = _now_us()
-        self._waiting += 1
-        try:
-            await self._turn.acquire()
-        finally:
-            self._waiting -= 1
+        await self._take_turn()
         try:
             warmth = "warm" if self._ready is not None else "cold"
             ready = await self._worker()
@@ -207,21 +207,41 @@ class Sandbox:
             error.data["retry_after_ms"] = -(-wait_us // 1000)
             raise error
 
+    async def _take_turn(self) -> None:
+        if not self._turn.locked():
+            self._turn.acquire_nowait()
+            return
+        if self._waiting >= self._queue_length:
+            raise Overloaded(
+                f"cannot execute for {self.swarm_id}: {self._waiting} executions wait for this sandbox",
+                data={"waiting": self._waiting, "retry_after_ms": 50},
+            )
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+
     async def _worker(self) -> Ready:
         if self._ready is not None and not self._ready.worker.is_alive():
             ended = await self._end()
             _log.warning("chassis.sandbox_ended", swarm=self.swarm_id, signal=_name(ended))
+        elif self._ready is not None and self._cpu_used_up(self._ready.worker):
+            await self._end()
         if self._ready is None:
             self._ready = await self._start(self)
             self._idle_cpu_us = self._ready.worker.cpu_us()
         return self._ready
+
+    def _cpu_used_up(self, worker: Worker) -> bool:
+        """Whether the kernel's fence might end the next execution before its wall clock does."""
+        return worker.cpu_us() > self.cpu_fence_s * 1_000_000 - self.module.contract.limits.wall_ms * 1000
 
     async def _exchange(self, ready: Ready, text: bytes) -> tuple[Outcome, int]:
         worker, limits = ready.worker, self.module.contract.limits
         try:
             await self._pay_cpu_debt(0)
             before_us = worker.cpu_us()
-            worker.allow_cpu(limits.wall_ms * 1000, before_us)
             self._execution += 1
             deadline = trio.current_time() + limits.wall_ms / 1000
             answer: bytes | None = None

@@ -197,13 +197,14 @@ class IFChassis:
             # Decided anew after a lost race, the execution itself is not repeated.
             run = run or await self._sandbox(swarm_id, module).execute(text)
             tx.detail |= {"wall_us": run.wall_us, "cpu_us": run.cpu_us}
-            return Execution(
+            execution = Execution(
                 output=run.output,
                 wall_us=run.wall_us,
                 cpu_us=run.cpu_us,
                 memory_bytes=run.memory_bytes,
                 sandbox=run.sandbox,
-            ).to_wire()
+            )
+            return {**execution.to_wire(), "output": run.output}  # also where it is null
 
         return await self._operations.run(caller, "chassis.execute_task", swarm_id, execute)
 
@@ -345,7 +346,7 @@ class IFChassis:
                 export=contract.export,
                 memory_bytes=contract.limits.memory_bytes,
                 output_bytes=contract.limits.output_bytes,
-                cpu_s=int(_LOAD_S),
+                cpu_s=sandbox.cpu_fence_s,
                 uid=uid,
                 daemon_pid=os.getpid(),
             )

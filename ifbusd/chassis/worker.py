@@ -30,7 +30,7 @@ class ServeOrder:
 
     Attributes:
         daemon_pid: Whom to die with.
-        cpu_s: Processor seconds until the kernel ends the worker; the daemon raises it as the worker lives on.
+        cpu_s: Processor seconds after which the kernel ends the worker.
         uid: Own user id, or None to keep the daemon's.
     """
 
