@@ -496,12 +496,13 @@ class IFGovernor(Admissions):
         if id(session) in self._listening:
             return {"open": 0}
         early: list[Message] = []
-        is_early = True
+        # As of this revision the open ones are complete; None until they have been read and sent.
+        complete: int | None = None
 
         def tell(_: str, message: Message) -> None:
-            if is_early:
+            if complete is None:
                 early.append(message)
-            else:
+            elif message["revision"] > complete:  # older ones may come late, they are among the open ones
                 session.notify("escalation", [message])
 
         subscription = self._bus.subscribe(ESCALATIONS, tell)
@@ -513,16 +514,14 @@ class IFGovernor(Admissions):
         self._listening.add(id(session))
         session.on_close(forget)
         try:
-            opened, seen_revision, _ = await self._open_escalations()
+            opened, complete, _ = await self._open_escalations()
         except BaseException:
             forget()
             raise
         for message in opened:
             session.notify("escalation", [message])
-        for message in early:  # what happened while the open ones were read
-            if message["revision"] > seen_revision:
-                session.notify("escalation", [message])
-        is_early = False
+        for message in early:
+            tell(ESCALATIONS, message)
         return {"open": len(opened)}
 
     async def list_escalations(self, caller: Caller) -> Answer:
