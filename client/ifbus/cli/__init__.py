@@ -106,17 +106,19 @@ def _report(invocation: Invocation, outcome: Outcome) -> None:
     if args.json:
         _print([output.to_json(output.envelope_of(outcome, invocation.attention))])
         return
+    attention = output.render_attention(output.noteworthy(invocation.attention, subject_of(invocation)))
     if is_dry:
         lines = [f"would send {outcome.data['method']} {output.to_json(outcome.data['params'])}; nothing was sent"]
-    elif getattr(args, "quiet", False):
-        lines = output.render_ids(command, outcome.data)
-    elif wanted:
-        lines = output.render_fields(command, outcome.data)
+    elif wanted or getattr(args, "quiet", False):
+        # Made for a program, which would take a line with "!" for an id.
+        _print(output.render_fields(command, outcome.data) if wanted else output.render_ids(command, outcome.data))
+        _talk(attention + (output.render_page(outcome.page, command.items) if outcome.page else []))
+        return
     else:
         lines = command.render(outcome.data, invocation.view)
-    if outcome.page is not None and not getattr(args, "quiet", False):
+    if outcome.page is not None:
         lines = [*lines, *output.render_page(outcome.page, command.items)]
-    _print([*lines, *output.render_attention(invocation.attention)])
+    _print([*lines, *attention])
 
 
 def _report_error(error: IfbusError, wants_json: bool, invocation: Invocation | None = None) -> int:
@@ -138,11 +140,16 @@ def _report_error(error: IfbusError, wants_json: bool, invocation: Invocation | 
         from ifbus.cli.command import make_view
 
         view = invocation.view if invocation is not None else make_view("auto")
-        subject = str(getattr(invocation.args, "subject", "") or "") if invocation is not None else ""
-        lines = [*output.render_error(error, view, subject=subject), *output.render_attention(attention)]
+        subject = subject_of(invocation) if invocation is not None else ""
+        heard = output.noteworthy(attention, subject)
         sys.stdout.flush()
-        sys.stderr.write("\n".join(lines) + "\n")
+        _talk([*output.render_error(error, view, subject=subject), *output.render_attention(heard)])
     return exit_code(document["error"]["code"], waited=waited)
+
+
+def subject_of(invocation: Invocation) -> str:
+    """What the command is about, as it was typed: a task, a handle, a swarm; ``""`` if nothing in particular."""
+    return str(getattr(invocation.args, "subject", None) or "")
 
 
 def _late(argv: list[str]) -> list[str]:
@@ -178,3 +185,8 @@ def _print(lines: list[str]) -> None:
     if lines:
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
+
+
+def _talk(lines: list[str]) -> None:
+    if lines:
+        sys.stderr.write("\n".join(lines) + "\n")

@@ -10,8 +10,10 @@ from ifbus.cli.text import View, cell, fields, one_line, span, table
 from ifbus.errors import ConnectionFailed, IfbusError, InvalidParams, Refused
 
 ENVELOPE_VERSION = 1
-# More would break the ceiling of a refusal; the rest is counted and stands in --json.
-_MAX_CHANGES = 2
+# What an agent pays for reading a refusal (UX 4); what does not fit is counted and stands in --json.
+_MAX_REFUSAL_BYTES = 500
+_MORE_BYTES = 24
+_MAX_ATTENTION = 4
 
 
 def envelope_of(outcome: Outcome, attention: list[Data]) -> Data:
@@ -82,9 +84,16 @@ def render_ids(command: Command, data: Data) -> list[str]:
     return [_name(command, item) for item in (found if isinstance(found, list) else [found])]
 
 
+def noteworthy(attention: list[Data], subject: str) -> list[Data]:
+    """Without the reminder of the very claim that the command is about."""
+    return [item for item in attention if not (item.get("kind") == "holding" and item.get("handle") == subject)]
+
+
 def render_attention(attention: list[Data]) -> list[str]:
-    """What the daemon wants to be noticed, one line each."""
-    return [f"! {_attention(item)}" for item in attention]
+    """What the daemon wants to be noticed, one line each; what is too much is counted."""
+    lines = [f"! {_attention(item)}" for item in attention[:_MAX_ATTENTION]]
+    more = len(attention) - len(lines)
+    return [*lines, f"! and {more} more: --json"] if more else lines
 
 
 def render_page(page: Data, what: str) -> list[str]:
@@ -105,17 +114,26 @@ def render_error(error: IfbusError, view: View, *, subject: str = "") -> list[st
     if isinstance(error, Refused) and subject:
         lines = fields([f"refused {subject}: {error.code}", *_reason(error)], view)
     else:
-        lines = fields([f"{_code(error)}: {one_line(error.message)}"], view)
+        lines = fields([f"{_code(error)}: {one_line(error.message, 350)}"], view)
     if isinstance(error, ConnectionFailed) and (calls := [change["call"] for change in changes if "call" in change]):
         return fields([*lines, f"try: {' | '.join(calls)}"], view)
-    lines += [f"  would change: {_change(change)}" for change in changes[:_MAX_CHANGES]]
-    if len(changes) > _MAX_CHANGES:
-        lines[-1] += f" ({len(changes) - _MAX_CHANGES} more with --json)"
-    if instead := error.data.get("instead"):
-        lines.append(f"  instead: {one_line(instead['what'], 120)}: {instead['call']}")
-    elif example := error.data.get("example"):
+    instead = error.data.get("instead")
+    ending = [f"  instead: {one_line(instead['what'], 120)}: {instead['call']}"] if instead else []
+    room = _MAX_REFUSAL_BYTES - _size(lines + ending) - _MORE_BYTES
+    shown: list[str] = []
+    for change in changes:
+        line = f"  would change: {_change(change)}"
+        if _size([*shown, line]) > room:
+            break
+        shown.append(line)
+    if changes and not shown:
+        shown = ["  would change: see --json"]
+    elif len(shown) < len(changes):
+        shown[-1] += f" ({len(changes) - len(shown)} more with --json)"
+    lines += [*shown, *ending]
+    if example := error.data.get("example"):
         lines.append(f"  example: {example}")
-    elif not changes and (calls := remedies(error.code, error.data)):
+    elif not shown and not ending and (calls := remedies(error.code, error.data)):
         lines.append(f"  try: {' | '.join(calls)}")
     if key := error.data.get("idempotency_key"):
         lines.append(f"  the same request again, without doing it twice: --key {key}")
@@ -145,7 +163,11 @@ def _reason(error: IfbusError) -> list[str]:
         if data.get("lease_left_ms") is not None:
             facts += f", lease ends in {span(data['lease_left_ms'])} unless renewed"
         return [facts]
-    return [one_line(error.message, 250)]
+    return [one_line(error.message, 200)]
+
+
+def _size(lines: list[str]) -> int:
+    return len("\n".join(lines).encode()) + 1
 
 
 def _change(change: Any) -> str:

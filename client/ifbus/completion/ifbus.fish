@@ -309,7 +309,7 @@ complete -c ifbus -n '_shtab_ifbus_using witness query' -l socket -xka "(__fish_
 complete -c ifbus -n '_shtab_ifbus_using witness; and test $_shtab_ifbus_npos -eq 0' -a verify -d 'Recompute the whole record; exit 8 if anybody touched it'
 complete -c ifbus -n '_shtab_ifbus_using witness verify' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using witness verify' -l receipt -x -d 'a receipt that you kept: finds truncation and old copies too'
-complete -c ifbus -n '_shtab_ifbus_using witness verify' -l state -xka "(__fish_complete_directories)" -d 'verify a state directory without its daemon'
+complete -c ifbus -n '_shtab_ifbus_using witness verify' -l state -xka "(__fish_complete_directories)" -d 'check the files of a stopped daemon'
 complete -c ifbus -n '_shtab_ifbus_using witness verify' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using witness verify' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using witness verify' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'

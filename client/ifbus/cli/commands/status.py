@@ -10,8 +10,8 @@ from ifbus.cli.exits import DONE, FOUND_SOMETHING
 from ifbus.cli.text import View, fields, one_line, plural, span
 
 _STATES = ("ready", "claimed", "blocked", "waiting", "failed", "completed")
-# More breakers and alarms than a screen takes are counted instead.
-_SHOWN = 5
+# More alarms than this would break the ceiling of 900 bytes; the rest is counted.
+_SHOWN = 3
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +99,7 @@ def render_status(data: Data, view: View) -> list[str]:
 
 def _alarms(data: Data, view: View) -> list[str]:
     lines = [
-        f"{alarm['code']}: {one_line(alarm['message'], 120)}    {alarm.get('remedy') or ''}".rstrip()
+        f"{alarm['code']}: {one_line(alarm['message'], 80)}    {alarm.get('remedy') or ''}".rstrip()
         for alarm in data["daemon"].get("alarms") or ()
     ]
     for breaker in data["tripped"]:

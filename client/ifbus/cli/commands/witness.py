@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
+from pathlib import Path
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome
 from ifbus.cli.exits import DONE, FOUND_SOMETHING
 from ifbus.cli.text import View, cell, fields, one_line, plural, table
 from ifbus.errors import Unavailable, Usage
+
+# The daemon's store within its state directory; keep in step with ifbusd.daemon.DATABASE.
+_DATABASE = "ifbusd.db"
 
 ENTRY_FIELDS = ("seq", "revision", "at_ms", "op", "uid", "pid", "target", "outcome", "detail", "trace", "hash")
 
@@ -68,7 +71,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--receipt", metavar="SEQ:HASH", help="a receipt that you kept: finds truncation and old copies too"
     )
-    parser.add_argument("--state", metavar="DIR", help="verify a state directory without its daemon")
+    parser.add_argument("--state", metavar="DIR", help="check the files of a stopped daemon")
 
 
 def _verify(invocation: Invocation) -> Outcome:
@@ -84,17 +87,18 @@ def _verify(invocation: Invocation) -> Outcome:
 def _verify_offline(state: str, receipt: str | None) -> Data:
     from importlib import import_module
 
+    path = Path(state)
+    if path.is_dir():
+        path /= _DATABASE
     try:
         # By name: the client never depends on the daemon, but where both are installed this needs no second tool.
-        verify = import_module("ifbusd.witness.offline").verify
+        verify_file = import_module("ifbusd.witness.offline").verify_file
     except ImportError as error:
         raise Unavailable(
             f"--state needs the daemon's package: {error}",
             would_change=[{"by": "self", "what": "install it", "call": "pip install 'ifbus[daemon]'"}],
         ) from error
-    if not os.path.isdir(state):
-        raise Usage(f"no directory {state}", data={"example": "ifbus witness verify --state /var/lib/ifbusd"})
-    answer: Data = verify(state, receipt=receipt or "")
+    answer: Data = verify_file(path, receipt=receipt or "")
     return answer
 
 
@@ -110,7 +114,11 @@ def render_verdict(data: Data, view: View) -> list[str]:
         ],
         view,
     )
-    lines += [f"  entry {problem['seq']}: {one_line(problem['what'])}" for problem in data["problems"]]
+    for problem in data["problems"]:
+        where = f"entry {problem['seq']}" if problem.get("seq") is not None else "file"
+        lines.append(f"  {where}: {one_line(problem['what'])}")
+    if data.get("more_problems"):
+        lines.append(f"  and {plural(data['more_problems'], 'more problem')}")
     return lines + [f"  cannot know: {one_line(sentence)}" for sentence in data["cannot_know"]]
 
 

@@ -1,0 +1,42 @@
+"""A real daemon for the tests of one module; each test makes its own tasks and swarms."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.integration.cli.shell import Shell
+from tests.integration.systemd.running import IFBUSD, running, wait_until_there
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """Types commands at a daemon that the module's tests share."""
+    path = tmp_path_factory.mktemp("ifbusd") / "ifbusd.sock"
+    with running([IFBUSD, "--dev", "--socket", path]):
+        wait_until_there(path)
+        yield Shell(path)
+
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def new_swarm(shell: Shell) -> Callable[..., Shell]:
+    """Registers a swarm that no other test has; a shell that acts for it."""
+
+    def register(*words: str, can: str = "docs:writing") -> Shell:
+        name = f"swarm-{next(_NUMBERS)}"
+        ran = shell("swarm", "register", name, "--can", can, *words)
+        assert ran.exit == 0, ran
+        return shell.as_swarm(name)
+
+    return register
+
+
+@pytest.fixture
+def me(new_swarm: Callable[..., Shell]) -> Shell:
+    """A swarm with a dollar that can write documentation."""
+    return new_swarm("--budget-usd", "1")
