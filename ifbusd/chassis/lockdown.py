@@ -22,6 +22,7 @@ _PROT_EXEC: Final = 4
 _MAP_SHARED: Final = 1
 _CLONE_THREAD: Final = 0x0001_0000
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 # The rights of Landlock ABI 6; what a newer kernel knows beyond it is handled too. Below it there is no scope for signals
@@ -120,12 +121,12 @@ def restrict(limits: Limits) -> list[str]:
         LockdownError: A layer could not be put up.
     """
     layers = ["rlimits"]
-    _set_rlimits(limits)
+    set_rlimits(limits)
     if limits.uid is not None:
-        _become(limits.uid)
+        become(limits.uid)
         layers.append("uid")
-    _no_new_privileges()
-    _landlock()
+    no_new_privileges()
+    deny_by_landlock()
     return [*layers, "no_new_privs", f"landlock-{landlockpy.abi_version()}"]
 
 
@@ -146,7 +147,9 @@ def allow_compiling(limits: Limits) -> list[str]:
     return ["seccomp"]
 
 
-def _set_rlimits(limits: Limits) -> None:
+def set_rlimits(limits: Limits) -> None:
+    """The limits that can stand before code is mapped; `forbid_descriptors_and_tasks` sets the rest."""
+
     def hold(what: int, soft: int, hard: int | None = None) -> None:
         resource.setrlimit(what, (soft, soft if hard is None else hard))
 
@@ -166,7 +169,8 @@ def forbid_descriptors_and_tasks(*, threads: bool) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
-def _become(uid: int) -> None:
+def become(uid: int) -> None:
+    """Give up the daemon's user, its groups and every capability."""
     try:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -174,15 +178,17 @@ def _become(uid: int) -> None:
     except OSError as error:
         raise LockdownError(f"cannot become uid {uid}: {error.strerror}") from error
     # A change of uid makes /proc/self root's, where the code's descriptor is opened by name.
-    _libc().prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE
+    _libc().prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
-def _no_new_privileges() -> None:
+def no_new_privileges() -> None:
+    """No program gains rights by its file's; also what lets an unprivileged process restrict itself."""
     if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise LockdownError(f"cannot set no_new_privs: {os.strerror(ctypes.get_errno())}")
 
 
-def _landlock() -> None:
+def deny_by_landlock() -> None:
+    """Handle every right that the kernel knows and allow none: no file opens, no TCP, no signal or socket outward."""
     abi = landlockpy.abi_version()
     if abi < MIN_LANDLOCK_ABI:
         raise LockdownError(f"Landlock ABI {abi} of this kernel is below {MIN_LANDLOCK_ABI}")

@@ -212,7 +212,7 @@ class Zygote:
             ours.close()
             # Cancelled half way its answer would be taken for the next one's; ill, it is better gone.
             self.kill()
-            if isinstance(error, OSError | BrokenWorker | trio.TooSlowError):
+            if isinstance(error, OSError | BrokenWorker | trio.TooSlowError | trio.ClosedResourceError):
                 raise Unavailable(
                     "cannot start a sandbox: the zygote does not answer", data={"retry_after_ms": 250}
                 ) from error

@@ -46,7 +46,7 @@ class Supervisor:
                 self._ready.set()
                 await zygote.wait()
             finally:
-                self._zygote, self._ready = None, trio.Event()
+                self._lost()
                 status = await zygote.end()
             failures = 0 if trio.current_time() - began > _WELL_AFTER_S else failures + 1
             self.restarts += 1
@@ -77,6 +77,17 @@ class Supervisor:
         with trio.move_on_after(_WAIT_FOR_ZYGOTE_S):
             while self._zygote is None:
                 await self._ready.wait()
-        if self._zygote is None:
+        zygote = self._zygote
+        if zygote is None:
             raise Unavailable("cannot start a sandbox: no zygote", data={"retry_after_ms": 1000})
-        return await self._zygote.fork()
+        try:
+            return await zygote.fork()
+        except Unavailable:
+            if self._zygote is zygote:  # it has been killed; nobody else need try it until `run` sees its end
+                self._lost()
+            raise
+
+    def _lost(self) -> None:
+        self._zygote = None
+        if self._ready.is_set():
+            self._ready = trio.Event()

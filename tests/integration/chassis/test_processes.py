@@ -1,0 +1,205 @@
+"""Zygote, workers and daemon when one of them is killed, stopped, or says what it should not."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from ifbus.errors import GuestFailed, LimitExceeded, Unavailable
+from ifbus.models import ResourceLimits, ServiceContract
+from ifbusd.chassis.messages import pack
+from ifbusd.chassis.model import LoadedModule
+from ifbusd.chassis.processes import Worker, Zygote, become_subreaper
+from ifbusd.chassis.sandbox import Ready, Sandbox
+from tests.integration.chassis.harness import Harness, is_running, wait_for
+
+ROOT = Path(__file__).parents[3]
+
+
+def _zygote(chassis: Harness) -> int | None:
+    return chassis.chassis._supervisor.zygote_pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGABRT])
+async def test_zygote_that_ends_or_hangs_is_replaced(chassis: Harness, number: signal.Signals) -> None:
+    """New sandboxes start again within the second; the ones that run do not notice."""
+    await chassis.load("core", swarm="a", export="add")
+    worker, first = chassis.worker_pid("a"), _zygote(chassis)
+    assert first is not None
+    os.kill(first, number)
+    assert await chassis.run(1, 2, swarm="a") == 3
+    with trio.fail_after(10):
+        await chassis.load("core", swarm="b", export="add")
+    assert await chassis.run(1, 2, swarm="b") == 3
+    assert chassis.worker_pid("a") == worker
+    assert _zygote(chassis) not in (None, first)
+    assert chassis.chassis.statistics().zygote_restarts == 1
+    await wait_for(lambda: not is_running(first))
+
+
+async def test_zygote_that_keeps_ending_makes_calls_unavailable(chassis: Harness) -> None:
+    """While there is no zygote, what needs one says so instead of hanging, and what does not goes on."""
+    await chassis.load("core", swarm="a", export="add")
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def kill_each() -> None:
+            while True:
+                pid = _zygote(chassis)
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+                await trio.sleep(0.002)
+
+        with trio.fail_after(20), pytest.raises(Unavailable):
+            await chassis.load("core", swarm="b", export="add")
+        assert await chassis.run(1, 2, swarm="a") == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_worker_killed_while_idle_is_replaced(chassis: Harness) -> None:
+    """A process that went away between two executions costs the second one a cold start and nothing else."""
+    await chassis.load("core", export="add")
+    pid = chassis.worker_pid()
+    os.kill(pid, signal.SIGKILL)
+    await wait_for(lambda: not is_running(pid))
+    assert await chassis.run(1, 2) == 3
+    os.kill(chassis.worker_pid(), signal.SIGKILL)
+    await wait_for(lambda: chassis.chassis.statistics().workers == 0)  # the watch reaps it
+
+
+async def test_worker_killed_while_it_runs_fails_that_execution(chassis: Harness) -> None:
+    """Whoever kills a worker (the system out of memory, say) fails one execution with the signal's name."""
+    await chassis.load("core", export="spin", wall_ms=30_000)
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def kill() -> None:
+            await wait_for(lambda: all(sandbox.is_busy for sandbox in chassis.chassis._sandboxes.values()))
+            os.kill(chassis.worker_pid(), signal.SIGKILL)
+
+        with pytest.raises(GuestFailed, match="SIGKILL"):
+            await chassis.run()
+
+
+def test_no_process_outlives_the_daemon(tmp_path: Path) -> None:
+    """Kill the daemon with sandboxes spinning: zygote and all workers are gone, without anybody to tell them."""
+    script = Path(__file__).with_name("doomed_daemon.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, script, tmp_path / "state"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as daemon:
+        assert daemon.stdout is not None
+        pids = [int(pid) for pid in daemon.stdout.readline().split()]
+        try:
+            assert len(pids) == 5
+            assert all(map(is_running, pids))
+        finally:
+            daemon.kill()
+    trio.run(wait_for, lambda: not any(map(is_running, pids)), 5.0)
+
+
+# --- a worker that is not ours any more --------------------------------------------------------------
+
+
+def _hostile(tmp_path: Path, code: str, *, wall_ms: int = 500) -> tuple[Sandbox, list[int]]:
+    """A sandbox whose worker is a Python program of the test's, with its socket as `s`."""
+    pids: list[int] = []
+
+    async def start(sandbox: Sandbox) -> Ready:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            program = f"import socket, msgpack, os, time\ns = socket.socket(fileno={theirs.fileno()})\n{code}"
+            process = subprocess.Popen([sys.executable, "-c", program], pass_fds=[theirs.fileno()])
+            process.returncode = 0  # the sandbox reaps it
+        pids.append(process.pid)
+        return Ready(worker=Worker(process.pid, ours), layers=(), base_bytes=0, released=lambda: None)
+
+    contract = ServiceContract(module_sha256="0" * 64, limits=ResourceLimits(wall_ms=wall_ms))
+    module = LoadedModule(contract=contract, uid=0, loaded_at_ms=0)
+    return Sandbox("a", module, queue_length=1, start=start), pids
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "b'garbage'",
+        "b''.join([b'\\xdd\\xff\\xff\\xff\\xff'] * 20)",
+        "b'\\x91' * 2000",
+        "msgpack.packb([1, 'ok', b'1', ''])",
+        "msgpack.packb([2, 'ok', b'1', '', 0])",
+        "msgpack.packb([1, 'great', b'1', '', 0])",
+        "msgpack.packb([1, 'ok', '1', '', 0])",
+        "msgpack.packb([1, 'ok', b'1', '', -1])",
+        "msgpack.packb([True, 'ok', b'1', '', 0])",
+        "msgpack.packb({'execution': 1})",
+        "msgpack.packb([1, 'ok', b'9' * 40000, '', 0])",
+        "msgpack.packb([1, 'ok', b'[' * 30000, '', 0])",
+        "b'x' * 150000",
+    ],
+)
+async def test_worker_that_answers_garbage_is_killed(tmp_path: Path, answer: str) -> None:
+    """An answer that no worker gives ends that worker and fails that execution; nothing of it is believed."""
+    sandbox, pids = _hostile(tmp_path, f"s.recv(100000)\ns.send({answer})\ntime.sleep(60)")
+    with pytest.raises(GuestFailed):
+        await sandbox.execute(b"1")
+    await sandbox.cool()
+    assert not any(map(is_running, pids))
+
+
+async def test_worker_that_never_answers_is_killed(tmp_path: Path) -> None:
+    """One that does not even read ends at the wall limit."""
+    sandbox, pids = _hostile(tmp_path, "time.sleep(60)", wall_ms=100)
+    with pytest.raises(LimitExceeded):
+        await sandbox.execute(b"1")
+    assert not any(map(is_running, pids))
+
+
+async def test_worker_that_answers_unasked_gains_nothing(tmp_path: Path) -> None:
+    """An answer sent ahead of the question is not the question's."""
+    sandbox, _ = _hostile(tmp_path, "s.send(msgpack.packb([7, 'ok', b'1', '', 0]))\ntime.sleep(60)")
+    with pytest.raises(GuestFailed, match="broke the protocol"):
+        await sandbox.execute(b"1")
+
+
+async def test_worker_that_runs_without_being_asked_is_killed(tmp_path: Path) -> None:
+    """An idle sandbox that burns processor time or memory is none of ours any more."""
+    for code in (
+        "s.recv(99); s.send(msgpack.packb([1, 'ok', b'1', '', 0]))\nwhile True: pass",
+        "s.recv(99); s.send(msgpack.packb([1, 'ok', b'1', '', 0]))\nx = bytearray(os.urandom(1)) * (200 << 20); time.sleep(60)",
+    ):
+        sandbox, pids = _hostile(tmp_path, code, wall_ms=10_000)
+        assert (await sandbox.execute(b"1")).output == 1
+        with trio.fail_after(10):
+            while sandbox.is_warm:
+                await sandbox.inspect()
+                await trio.sleep(0.01)
+        assert not any(map(is_running, pids))
+
+
+async def test_kernel_ends_a_worker_that_the_daemon_forgot() -> None:
+    """The processor fence needs no daemon: a guest that spins unwatched dies of SIGXCPU."""
+    import wasmtime
+
+    from ifbusd.chassis import cache
+    from ifbusd.chassis.engine import make_engine
+
+    become_subreaper()
+    zygote = await Zygote.start()
+    code = cache.new_code_file()
+    module = wasmtime.Module(make_engine(), '(module (func (export "run") (loop $l (br $l))))')
+    os.write(code, module.serialize())
+    cache.seal(code)
+    worker = await zygote.fork()
+    answer = await worker.order(["serve", "core", "run", 1 << 20, 1000, 1, None, os.getpid()], [code])
+    assert answer[0] == "ready"
+    await worker.send(pack([1, b'{"args": []}']))
+    with trio.fail_after(20):
+        assert await worker.receive() == b""
+    assert (await worker.end()).signal is signal.SIGXCPU
+    await zygote.end()
+    os.close(code)
