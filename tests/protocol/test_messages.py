@@ -228,12 +228,10 @@ def test_a_string_of_4_gib_costs_no_more_than_a_message(header: bytes) -> None:
     connection = Connection()
     assert drain(connection, header) == []
     assert connection.is_inside_message
-    taken = 0
+    for _ in range(60):
+        assert drain(connection, bytes(1000)) == []
     with pytest.raises(ProtocolError):
-        while taken < 1 << 20:
-            drain(connection, bytes(1000))
-            taken += 1000
-    assert taken <= 90_000
+        drain(connection, bytes(30_000))
 
 
 def test_an_end_inside_a_message_is_an_error() -> None:

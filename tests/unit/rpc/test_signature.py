@@ -13,7 +13,6 @@ from ifbus.money import MicroUsd
 from ifbusd.identity import Caller
 from ifbusd.rpc.signature import Signature, nearest
 
-
 FIVE_CENTS = MicroUsd(50_000)
 
 
