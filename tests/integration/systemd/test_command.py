@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ifbusd.__main__ import main
 
 IFBUSD = Path(sys.executable).with_name("ifbusd")
 ROOT = Path(__file__).parents[3]
@@ -83,3 +86,11 @@ def test_an_inherited_descriptor_that_is_no_listener_is_refused(tmp_path: Path) 
     assert done.returncode == 2
     assert "cannot use the inherited descriptor 3" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clients_variables_are_dropped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the daemon nor what it starts acts as the swarm whose shell it was started from."""
+    monkeypatch.setenv("IFBUS_TOKEN", "secret")
+    assert main(["--check-config", "--config", str(ROOT / "config" / "ifbusd.toml")]) == 0
+    assert "IFBUS_TOKEN" not in os.environ
+    assert capsys.readouterr().out.endswith(": ok\n")
