@@ -6,16 +6,18 @@ from typing import Any
 
 import attrs
 
-from ifbus.errors import InvalidParams, LimitExceeded, NotFound, PermissionDenied
+from ifbus.errors import InvalidParams, NotFound, PermissionDenied
 from ifbus.models import check_capabilities
 from ifbusd.coordinator import rules
-from ifbusd.coordinator.core import Answer, Core
+from ifbusd.coordinator.core import Answer, Core, limit_exceeded
 from ifbusd.coordinator.model import CLAIMS, TASKS, BlockerRecord, MessageRecord
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
 # DESIGN's max_swarms_per_task in its first form: so many helpers are asked.
 _HELPERS = 3
+# So many orchestrators hear of a blocker by letter; everybody else can list it. etcd takes 128 operations.
+_ORCHESTRATORS = 64
 _INFO_KEYS = ("reason", "task_id", "token", "severity", "needs", "release")
 
 
@@ -25,55 +27,58 @@ class Blockers(Core):
     async def detect_blocker(self, caller: Caller, swarm_id: str, info: dict[str, Any]) -> Answer:
         """See `interface.Coordinator.detect_blocker`."""
         blocker, release = _parse(swarm_id, info, caller.uid, self._now_ms())
-        if len(self.board.blockers) >= self._config.blockers:
-            raise LimitExceeded(
-                f"cannot report a blocker: {self._config.blockers} are open",
-                data={"limit": "blockers", "used": len(self.board.blockers), "allowed": self._config.blockers},
-            )
         blocker_id = f"B-{self._new_id()}"
 
+        own_lease = 0
+
         async def report(tx: Tx) -> Answer:
+            nonlocal own_lease
+            own_lease = 0
             await self._governor.require_owner(tx, caller, swarm_id)
+            used, allowed = len(self.board.blockers), self._config.blockers
+            if used >= allowed:
+                raise limit_exceeded("report a blocker", "blockers", used, allowed, "resolve some: ifbus blocker ls")
             needs = frozenset(blocker.needs)
             if blocker.task_id:
-                _, claim = await self._claims.require_holder(tx, blocker.task_id, swarm_id, blocker.token)
+                stored, claim = await self._claims.require_holder(tx, blocker.task_id, swarm_id, blocker.token)
                 task = await self._task(tx, blocker.task_id)
                 if release:
+                    spent = await self._governor.spent_on(tx, swarm_id, blocker.task_id)
                     await self._governor.claim_ended(tx, swarm_id, blocker.task_id, outcome="neutral")
                     tx.delete(CLAIMS + blocker.task_id)
-                    tx.put(
-                        TASKS + blocker.task_id,
-                        attrs.evolve(
-                            task,
-                            blocker=blocker_id,
-                            percent=claim.percent,
-                            note=blocker.reason[: rules.MAX_NOTE],
-                            attempts=task.attempts + 1,
-                            last_holder=swarm_id,
-                            last_token=blocker.token,
-                        ).to_map(),
-                    )
+                    if claim.own_lease:
+                        own_lease = stored.lease
+                    after = rules.after_claim(task, claim, swarm_id, blocker.token, spent)
+                    note = blocker.reason[: rules.MAX_NOTE]
+                    tx.put(TASKS + blocker.task_id, attrs.evolve(after, blocker=blocker_id, note=note).to_map())
             helpers = self._governor.rank(needs, limit=_HELPERS, exclude=frozenset({swarm_id})) if needs else []
             record = attrs.evolve(blocker, helpers=helpers)
             tx.put(rules.blocker_key(blocker_id), record.to_map())
             alert = rules.blocker_view(blocker_id, record)
             urgent = blocker.severity in ("high", "critical")
-            orchestrators = self._governor.orchestrators()
-            for orchestrator in orchestrators:
-                letter = MessageRecord(kind="blocker", body=alert, sender=swarm_id, at_ms=blocker.at_ms, urgent=urgent)
-                self._put_message(tx, orchestrator, letter)
-            for helper in helpers:
-                if helper in orchestrators:
-                    continue  # has it already; one letter per inbox and revision, because the revision is its number
-                letter = MessageRecord(kind="help", body=alert, sender=swarm_id, at_ms=blocker.at_ms, urgent=urgent)
-                self._put_message(tx, helper, letter)
+            # One letter per inbox and revision, because the revision is its number: an orchestrator needs no call for help.
+            hear = dict.fromkeys(helpers, "help") | dict.fromkeys(self._orchestrators(), "blocker")
+            unheard = [name for name in hear if not self._has_room(name)]
+            for name, kind in hear.items():
+                if name not in unheard:
+                    letter = MessageRecord(kind=kind, body=alert, sender=swarm_id, at_ms=blocker.at_ms, urgent=urgent)
+                    self._put_message(tx, name, letter)
             tx.publish("escalations", {"kind": "blocker", **alert})
             if blocker.task_id:
                 self._publish_board(tx, "blocked", blocker.task_id, swarm_id=swarm_id, reason=blocker.reason)
             tx.detail.update(swarm=swarm_id, blocker=blocker_id, severity=blocker.severity, helpers=helpers)
-            return {"blocker": alert}
+            return {"blocker": alert, "full_inboxes": unheard}
 
-        return await self._operations.run(caller, "coordinator.detect_blocker", blocker.task_id or swarm_id, report)
+        target = blocker.task_id or swarm_id
+        answer = await self._operations.run(caller, "coordinator.detect_blocker", target, report)
+        if own_lease:
+            self._retired.add(own_lease)
+        return answer
+
+    def _orchestrators(self) -> list[str]:
+        """Those that hear of a blocker by letter: the live ones first, as many as one transaction takes."""
+        live_first = sorted(self._governor.orchestrators(), key=lambda name: name not in self.board.sessions)
+        return live_first[:_ORCHESTRATORS]
 
     async def resolve_blocker(self, caller: Caller, blocker_id: str, *, swarm_id: str = "", note: str = "") -> Answer:
         """See `interface.Coordinator.resolve_blocker`."""
@@ -96,7 +101,8 @@ class Blockers(Core):
             if not (caller.is_operator or swarm_id in may or caller.uid == blocker.uid):
                 raise PermissionDenied(
                     f"cannot resolve {blocker_id}: that is for {blocker.swarm_id}, its helpers, orchestrators and operators",
-                    data={"blocker_id": blocker_id, "uid": caller.uid, "may": sorted(may)},
+                    data={"blocker_id": blocker_id, "uid": caller.uid, "may": sorted(may)[:20]},
+                    would_change=[{"by": "other", "what": "one of these resolves it, or an operator"}],
                 )
             tx.delete(rules.blocker_key(blocker_id))
             if blocker.task_id:
@@ -108,7 +114,8 @@ class Blockers(Core):
             letter = MessageRecord(
                 kind="notice", body={**alert, "resolved": True, "note": note}, sender=swarm_id, at_ms=self._now_ms()
             )
-            self._put_message(tx, blocker.swarm_id, letter)
+            if self._has_room(blocker.swarm_id):
+                self._put_message(tx, blocker.swarm_id, letter)
             tx.publish("escalations", {"kind": "blocker_resolved", **alert})
             tx.detail.update(swarm=swarm_id, note=note[:200])
             return {"blocker": alert}
@@ -117,7 +124,6 @@ class Blockers(Core):
 
     async def list_blockers(self, caller: Caller) -> Answer:
         """See `interface.Coordinator.list_blockers`."""
-        await self._store.barrier()
         await self.board.catch_up()
         ordered = sorted(self.board.blockers.items(), key=lambda item: item[1].at_ms)
         return {"blockers": [rules.blocker_view(blocker_id, blocker) for blocker_id, blocker in ordered[:100]]}

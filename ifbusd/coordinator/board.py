@@ -1,23 +1,25 @@
 """The board in memory: what is ready and who waits for it. A view, fed by the store's watch; the store decides.
 
 An answer from the board may be behind the store, never wrong about what it shows: whoever needs "at least as new as what I just
-wrote" calls `wait_for(revision)` first. Every claim is decided in a transaction that reads the store, so a stale board costs a
+wrote" calls `catch_up` first. Every claim is decided in a transaction that reads the store, so a stale board costs a
 try, never a double owner.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
 from typing import Final
 
 import attrs
+import structlog
 import trio
 
+from ifbus.errors import Unavailable
+from ifbusd.coordinator.mailboxes import Mailboxes
 from ifbusd.coordinator.model import (
     BLOCKERS,
     CLAIMS,
     COMPLETED,
+    FAILED,
     INBOX,
     OPEN,
     SESSIONS,
@@ -28,61 +30,27 @@ from ifbusd.coordinator.model import (
     SessionRecord,
     TaskRecord,
 )
+from ifbusd.coordinator.offers import Entry, Held, Offers
 from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 
+_log = structlog.get_logger()
 _PAGE: Final = 1_000
-_ORDER = tuple[bool, int, int]  # fillers last, then priority from high to low, then age
-
-
-@attrs.define(eq=False, kw_only=True)
-class Held:
-    """A claim on the board."""
-
-    swarm_id: str
-    token: int
-    lease: int
-    claim: ClaimRecord
-
-
-@attrs.define(eq=False, kw_only=True)
-class Entry:
-    """A task on the board: what is needed to offer and to list it."""
-
-    task_id: str
-    n: int
-    title: str
-    state: str
-    capabilities: frozenset[str]
-    filler: bool
-    priority: int
-    blocker: str
-    route: str
-    unmet: set[str]
-    mod_revision: int
-    held: Held | None = None
-    shown: str = ""
-
-    @property
-    def order(self) -> _ORDER:
-        return (self.filler, -self.priority, self.n)
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Waiter:
-    """Somebody who waits for a ready task; `fits` says whether a task would do."""
-
-    fits: Callable[[Entry], bool]
-    offered: trio.Event = attrs.field(factory=trio.Event)
+# A watch that broke is opened again after this.
+_RETRY_S: Final = 0.5
 
 
 @attrs.frozen(kw_only=True)
 class LostClaim:
-    """A claim that ended without a verdict: its lease ran out or its session was replaced."""
+    """A claim that ended, as it seems without a verdict: its lease ran out or its session was replaced.
+
+    Attributes:
+        token: 0 where a crash came in between and only the money that it held is left.
+    """
 
     task_id: str
     swarm_id: str
     token: int
-    capabilities: frozenset[str]
+    claim: ClaimRecord | None = None
 
 
 class Board:
@@ -95,49 +63,65 @@ class Board:
         self.counts: dict[str, int] = {}
         self.sessions: dict[str, tuple[SessionRecord, int]] = {}  # with the lease
         self.held_by: dict[str, set[str]] = {}
-        self.inbox: dict[str, dict[str, tuple[int, MessageRecord]]] = {}  # swarm -> key -> (seq, message)
+        self.mail = Mailboxes()
+        self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
         self._claims: dict[str, Held] = {}
         self._dependants: dict[str, set[str]] = {}
-        self._ready: dict[
-            frozenset[str], list[tuple[_ORDER, str]]
-        ] = {}  # heaps; entries that no longer hold are skipped
-        self._waiters: dict[Waiter, None] = {}  # in order of arrival
-        self._watched: dict[str, dict[trio.Event, None]] = {}
-        self._revision_waiters: list[tuple[int, trio.Event]] = []
-        self.lost_send, self.lost_receive = trio.open_memory_channel[LostClaim](float("inf"))
+        self._moved = trio.lowlevel.ParkingLot()
+        # Up to here the events only bring the pages that were read at different revisions into step.
+        self._settled_at = 0
+        # Claims of before everything was read anew: those that are gone by then were lost, or ended with a verdict.
+        self._suspects: dict[str, Held] = {}
         # Unbounded on purpose: at most one entry per claim, and claims are bounded by the number of open tasks.
+        self.lost_send, self.lost_receive = trio.open_memory_channel[LostClaim](float("inf"))
 
     # --- feeding -------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the store until cancelled; ready once everything that is there now has been read."""
+        """Follow the store until cancelled; ready once everything that is there now has been read.
+
+        Raises:
+            Unavailable: The store did not answer at the start; later that is waited out.
+        """
         while True:
             try:
-                async with self._store.watch("", start_revision=self._store.revision + 1) as watch:
-                    await self._load()
+                start = self._store.revision
+                async with self._store.watch("", start_revision=start + 1) as watch:
+                    settled_at = await self._load()
+                    self._settle(start, settled_at)
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
                     async for batch in watch:
                         self._apply(batch)
             except Compacted:
-                continue  # too slow for the store's history: read everything anew
+                _log.info("board reads everything anew", revision=self.revision)
+            except Unavailable:
+                if task_status is not trio.TASK_STATUS_IGNORED:
+                    raise
+                await trio.sleep(_RETRY_S)
 
-    async def _load(self) -> None:
+    async def _load(self) -> int:
+        """Read everything; the newest revision that some of it is as of."""
+        self._suspects |= self._claims
+        for entry in self.tasks.values():
+            entry.shown = ""  # somebody may still have been offered it
         self.tasks.clear()
         self.counts.clear()
         self.sessions.clear()
         self.held_by.clear()
-        self.inbox.clear()
+        self.mail.clear()
+        self.offers.clear()
         self.blockers.clear()
         self._claims.clear()
         self._dependants.clear()
-        self._ready.clear()
         revision = 0
         for prefix in (CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS):
             after = ""
             while True:
                 page = await self._store.range(prefix, after=after, limit=_PAGE)
+                # What could not be committed is never taken back by an event: it must not get in.
+                await self._store.barrier()
                 for item in page.items:
                     self._put(item)
                 revision = max(revision, page.revision)
@@ -148,10 +132,31 @@ class Board:
         self.tasks = dict(sorted(self.tasks.items(), key=lambda item: item[1].n))
         for task_id in list(self.tasks):
             self._refresh(task_id)
-        self._advance(revision)
+        return revision
+
+    def _settle(self, start: int, settled_at: int) -> None:
+        # The pages are as of `start` or later; the events in between come again and end at the same state. Until then
+        # a claim that seems to vanish may be an old one.
+        self.revision = start
+        self._settled_at = min(settled_at, self._store.told_revision)
+        self._advance(start)
+        if start >= self._settled_at:
+            self._settled()
+
+    def _settled(self) -> None:
+        self._settled_at = 0
+        suspects, self._suspects = self._suspects, {}
+        for task_id, held in suspects.items():
+            now = self._claims.get(task_id)
+            if now is None or now.token != held.token:
+                self.lost_send.send_nowait(_lost(task_id, held))
+        self.mail.deliver_all()
 
     def _apply(self, batch: list[WatchEvent]) -> None:
         touched: dict[str, None] = {}
+        freed: dict[str, None] = {}
+        changed: dict[str, None] = {}
+        mail: dict[str, None] = {}
         ended: list[tuple[int, LostClaim]] = []
         for event in batch:
             kind, _, name = event.key.partition("/")
@@ -159,33 +164,38 @@ class Board:
                 touched[name] = None
             elif kind == "claims":
                 touched[name] = None
-                if event.value is None and (lost := self._lost(name)) is not None:
-                    ended.append((event.revision, lost))
+                if event.value is None:
+                    freed[name] = None
+                    if (held := self._claims.get(name)) is not None:
+                        ended.append((event.revision, _lost(name, held)))
+            elif kind in ("accounts", "swarms"):
+                changed[name] = None
+            elif kind == "inbox" and event.value is not None:
+                mail[name.partition("/")[0]] = None
             if event.value is not None:
                 self._put(event.value)
             else:
                 self._delete(event.key)
-        written = {(event.revision, event.key) for event in batch}
         for task_id in touched:
             self._refresh(task_id)
-        for revision, lost in ended:
-            # A verdict writes the task and drops the claim in one revision; a claim that just vanishes was lost.
-            if (revision, TASKS + lost.task_id) not in written:
-                self.lost_send.send_nowait(lost)
-        if batch:
-            self._advance(batch[-1].revision)
-
-    def _lost(self, task_id: str) -> LostClaim | None:
-        held = self._claims.get(task_id)
-        if held is None:
-            return None
-        entry = self.tasks.get(task_id)
-        return LostClaim(
-            task_id=task_id,
-            swarm_id=held.swarm_id,
-            token=held.token,
-            capabilities=entry.capabilities if entry else frozenset(),
-        )
+        for task_id in freed:
+            # Claimed and free again within one batch it never showed as claimed; who waits for it must hear of it.
+            if (entry := self.tasks.get(task_id)) is not None:
+                entry.is_taken = False
+                self.offers.offer(entry)
+        if self._settled_at and batch[-1].revision >= self._settled_at:
+            self._settled()
+        elif not self._settled_at:
+            written = {(event.revision, event.key) for event in batch}
+            for revision, lost in ended:
+                # A verdict writes the task and drops the claim in one revision.
+                if (revision, TASKS + lost.task_id) not in written:
+                    self.lost_send.send_nowait(lost)
+            for swarm_id in mail:
+                self.mail.deliver(swarm_id)
+        if changed:
+            self.offers.wake_swarms(changed)
+        self._advance(batch[-1].revision)
 
     def _put(self, item: KeyValue) -> None:
         kind, _, name = item.key.partition("/")
@@ -201,7 +211,7 @@ class Board:
             self.sessions[name] = (SessionRecord.from_bytes(item.value), item.lease)
         elif kind == "inbox":
             swarm_id, _, _ = name.partition("/")
-            self.inbox.setdefault(swarm_id, {})[item.key] = (item.create_revision, MessageRecord.from_bytes(item.value))
+            self.mail.put(swarm_id, item.key, (item.create_revision, MessageRecord.from_bytes(item.value)))
         elif kind == "blockers":
             self.blockers[name] = BlockerRecord.from_bytes(item.value)
 
@@ -213,11 +223,7 @@ class Board:
             self.sessions.pop(name, None)
         elif kind == "inbox":
             swarm_id, _, _ = name.partition("/")
-            letters = self.inbox.get(swarm_id)
-            if letters is not None:
-                letters.pop(key, None)
-                if not letters:
-                    del self.inbox[swarm_id]
+            self.mail.drop(swarm_id, key)
         elif kind == "blockers":
             self.blockers.pop(name, None)
 
@@ -238,14 +244,13 @@ class Board:
                 capabilities=frozenset(record.capabilities),
                 filler=record.filler,
                 priority=record.priority,
+                estimate_micro_usd=record.estimate_micro_usd,
                 blocker=record.blocker,
                 route=record.route,
                 unmet=unmet,
-                mod_revision=item.mod_revision,
             )
         else:
             entry.state, entry.blocker, entry.route = record.state, record.blocker, record.route
-            entry.mod_revision = item.mod_revision
         if record.state == COMPLETED:
             for name in self._dependants.pop(task_id, ()):
                 dependant = self.tasks[name]
@@ -271,7 +276,9 @@ class Board:
         entry = self.tasks.get(task_id)
         if entry is None:
             return
-        entry.held = self._claims.get(task_id)
+        held = self._claims.get(task_id)
+        if held is not entry.held:
+            entry.held, entry.is_taken = held, False
         if entry.state != OPEN:
             shown = entry.state
         elif entry.blocker:
@@ -280,8 +287,6 @@ class Board:
             shown = "claimed"
         else:
             shown = "waiting" if entry.unmet else "ready"
-        for event in self._watched.pop(task_id, ()):
-            event.set()
         if shown == entry.shown:
             return
         if entry.shown:
@@ -289,92 +294,29 @@ class Board:
         self.counts[shown] = self.counts.get(shown, 0) + 1
         entry.shown = shown
         if shown == "ready":
-            heapq.heappush(self._ready.setdefault(entry.capabilities, []), (entry.order, task_id))
-            self.offer(entry)
+            self.offers.add(entry)
+        elif entry.state != OPEN:
+            self.offers.wake_ended(task_id)
 
     def _advance(self, revision: int) -> None:
         self.revision = max(self.revision, revision)
-        if self._revision_waiters:
-            still = []
-            for wanted, event in self._revision_waiters:
-                if wanted <= self.revision:
-                    event.set()
-                else:
-                    still.append((wanted, event))
-            self._revision_waiters = still
+        self._moved.unpark_all()
 
     # --- asking --------------------------------------------------------------------------------------
 
     async def wait_for(self, revision: int) -> None:
-        """Return once the board shows everything up to `revision`."""
-        if revision > self.revision:
-            event = trio.Event()
-            self._revision_waiters.append((revision, event))
-            await event.wait()
+        """Return once the board shows everything up to `revision`, which must be durable."""
+        while self.revision < revision:
+            await self._moved.park()
 
     async def catch_up(self) -> None:
-        """Return once the board shows all that was written before this call."""
-        await self.wait_for(self._store.revision)
+        """Return once all that was written before this call is durable and on the board.
 
-    def candidates(self, fits: Callable[[frozenset[str]], bool], *, most: int) -> list[Entry]:
-        """Ready tasks whose capabilities fit, best first; looks at one heap per distinct set of capabilities, not at all tasks."""
-        heads: list[tuple[_ORDER, str, frozenset[str]]] = []
-        found: dict[str, Entry] = {}
-        for capabilities in [wanted for wanted in self._ready if fits(wanted)]:
-            self._push_head(heads, capabilities)
-        while heads and len(found) < most:
-            _, task_id, capabilities = heapq.heappop(heads)
-            heapq.heappop(self._ready[capabilities])
-            found[task_id] = self.tasks[
-                task_id
-            ]  # a task that became ready twice stands in the heap twice: once is enough
-            self._push_head(heads, capabilities)
-        for entry in found.values():
-            heapq.heappush(self._ready.setdefault(entry.capabilities, []), (entry.order, entry.task_id))
-        return list(found.values())
-
-    def _push_head(self, heads: list[tuple[_ORDER, str, frozenset[str]]], capabilities: frozenset[str]) -> None:
-        heap = self._ready[capabilities]
-        while heap:
-            order, task_id = heap[0]
-            entry = self.tasks.get(task_id)
-            if entry is not None and entry.shown == "ready":
-                heapq.heappush(heads, (order, task_id, capabilities))
-                return
-            heapq.heappop(heap)
-        del self._ready[capabilities]
-
-    # --- waiting -------------------------------------------------------------------------------------
-
-    def add_waiter(self, waiter: Waiter) -> None:
-        """Queue somebody for the next ready task that fits."""
-        self._waiters[waiter] = None
-
-    def remove_waiter(self, waiter: Waiter) -> None:
-        """Take somebody out of the queue; not being in it is fine."""
-        self._waiters.pop(waiter, None)
-
-    def offer(self, entry: Entry) -> None:
-        """Wake the longest waiting one that a ready task fits, the one it was pushed to first."""
-        for waiter in self._waiters:
-            if waiter.fits(entry):
-                del self._waiters[waiter]
-                waiter.offered.set()
-                return
-
-    def watch_task(self, task_id: str) -> trio.Event:
-        """An event that is set at the next change of the task or its claim; hand it back by `unwatch_task`."""
-        event = trio.Event()
-        self._watched.setdefault(task_id, {})[event] = None
-        return event
-
-    def unwatch_task(self, task_id: str, event: trio.Event) -> None:
-        """Forget an event of `watch_task`; set already is fine."""
-        events = self._watched.get(task_id)
-        if events is not None:
-            events.pop(event, None)
-            if not events:
-                del self._watched[task_id]
+        Raises:
+            Unavailable: What was being written could not be committed.
+        """
+        await self._store.barrier()
+        await self.wait_for(self._store.told_revision)
 
     def waits_for(self, task_id: str) -> list[str]:
         """The dependencies of an open task that are not completed."""
@@ -392,3 +334,16 @@ class Board:
     def claims_of(self, swarm_id: str) -> list[tuple[str, Held]]:
         """The claims that a swarm holds, by task id."""
         return [(task_id, self._claims[task_id]) for task_id in sorted(self.held_by.get(swarm_id, ()))]
+
+    def holder_of(self, task_id: str) -> str:
+        """The swarm that holds a task, ``""`` if none does."""
+        held = self._claims.get(task_id)
+        return "" if held is None else held.swarm_id
+
+    def open_tasks(self) -> int:
+        """Tasks that are not final."""
+        return len(self.tasks) - self.counts.get(COMPLETED, 0) - self.counts.get(FAILED, 0)
+
+
+def _lost(task_id: str, held: Held) -> LostClaim:
+    return LostClaim(task_id=task_id, swarm_id=held.swarm_id, token=held.token, claim=held.claim)

@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ifbus.errors import NotFound
+from ifbus.errors import IfbusError, LimitExceeded, NotFound, StaleToken
 from ifbus.models import check_identifier
 from ifbusd.bus.base import Bus
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.board import Board
 from ifbusd.coordinator.holder import Claims
-from ifbusd.coordinator.model import COMPLETED, INBOX, TASKS, ClaimRecord, CoordinatorConfig, MessageRecord, TaskRecord
+from ifbusd.coordinator.leases import RetiredLeases
+from ifbusd.coordinator.model import (
+    CLAIMS,
+    COMPLETED,
+    INBOX,
+    TASKS,
+    ClaimRecord,
+    CoordinatorConfig,
+    MessageRecord,
+    TaskRecord,
+)
 from ifbusd.governor.interface import Admission
+from ifbusd.identity import Caller
 from ifbusd.operation import Operations, Tx
-from ifbusd.store.base import Store
+from ifbusd.store.base import Get, KeyValue, Store, Txn
 from ifbusd.store.codec import pack
 
 Answer = dict[str, Any]
+
+# So many tasks are read in one transaction, with their claims; etcd takes 128 operations.
+_READ_AT_ONCE = 60
 
 
 class Core:
@@ -53,6 +67,7 @@ class Core:
         self._new_id = new_id
         self._new_secret = new_secret
         self.board = Board(store)
+        self._retired = RetiredLeases(store)
 
     async def _task(self, tx: Tx, task_id: str) -> TaskRecord:
         check_identifier(task_id, "task_id")
@@ -60,6 +75,15 @@ class Core:
         if stored is None:
             raise self._no_task(task_id)
         return TaskRecord.from_bytes(stored.value)
+
+    async def _read_tasks(self, task_ids: list[str]) -> list[tuple[KeyValue | None, KeyValue | None]]:
+        """Each task and its claim as they stand together, durable."""
+        found: list[KeyValue | None] = []
+        for start in range(0, len(task_ids), _READ_AT_ONCE):
+            keys = [(TASKS + name, CLAIMS + name) for name in task_ids[start : start + _READ_AT_ONCE]]
+            done = await self._store.txn(Txn(then=[Get(key) for pair in keys for key in pair]))
+            found += done.values
+        return list(zip(found[::2], found[1::2], strict=True))
 
     def _no_task(self, task_id: str) -> NotFound:
         return NotFound(
@@ -85,16 +109,45 @@ class Core:
         return rules.task_view(task_id, task, claim=claim, token=token, waits_for=self.board.waits_for(task_id))
 
     def _put_message(self, tx: Tx, swarm_id: str, message: MessageRecord, *, name: str = "") -> None:
-        """Put a letter into an inbox and tell its subscribers once it is durable."""
+        """Put a letter into an inbox, one per transaction and inbox; its listeners hear of it from the board."""
         tx.put(f"{INBOX}{swarm_id}/{name or self._new_id()}", message.to_map())
-        tx.publish(f"inbox.{swarm_id}", message.to_map())
+
+    def _has_room(self, swarm_id: str) -> bool:
+        # By the board, so what arrives together may pass the bound together; that does no harm.
+        return self.board.mail.waiting(swarm_id) < self._config.inbox_messages
 
     def _publish_board(self, tx: Tx, event: str, task_id: str, **more: Any) -> None:
         tx.publish("board", {"event": event, "task_id": task_id, "at_ms": self._now_ms(), **more})
 
+    async def _refuse(self, caller: Caller, op: str, target: str, error: IfbusError) -> IfbusError:
+        """Put a refusal that no operation makes on record, to be raised."""
+        if not error.retryable:
+            await self._operations.witness_refusal(caller, f"coordinator.{op}", target, error)
+        return error
+
     def _check_lease(self, lease_ms: int | None) -> None:
         if lease_ms is not None:
             rules.check_span("lease_ms", lease_ms, self._config.min_lease_ms, self._config.max_lease_ms)
+
+
+def session_ended(swarm_id: str) -> StaleToken:
+    """The refusal for a session whose lease is gone."""
+    return StaleToken(
+        f"this session of {swarm_id} has ended: its lease ran out, or the swarm was registered anew; its claims are gone",
+        data={"swarm_id": swarm_id},
+        would_change=[
+            {"by": "self", "what": "stop its work, register again", "call": f"ifbus swarm register {swarm_id}"}
+        ],
+    )
+
+
+def limit_exceeded(what: str, limit: str, used: int, allowed: int, remedy: str) -> LimitExceeded:
+    """The refusal for a bound of the configuration or of a message."""
+    return LimitExceeded(
+        f"cannot {what}: {limit} is {used} of {allowed}",
+        data={"limit": limit, "used": used, "allowed": allowed},
+        would_change=[{"by": "self", "what": remedy}],
+    )
 
 
 def packed_size(value: Any) -> int:

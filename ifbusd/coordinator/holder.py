@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ifbus.errors import NotOwner, StaleToken
-from ifbusd.coordinator.model import CLAIMS, ClaimRecord
+from ifbus.models import check_identifier
+from ifbusd.coordinator.model import CLAIMS, SESSIONS, ClaimRecord, SessionRecord
 from ifbusd.operation import Tx
 from ifbusd.store.base import KeyValue
 
@@ -17,7 +18,9 @@ class Claims:
         Raises:
             StaleToken: The claim of this token has ended; the figures say who holds the task now.
             NotOwner: The token is current and belongs to another swarm.
+            InvalidParams: No task can have such an id.
         """
+        check_identifier(task_id, "task_id")
         stored = await tx.get_stored(CLAIMS + task_id)
         if stored is None:
             raise StaleToken(
@@ -52,4 +55,27 @@ class Claims:
                 data={"task_id": task_id, "token": token, "owner": claim.swarm_id},
                 would_change=[{"by": "other", "what": f"{claim.swarm_id} completes it or lets it go"}],
             )
+        if claim.incarnation:
+            # The lease of a session that was replaced may still live: from the new one's first commit on it counts no more.
+            alive = await tx.get_stored(SESSIONS + swarm_id)
+            newest = 0 if alive is None else SessionRecord.from_bytes(alive.value).incarnation
+            if newest > claim.incarnation:
+                raise StaleToken(
+                    f"cannot act on {task_id}@{token}: it was claimed by incarnation {claim.incarnation} of {swarm_id},"
+                    f" which was registered anew as {newest}; nothing was written",
+                    data={
+                        "task_id": task_id,
+                        "token": token,
+                        "owner": swarm_id,
+                        "incarnation": claim.incarnation,
+                        "owner_incarnation": newest,
+                    },
+                    would_change=[
+                        {
+                            "by": "self",
+                            "what": "stop this work; claim the task again",
+                            "call": f"ifbus task claim {task_id}",
+                        }
+                    ],
+                )
         return stored, claim

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 
-from ifbus.errors import InvalidRequest, LimitExceeded, NotReady
+from ifbus.errors import InvalidRequest
 from ifbus.models import check_capabilities, check_identifier
-from ifbusd.bus.base import Message
 from ifbusd.coordinator import rules
-from ifbusd.coordinator.core import Answer, Core, packed_size
-from ifbusd.coordinator.model import CLAIMS, INBOX, TASKS, MessageRecord
+from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
+from ifbusd.coordinator.mailboxes import Listener
+from ifbusd.coordinator.model import CLAIMS, INBOX, TASKS, ClaimRecord, MessageRecord
 from ifbusd.identity import Caller, Session
 from ifbusd.operation import Tx
 
 _MAX_BODY_BYTES = 16 << 10
-# So many inboxes are written in one transaction; etcd takes 128 operations.
-_BROADCAST_CHUNK = 100
+# So many letters are written or dropped in one transaction; etcd takes 128 operations.
+_CHUNK = 100
+# A broadcast names at most so many swarms whose inboxes were full.
+_NAMED = 20
 
 
 class Inbox(Core):
-    """Push, broadcast, read, subscribe, acknowledge."""
+    """Push, broadcast, read, subscribe, acknowledge. The mutable state is the open subscriptions by connection and subject."""
+
+    def __init__(self, **parts: Any) -> None:
+        """See `Core`."""
+        super().__init__(**parts)
+        self._subscriptions: dict[Session, dict[str, Callable[[], None]]] = {}
 
     async def push_task_to_swarm(self, caller: Caller, task_id: str, swarm_id: str) -> Answer:
         """See `interface.Coordinator.push_task_to_swarm`."""
@@ -29,25 +37,39 @@ class Inbox(Core):
 
         async def push(tx: Tx) -> Answer:
             task = await self._task(tx, task_id)
-            if await tx.get_stored(CLAIMS + task_id) is not None:
-                raise NotReady(f"cannot push {task_id}: it is claimed", data={"task_id": task_id, "state": "claimed"})
+            held = await tx.get_stored(CLAIMS + task_id)
+            if held is not None:
+                raise rules.not_pushable(task_id, ClaimRecord.from_bytes(held.value), held.create_revision)
             refusal = rules.not_ready(task_id, task, await self._waits_for(tx, task))
             if refusal is not None:
                 raise refusal
             await self._governor.check_route(tx, swarm_id, frozenset(task.capabilities))
-            if task.route and task.route != swarm_id:
-                tx.delete(f"{INBOX}{task.route}/task-{task_id}")
-            self._require_room(swarm_id)
+            name = f"task-{task_id}"
+            if task.route == swarm_id:
+                there = await tx.get_stored(f"{INBOX}{swarm_id}/{name}")
+                if there is not None:
+                    return {"seq": there.create_revision}
+            elif task.route:
+                tx.delete(f"{INBOX}{task.route}/{name}")
+            waiting, allowed = self.board.mail.waiting(swarm_id), self._config.inbox_messages
+            if waiting >= allowed:
+                raise limit_exceeded(
+                    f"push {task_id} to {swarm_id}",
+                    "inbox_messages",
+                    waiting,
+                    allowed,
+                    f"another swarm, or {swarm_id} acknowledges its messages",
+                )
             tx.put(TASKS + task_id, attrs.evolve(task, route=swarm_id).to_map())
             body = {"task_id": task_id, "title": task.title, "capabilities": task.capabilities}
             message = MessageRecord(kind="task", body=body, at_ms=self._now_ms())
-            self._put_message(tx, swarm_id, message, name=f"task-{task_id}")
+            self._put_message(tx, swarm_id, message, name=name)
             tx.detail["swarm"] = swarm_id
             self._publish_board(tx, "pushed", task_id, swarm_id=swarm_id)
             return {}
 
         answer = await self._operations.run(caller, "coordinator.push_task_to_swarm", task_id, push)
-        return {"seq": answer["receipt"]["revision"], **answer}
+        return {"seq": answer["receipt"]["revision"], "delivered": self.board.mail.listeners(swarm_id), **answer}
 
     async def broadcast(
         self,
@@ -62,106 +84,132 @@ class Inbox(Core):
         check_identifier(topic, "topic")
         wanted = check_capabilities(capabilities or ())
         if packed_size(body) > _MAX_BODY_BYTES:
-            raise LimitExceeded(
-                f"cannot broadcast: the body is {packed_size(body)} bytes packed, at most {_MAX_BODY_BYTES} are allowed",
-                data={"limit": "body_bytes", "used": packed_size(body), "allowed": _MAX_BODY_BYTES},
+            raise limit_exceeded(
+                "broadcast",
+                "body_bytes",
+                packed_size(body),
+                _MAX_BODY_BYTES,
+                "a shorter body; it can name where more is",
             )
         at_ms = self._now_ms()
         message = MessageRecord(kind="broadcast", body={"topic": topic, **body}, sender=sender, at_ms=at_ms)
-        recipients = [swarm_id for swarm_id in self._governor.swarms_with(wanted) if swarm_id != sender]
         answer: Answer = {}
-        for start in range(0, max(1, len(recipients)), _BROADCAST_CHUNK):
-            chunk = recipients[start : start + _BROADCAST_CHUNK]
-            key = caller.idempotency_key
-            part = caller if key is None or not start else attrs.evolve(caller, idempotency_key=f"{key}#{start}")
+        delivered, full, last, n = 0, [], "", 0
+        while True:
 
-            async def send(tx: Tx, chunk: list[str] = chunk) -> Answer:
+            async def send(tx: Tx, last: str = last) -> Answer:
                 if sender:
                     await self._governor.require_owner(tx, caller, sender)
-                for swarm_id in chunk:
-                    self._require_room(swarm_id)
-                    self._put_message(tx, swarm_id, message)
-                tx.detail.update(sender=sender, recipients=len(chunk))
-                return {}
+                # Sorted, and the next chunk goes on after the last name: a retry with the same key meets nobody twice.
+                left = [name for name in self._governor.swarms_with(wanted) if name > last and name != sender]
+                chunk = left[:_CHUNK]
+                room = [name for name in chunk if self._has_room(name)]
+                for name in room:
+                    self._put_message(tx, name, message)
+                tx.detail.update(sender=sender, recipients=len(room))
+                return {
+                    "delivered": len(room),
+                    "full": sorted(set(chunk) - set(room)),
+                    "last": chunk[-1] if len(left) > len(chunk) else "",
+                }
 
+            part = caller if not n or caller.idempotency_key is None else _part(caller, n)
             answer = await self._operations.run(part, "coordinator.broadcast", topic, send)
+            delivered += answer.pop("delivered")
+            full += answer.pop("full")
+            last, n = answer.pop("last"), n + 1
+            if not last:
+                break
         broadcast = {
             "topic": topic,
             "body": body,
             "sender": sender,
             "capabilities": sorted(wanted),
             "at_ms": at_ms,
-            "delivered_to": len(recipients),
+            "delivered_to": delivered,
         }
-        return {"broadcast": broadcast, **answer}
-
-    def _require_room(self, swarm_id: str) -> None:
-        waiting = len(self.board.inbox.get(swarm_id, ()))
-        if waiting >= self._config.inbox_messages:
-            raise LimitExceeded(
-                f"cannot send to {swarm_id}: {waiting} messages wait in its inbox",
-                data={"limit": "inbox_messages", "used": waiting, "allowed": self._config.inbox_messages},
-                would_change=[{"by": "other", "what": f"{swarm_id} acknowledges its messages"}],
-            )
+        return {"broadcast": broadcast, "full": len(full), "full_inboxes": full[:_NAMED], **answer}
 
     async def read_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0, limit: int = 50) -> Answer:
         """See `interface.Coordinator.read_inbox`."""
         rules.check_span("limit", limit, 1, 200)
         await self._governor.require_owner(Tx(self._store), caller, swarm_id)
-        await self._store.barrier()
         await self.board.catch_up()
-        letters = self._letters(swarm_id, after_seq)
-        return {"messages": letters[:limit], "has_more": len(letters) > limit}
-
-    def _letters(self, swarm_id: str, after_seq: int) -> list[Answer]:
-        waiting = self.board.inbox.get(swarm_id, {}).values()
-        ordered = sorted((item for item in waiting if item[0] > after_seq), key=lambda item: item[0])
-        return [{"seq": seq, **message.to_map()} for seq, message in ordered]
+        letters = self.board.mail.letters(swarm_id, after_seq)
+        return {
+            "messages": [{"seq": seq, **message.to_map()} for seq, message in letters[:limit]],
+            "has_more": len(letters) > limit,
+        }
 
     async def subscribe_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0) -> Answer:
         """See `interface.Coordinator.subscribe_inbox`."""
         await self._governor.require_owner(Tx(self._store), caller, swarm_id)
         session = _session(caller)
-        await self._store.barrier()
         await self.board.catch_up()
-        # No await from here on: what is in the inbox now is sent from it, what comes later by the bus, each once.
-        letters = self._letters(swarm_id, after_seq)
-        for letter in letters:
-            session.notify("inbox", [{**letter, "swarm_id": swarm_id}])
-        seen = max((letter["seq"] for letter in letters), default=after_seq)
 
-        def deliver(_: str, message: Message) -> None:
-            letter = {name: value for name, value in message.items() if name != "revision"}
-            if message["revision"] > seen:
-                session.notify("inbox", [{**letter, "seq": message["revision"], "swarm_id": swarm_id}])
+        def tell(seq: int, message: MessageRecord) -> None:
+            session.notify("inbox", [{"seq": seq, **message.to_map(), "swarm_id": swarm_id}])
 
-        session.on_close(self._bus.subscribe(f"inbox.{swarm_id}", deliver).close)
-        return {"swarm_id": swarm_id, "replayed": len(letters)}
+        # No await from here on: what waits is told now, what comes later as it comes, each once.
+        listener = Listener(tell=tell, seen=after_seq)
+        replayed = self.board.mail.listen(swarm_id, listener)
+        self._subscribe(session, f"inbox.{swarm_id}", lambda: self.board.mail.stop_listening(swarm_id, listener))
+        return {"swarm_id": swarm_id, "replayed": replayed}
 
     async def acknowledge(self, caller: Caller, swarm_id: str, seq: int) -> Answer:
         """See `interface.Coordinator.acknowledge`."""
-        await self.board.catch_up()
+        dropped, n = 0, 0
+        while True:
+            await self.board.catch_up()
 
-        async def drop(tx: Tx) -> Answer:
-            await self._governor.require_owner(tx, caller, swarm_id)
-            read = [
-                key
-                for key, (number, message) in self.board.inbox.get(swarm_id, {}).items()
-                if number <= seq and message.kind != "task"
-            ]
-            for key in read:
-                tx.delete(key)
-            tx.detail["seq"] = seq
-            return {"dropped": len(read)}
+            async def drop(tx: Tx) -> Answer:
+                await self._governor.require_owner(tx, caller, swarm_id)
+                read = [
+                    key
+                    for key, (number, message) in self.board.mail.by_key(swarm_id).items()
+                    if number <= seq and message.kind != "task"
+                ]
+                for key in read[:_CHUNK]:
+                    tx.delete(key)
+                tx.detail["seq"] = seq
+                return {"dropped": len(read[:_CHUNK]), "has_more": len(read) > _CHUNK}
 
-        return await self._operations.run(caller, "coordinator.acknowledge", swarm_id, drop)
+            part = caller if not n or caller.idempotency_key is None else _part(caller, n)
+            answer = await self._operations.run(part, "coordinator.acknowledge", swarm_id, drop)
+            dropped, n = dropped + answer["dropped"], n + 1
+            if not answer.pop("has_more"):
+                return {**answer, "dropped": dropped}
 
     async def subscribe_board(self, caller: Caller) -> Answer:
         """See `interface.Coordinator.subscribe_board`."""
         session = _session(caller)
-        session.on_close(self._bus.subscribe("board", lambda _, message: session.notify("board", [message])).close)
+        subscription = self._bus.subscribe("board", lambda _, message: session.notify("board", [message]))
+        self._subscribe(session, "board", subscription.close)
         await self._store.barrier()
-        return {"revision": self._store.revision}
+        return {"revision": self._store.told_revision}
+
+    def _subscribe(self, session: Session, subject: str, close: Callable[[], None]) -> None:
+        """Note how to end a connection's subscription; one that it had to the same subject ends now."""
+        subjects = self._subscriptions.get(session)
+        if subjects is None:
+            subjects = self._subscriptions[session] = {}
+            session.on_close(lambda: self._unsubscribe(session))
+        former = subjects.get(subject)
+        if former is not None:
+            former()
+        if session in self._subscriptions:
+            subjects[subject] = close
+        else:
+            close()  # the connection had ended already
+
+    def _unsubscribe(self, session: Session) -> None:
+        for close in self._subscriptions.pop(session, {}).values():
+            close()
+
+
+def _part(caller: Caller, n: int) -> Caller:
+    """The caller of the n-th further transaction of a request, with an idempotency key of its own."""
+    return attrs.evolve(caller, idempotency_key=f"{caller.idempotency_key}#{n}")
 
 
 def _session(caller: Caller) -> Session:

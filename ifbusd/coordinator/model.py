@@ -37,7 +37,7 @@ class CoordinatorConfig:
         lease_ms: Lease of a session and of a claim without one. 30 s: three missed heartbeats of 10 s.
         min_lease_ms, max_lease_ms: What a caller may ask for.
         max_wait_ms: Longest time that `claim_task` and `claim_next` wait.
-        inbox_messages: Messages that wait in one inbox; a sender beyond it is refused, nothing is dropped.
+        inbox_messages: Messages that wait in one inbox; a push beyond it is refused, a broadcast leaves it out and says so.
         open_tasks: Tasks that are not final yet.
         blockers: Open blockers.
     """
@@ -121,13 +121,19 @@ class TaskRecord(_Record):
 
 @attrs.frozen(kw_only=True)
 class ClaimRecord(_Record):
-    """Who holds a task, since when, and how far the holder is."""
+    """Who holds a task, since when, and how far the holder is.
+
+    Attributes:
+        incarnation: Of the session in which it was made; 0 without one.
+        own_lease: The lease is this claim's alone and ends with it; otherwise it is the session's.
+    """
 
     swarm_id: str
     incarnation: int
     uid: int
     lease_ms: int
     claimed_at_ms: int
+    own_lease: bool = False
     reserved_micro_usd: int = 0
     percent: int = 0
     note: str = ""
@@ -142,7 +148,6 @@ class SessionRecord(_Record):
     uid: int
     lease_ms: int
     token_hash: bytes
-    orchestrator: bool = False
     started_at_ms: int = 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from ifbus.errors import AlreadyClaimed, IfbusError, InvalidParams, NotReady
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import to_usd
@@ -13,7 +15,8 @@ MAX_TITLE = 200
 MAX_DESCRIPTION = 16 << 10
 MAX_PAYLOAD_BYTES = 32 << 10
 MAX_MILESTONES = 32
-MAX_DEPENDENCIES = 128
+# Each is a compare of the claiming transaction; etcd takes 128 in all.
+MAX_DEPENDENCIES = 100
 MAX_NOTE = 1_000
 MAX_ERROR = 4 << 10
 STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
@@ -146,6 +149,30 @@ def already_claimed(
     )
 
 
+def after_claim(task: TaskRecord, claim: ClaimRecord | None, swarm_id: str, token: int, spent: int) -> TaskRecord:
+    """The task with what any end of a claim leaves on it: how far it came, what it cost, whose it was."""
+    if claim is not None:
+        task = attrs.evolve(
+            task, percent=claim.percent, note=claim.note, progress_at_ms=claim.progress_at_ms or task.progress_at_ms
+        )
+    return attrs.evolve(
+        task,
+        attempts=task.attempts + 1,
+        spent_micro_usd=task.spent_micro_usd + spent,
+        last_holder=swarm_id,
+        last_token=token,
+    )
+
+
+def not_pushable(task_id: str, claim: ClaimRecord, token: int) -> NotReady:
+    """The refusal to push a task that somebody holds."""
+    return NotReady(
+        f"cannot push {task_id}: {claim.swarm_id} holds it",
+        data={"task_id": task_id, "state": "claimed", "owner": claim.swarm_id, "token": token},
+        would_change=[{"by": "other", "what": f"{claim.swarm_id} lets go of it"}],
+    )
+
+
 def task_view(
     task_id: str,
     task: TaskRecord,
@@ -191,7 +218,7 @@ def task_view(
     return view
 
 
-def claim_view(task_id: str, task: TaskRecord, claim: ClaimRecord) -> dict[str, Any]:
+def claim_view(task_id: str, claim: ClaimRecord) -> dict[str, Any]:
     """The wire's map of a claim (`ifbus.models.TaskClaim`) but for its token, which is known only after the commit."""
     return {
         "task_id": task_id,
@@ -199,6 +226,7 @@ def claim_view(task_id: str, task: TaskRecord, claim: ClaimRecord) -> dict[str, 
         "lease_ms": claim.lease_ms,
         "claimed_at_ms": claim.claimed_at_ms,
         "reserved_usd": to_usd(claim.reserved_micro_usd),
+        "bound_to": "lease" if claim.own_lease else "session",
     }
 
 

@@ -6,7 +6,9 @@ import attrs
 import trio
 
 from ifbusd.coordinator.blockers import Blockers
+from ifbusd.coordinator.claiming import Claiming
 from ifbusd.coordinator.core import Answer
+from ifbusd.coordinator.holding import Holding
 from ifbusd.coordinator.inbox import Inbox
 from ifbusd.coordinator.sessions import Sessions
 from ifbusd.coordinator.tasks import Tasks
@@ -16,24 +18,30 @@ from ifbusd.operation import Tx
 
 @attrs.frozen(kw_only=True)
 class CoordinatorStatistics:
-    """A snapshot. `tasks` counts by state."""
+    """A snapshot. `tasks` counts by state, `waiting` those who wait for a task."""
 
     tasks: dict[str, int]
     sessions: int
     claims: int
     blockers: int
     letters: int
+    waiting: int
     revision: int
 
 
-class IFCoordinator(Tasks, Sessions, Inbox, Blockers):
+class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
     """Implements `interface.Coordinator`. Start `run` before the first call."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the store and look after claims that end by themselves; ready once the board is read."""
+        """Follow the store and look after claims that end by themselves.
+
+        Ready once the board is read and what claims held that ended in a crash is given back.
+        """
         async with trio.open_nursery() as nursery:
             await nursery.start(self.board.run)
+            nursery.start_soon(self._retired.run)
             nursery.start_soon(self.handle_lost_claims)
+            await self.reconcile()
             task_status.started()
 
     async def attention(self, caller: Caller, swarm_id: str) -> list[Answer]:
@@ -48,7 +56,7 @@ class IFCoordinator(Tasks, Sessions, Inbox, Blockers):
             {"kind": "holding", "handle": handle, "message": f"you still hold {handle}"}
             for handle in self.board.handles_of(swarm_id)
         ]
-        letters = [message for _, message in self.board.inbox.get(swarm_id, {}).values()]
+        letters = [message for _, message in self.board.mail.letters(swarm_id)]
         urgent = sum(1 for message in letters if message.urgent)
         if letters:
             items.append(
@@ -68,6 +76,7 @@ class IFCoordinator(Tasks, Sessions, Inbox, Blockers):
             sessions=len(self.board.sessions),
             claims=sum(map(len, self.board.held_by.values())),
             blockers=len(self.board.blockers),
-            letters=sum(map(len, self.board.inbox.values())),
+            letters=len(self.board.mail),
+            waiting=len(self.board.offers),
             revision=self.board.revision,
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from ifbus.errors import StaleToken
+from ifbus.errors import IfbusError
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import MicroUsd
-from ifbusd.coordinator.core import Answer, Core
+from ifbusd.coordinator.core import Answer, Core, session_ended
 from ifbusd.coordinator.model import SESSIONS, TASKS, SessionRecord, TaskRecord
 from ifbusd.coordinator.rules import claim_view, task_view
 from ifbusd.identity import Caller
@@ -37,10 +37,9 @@ class Sessions(Core):
         wanted = None if capabilities is None else check_capabilities(capabilities)
         self._check_lease(lease_ms)
         span_ms = lease_ms or self._config.lease_ms
-        replaced: list[int] = []
+        granted: list[int] = []  # one lease, however often the decision is made
 
         async def register(tx: Tx) -> Answer:
-            replaced.clear()
             stored = await tx.get_stored(SESSIONS + swarm_id)
             session = None if stored is None else SessionRecord.from_bytes(stored.value)
             resumed = resume_token is not None and session is not None and _fits(session, resume_token)
@@ -60,15 +59,14 @@ class Sessions(Core):
                 await self._keep(lease, swarm_id)
                 record = session
             else:
-                token, lease = self._new_secret(), await self._store.grant(span_ms)
-                if stored is not None:
-                    replaced.append(stored.lease)
+                if not granted:
+                    granted.append(await self._store.grant(span_ms))
+                token, lease = self._new_secret(), granted[0]
                 record = SessionRecord(
                     incarnation=profile["incarnation"],
                     uid=caller.uid,
                     lease_ms=span_ms,
                     token_hash=_hash(token),
-                    orchestrator=orchestrator,
                     started_at_ms=self._now_ms(),
                 )
             tx.put(SESSIONS + swarm_id, record.to_map(), lease=lease)
@@ -81,14 +79,23 @@ class Sessions(Core):
                 "resume_token": token,
             }
 
-        answer = await self._operations.run(caller, "coordinator.register_swarm", swarm_id, register)
-        for lease in replaced:
-            await self._store.revoke(lease)  # the former incarnation's claims are free from here on
+        try:
+            answer = await self._operations.run(caller, "coordinator.register_swarm", swarm_id, register)
+        except LeaseNotFound:  # it resumed a session that was just ending
+            raise await self._refuse(caller, "register_swarm", swarm_id, session_ended(swarm_id)) from None
         await self.board.catch_up()
-        await self._governor.caught_up(swarm_id)  # so that a claim_next right after this finds what the swarm can do
+        await self._governor.caught_up(swarm_id)
+        await self._free_former(swarm_id, answer["incarnation"])
         answer["claims"] = await self._claims_held(swarm_id) if answer["resumed"] else []
-        answer["inbox_seq"] = max((seq for seq, _ in self.board.inbox.get(swarm_id, {}).values()), default=0)
+        answer["inbox_seq"] = max((seq for seq, _ in self.board.mail.letters(swarm_id)), default=0)
         return answer
+
+    async def _free_former(self, swarm_id: str, incarnation: int) -> None:
+        """End the claims of earlier incarnations. They are void since the commit (`Claims.require_holder`); this frees the tasks."""
+        former = {held.lease for _, held in self.board.claims_of(swarm_id) if 0 < held.claim.incarnation < incarnation}
+        for lease in former:
+            self._retired.add(lease)
+        await self._retired.wait_revoked(former)
 
     async def _claims_held(self, swarm_id: str) -> list[Answer]:
         views = []
@@ -96,22 +103,27 @@ class Sessions(Core):
             stored = await self._store.get(TASKS + task_id)
             if stored is not None:
                 task = TaskRecord.from_bytes(stored.value)
-                view = claim_view(task_id, task, held.claim)
+                view = claim_view(task_id, held.claim)
                 view.update(token=held.token, task=task_view(task_id, task, claim=held.claim, token=held.token))
                 views.append(view)
         return views
 
     async def renew_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
         """See `interface.Coordinator.renew_session`."""
-        stored = await self._session(Tx(self._store), caller, swarm_id, resume_token)
-        if stored is None:
-            raise _ended(swarm_id)
-        lease_ms = await self._keep(stored.lease, swarm_id)
+        try:
+            stored = await self._session(Tx(self._store), caller, swarm_id, resume_token)
+            if stored is None:
+                raise session_ended(swarm_id)
+            lease_ms = await self._keep(stored.lease, swarm_id)
+        except IfbusError as error:
+            raise await self._refuse(caller, "renew_session", swarm_id, error) from None
+        await self.board.catch_up()  # a claim that was just made must not be missing
         return {"lease_ms": lease_ms, "claims": self.board.handles_of(swarm_id)}
 
     async def end_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
         """See `interface.Coordinator.end_session`."""
         ended: list[int] = []
+        await self.board.catch_up()
 
         async def end(tx: Tx) -> Answer:
             ended.clear()
@@ -126,7 +138,8 @@ class Sessions(Core):
 
         answer = await self._operations.run(caller, "coordinator.end_session", swarm_id, end)
         for lease in ended:
-            await self._store.revoke(lease)
+            self._retired.add(lease)
+        await self._retired.wait_revoked(ended)
         return answer
 
     async def _session(self, tx: Tx, caller: Caller, swarm_id: str, resume_token: str) -> KeyValue | None:
@@ -134,14 +147,14 @@ class Sessions(Core):
         await self._governor.require_owner(tx, caller, swarm_id)
         stored = await tx.get_stored(SESSIONS + swarm_id)
         if stored is not None and not _fits(SessionRecord.from_bytes(stored.value), resume_token):
-            raise _ended(swarm_id)
+            raise session_ended(swarm_id)
         return stored
 
     async def _keep(self, lease: int, swarm_id: str) -> int:
         try:
             return await self._store.keep_alive(lease)
         except LeaseNotFound:
-            raise _ended(swarm_id) from None
+            raise session_ended(swarm_id) from None
 
 
 def _hash(token: str) -> bytes:
@@ -150,13 +163,3 @@ def _hash(token: str) -> bytes:
 
 def _fits(session: SessionRecord, token: str) -> bool:
     return hmac.compare_digest(session.token_hash, _hash(token))
-
-
-def _ended(swarm_id: str) -> StaleToken:
-    return StaleToken(
-        f"this session of {swarm_id} has ended: its lease ran out, or the swarm was registered anew; its claims are gone",
-        data={"swarm_id": swarm_id},
-        would_change=[
-            {"by": "self", "what": "stop its work, register again", "call": f"ifbus swarm register {swarm_id}"}
-        ],
-    )

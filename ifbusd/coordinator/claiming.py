@@ -1,0 +1,283 @@
+"""Claims: one commit decides who may have a task, and whoever waits is woken in turn (DESIGN 2, promise 1)."""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from ifbus.errors import AlreadyClaimed, BudgetExceeded, IfbusError, NotFound, NotQualified, NotReady
+from ifbus.models import check_identifier
+from ifbus.money import to_usd
+from ifbusd.coordinator import rules
+from ifbusd.coordinator.core import Answer, Core, session_ended
+from ifbusd.coordinator.model import (
+    CLAIMS,
+    COMPLETED,
+    FAILED,
+    INBOX,
+    SESSIONS,
+    TASKS,
+    ClaimRecord,
+    SessionRecord,
+    TaskRecord,
+)
+from ifbusd.coordinator.offers import Entry, Kind, Waiter
+from ifbusd.identity import Caller
+from ifbusd.operation import Tx
+from ifbusd.store.base import LeaseNotFound
+
+_CLAIM = "coordinator.claim_task"
+# So many of the best ready tasks are looked at in one go.
+_CANDIDATES = 16
+
+
+@attrs.define(kw_only=True)
+class _Wish:
+    """What a swarm that asks for the next task has been refused so far, so that it is not tried again.
+
+    Attributes:
+        kinds: Not qualified for these.
+        too_dear: It cannot pay this much, nor anything above.
+    """
+
+    kinds: set[Kind] = attrs.field(factory=set)
+    too_dear: int | None = None
+
+    def allows(self, kind: Kind) -> bool:
+        return kind not in self.kinds and (self.too_dear is None or kind[1] < self.too_dear)
+
+    def note(self, entry: Entry, refusal: IfbusError) -> None:
+        if isinstance(refusal, BudgetExceeded) and entry.estimate_micro_usd:
+            self.too_dear = entry.estimate_micro_usd
+        else:
+            self.kinds.add(entry.kind)
+
+    def forget(self) -> None:
+        self.kinds.clear()
+        self.too_dear = None
+
+
+class Claiming(Core):
+    """By name, or the next one."""
+
+    async def claim_task(
+        self, caller: Caller, task_id: str, swarm_id: str, *, wait_ms: int = 0, lease_ms: int | None = None
+    ) -> Answer:
+        """See `interface.Coordinator.claim_task`."""
+        self._check_claim(swarm_id, wait_ms, lease_ms)
+        check_identifier(task_id, "task_id")
+        if not wait_ms:
+            return await self._claim(caller, task_id, swarm_id, lease_ms)
+        deadline = trio.current_time() + wait_ms / 1000
+        waiter = Waiter(swarm_id=swarm_id, task_id=task_id, fits=lambda entry: entry.task_id == task_id)
+        with self.board.offers.waiting(waiter):
+            while True:
+                refusal: NotReady | None = None
+                answer: Answer = {}
+                try:
+                    answer = await self._claim(caller, task_id, swarm_id, lease_ms)
+                except NotReady as error:
+                    if error.data["state"] in (COMPLETED, FAILED):
+                        raise
+                    refusal = error
+                if refusal is None and answer["claimed"]:
+                    return answer
+                if not await self._may_look_again(waiter, deadline):
+                    if refusal is not None:
+                        raise refusal
+                    return answer
+
+    async def claim_next(
+        self, caller: Caller, swarm_id: str, *, wait_ms: int = 0, lease_ms: int | None = None
+    ) -> Answer:
+        """See `interface.Coordinator.claim_next`."""
+        self._check_claim(swarm_id, wait_ms, lease_ms)
+        # A request that was answered before must not depend on what is ready now.
+        earlier = await self._operations.replayed(caller, _CLAIM, swarm_id)
+        if earlier is not None:
+            return _with_token(earlier)
+        deadline = trio.current_time() + wait_ms / 1000
+        wish = _Wish()
+
+        def fits(kind: Kind) -> bool:
+            return wish.allows(kind) and self._governor.is_match(swarm_id, kind[0])
+
+        waiter = Waiter(swarm_id=swarm_id, fits=lambda entry: fits(entry.kind))
+        with self.board.offers.waiting(waiter):
+            while True:
+                answer = await self._claim_best(caller, waiter, lease_ms, wish)
+                if answer is not None:
+                    return answer
+                if not await self._may_look_again(waiter, deadline):
+                    return self._nothing_for(swarm_id, wish)
+                if waiter.has_changed:
+                    waiter.has_changed = False
+                    wish.forget()
+
+    async def _may_look_again(self, waiter: Waiter, deadline: float) -> bool:
+        """Wait until there is a reason to look again; False once the deadline has passed without one.
+
+        Only this waits against the clock: cutting a claim short could take the task and tell nobody.
+        """
+        if waiter.woken.is_set():
+            self.board.offers.rearm(waiter)
+            return True
+        with trio.move_on_at(deadline):
+            await waiter.woken.wait()
+        return waiter.woken.is_set()
+
+    async def _claim_best(self, caller: Caller, waiter: Waiter, lease_ms: int | None, wish: _Wish) -> Answer | None:
+        """Claim the best task that is free for this swarm; None if there is none."""
+        swarm_id = waiter.swarm_id
+        await self.board.catch_up()
+        tx = Tx(self._store)
+        try:
+            await self._governor.require_owner(tx, caller, swarm_id)
+            await self._governor.check_route(tx, swarm_id, frozenset())
+        except IfbusError as error:
+            raise await self._refuse(caller, "claim_next", swarm_id, error) from None
+        await self._governor.caught_up(swarm_id)
+        while True:
+            refused = False
+            for entry in self._choices(waiter, wish):
+                if not entry.is_free_for(waiter) or not wish.allows(entry.kind):
+                    continue
+                entry.is_taken = True
+                answer: Answer | None = None
+                try:
+                    if entry.estimate_micro_usd:
+                        # Asked first without a record: what a swarm cannot pay is no news each time that it looks.
+                        await self._governor.admit(
+                            Tx(self._store), swarm_id, entry.task_id, entry.capabilities, entry.estimate_micro_usd
+                        )
+                    answer = await self._claim(caller, entry.task_id, swarm_id, lease_ms)
+                except (NotQualified, BudgetExceeded) as error:
+                    wish.note(entry, error)
+                    refused = True
+                except (NotReady, NotFound):
+                    pass  # the board will show it in a moment
+                finally:
+                    if answer is None or not answer["claimed"] or "replayed" in answer["receipt"]:
+                        self.board.offers.give_up(entry, waiter)
+                if answer is not None and answer["claimed"]:
+                    return answer
+            if not refused:
+                return None
+
+    def _choices(self, waiter: Waiter, wish: _Wish) -> list[Entry]:
+        swarm_id = waiter.swarm_id
+        pushed = [
+            self.board.tasks[message.body["task_id"]]
+            for _, message in self.board.mail.letters(swarm_id)
+            if message.kind == "task" and message.body.get("task_id") in self.board.tasks
+        ]
+        best = self.board.offers.candidates(
+            waiter,
+            lambda kind: wish.allows(kind) and self._governor.is_match(swarm_id, kind[0]),
+            most=_CANDIDATES,
+        )
+        return [*sorted(pushed, key=lambda entry: entry.order), *best]
+
+    def _nothing_for(self, swarm_id: str, wish: _Wish) -> Answer:
+        ready = self.board.counts.get("ready", 0)
+        data: Answer = {"swarm_id": swarm_id, "ready": ready, "state": "idle"}
+        if wish.too_dear is not None:
+            data["too_dear_usd"] = to_usd(wish.too_dear)
+        refusal = NotReady(
+            f"nothing is ready for {swarm_id}: {ready} ready in all",
+            data=data,
+            would_change=[{"by": "time", "what": "wait for one", "call": "ifbus task next --wait 30s"}],
+        )
+        return {"claimed": False, "refusal": refusal.to_wire()}
+
+    async def _claim(self, caller: Caller, task_id: str, swarm_id: str, lease_ms: int | None) -> Answer:
+        granted: list[int] = []  # a lease of its own, once however often the decision is made
+        used: list[int] = []
+
+        async def claim(tx: Tx) -> Answer:
+            used.clear()
+            await self._governor.require_owner(tx, caller, swarm_id)
+            task = await self._task(tx, task_id)
+            session_stored = await tx.get_stored(SESSIONS + swarm_id)
+            session = None if session_stored is None else SessionRecord.from_bytes(session_stored.value)
+            held = await tx.get_stored(CLAIMS + task_id)
+            if held is not None:
+                holder = ClaimRecord.from_bytes(held.value)
+                if session is not None and holder.swarm_id == swarm_id and holder.incarnation == session.incarnation:
+                    return {
+                        "claimed": True,
+                        "claim": self._claim_answer(task_id, task, holder),
+                        "token": held.create_revision,
+                    }
+                raise rules.already_claimed(
+                    task_id,
+                    holder,
+                    held.create_revision,
+                    now_ms=self._now_ms(),
+                    lease_left_ms=await self._store.lease_left_ms(held.lease),
+                )
+            refusal = rules.not_ready(task_id, task, await self._waits_for(tx, task))
+            if refusal is not None:
+                raise refusal
+            # What an earlier claim of this swarm spent, if its end is not on record yet; `admit` forgets it.
+            spent = await self._governor.spent_on(tx, swarm_id, task_id)
+            await self._governor.admit(tx, swarm_id, task_id, frozenset(task.capabilities), task.estimate_micro_usd)
+            if lease_ms is None and session is not None and session_stored is not None:
+                lease, span_ms, own = session_stored.lease, session.lease_ms, False
+            else:
+                span_ms, own = lease_ms or self._config.lease_ms, True
+                if not granted:
+                    granted.append(await self._store.grant(span_ms))
+                [lease] = used[:] = granted
+            record = ClaimRecord(
+                swarm_id=swarm_id,
+                incarnation=session.incarnation if session else 0,
+                uid=caller.uid,
+                lease_ms=span_ms,
+                claimed_at_ms=self._now_ms(),
+                own_lease=own,
+                reserved_micro_usd=task.estimate_micro_usd,
+                percent=task.percent,
+                note=task.note,
+            )
+            tx.put(CLAIMS + task_id, record.to_map(), lease=lease)
+            if task.route:
+                tx.delete(f"{INBOX}{task.route}/task-{task_id}")
+            if task.route or spent:
+                task = attrs.evolve(task, route="", spent_micro_usd=task.spent_micro_usd + spent)
+                tx.put(TASKS + task_id, task.to_map())
+            tx.detail["swarm"] = swarm_id
+            self._publish_board(tx, "claimed", task_id, swarm_id=swarm_id)
+            return {"claimed": True, "claim": self._claim_answer(task_id, task, record)}
+
+        try:
+            answer = await self._operations.run(caller, _CLAIM, task_id, claim)
+        except IfbusError as error:
+            used.clear()
+            if isinstance(error, AlreadyClaimed):
+                return {"claimed": False, "refusal": error.to_wire()}
+            if isinstance(error, LeaseNotFound):  # the session's, which is just ending
+                raise await self._refuse(caller, "claim_task", task_id, session_ended(swarm_id)) from None
+            raise
+        finally:  # cancelled, it may have been committed: then the lease stays
+            for lease in granted:
+                if lease not in used:
+                    self._retired.add(lease)
+        return _with_token(answer)
+
+    def _claim_answer(self, task_id: str, task: TaskRecord, claim: ClaimRecord) -> Answer:
+        view = rules.claim_view(task_id, claim)
+        view["task"] = rules.task_view(task_id, task, claim=claim)
+        return view
+
+    def _check_claim(self, swarm_id: str, wait_ms: int, lease_ms: int | None) -> None:
+        check_identifier(swarm_id, "swarm_id")
+        rules.check_span("wait_ms", wait_ms, 0, self._config.max_wait_ms)
+        self._check_lease(lease_ms)
+
+
+def _with_token(answer: Answer) -> Answer:
+    # The fencing token is the revision that created the claim: this operation's own, unless the claim was there already.
+    token = answer.pop("token", None) or answer["receipt"]["revision"]
+    answer["claim"]["token"] = answer["claim"]["task"]["token"] = token
+    return answer
