@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 
 CLOSING: Final = "closing"  # notification with one wire error: why the daemon ends the connection
 _READ_BYTES: Final = 16 << 10
+_MAX_UNANSWERABLE: Final = 16  # messages of a connection that are none and have no id to answer under
 _MAX_KEY_CHARS: Final = 128
 _MAX_TIMEOUT_MS: Final = 24 * 60 * 60 * 1000
 # Over its quota a connection is not read for as long as the tokens take, so that refusing costs less than serving.
@@ -116,6 +117,7 @@ class Connection:
         self._unfinished_deadline: float | None = None
         self._close_callbacks: list[Callable[[], None]] | None = []
         self._connected_at_ms = connected_at_ms
+        self._unanswerable = 0
         self._requests = 0
         self._refusals = 0
 
@@ -273,12 +275,21 @@ class Connection:
                 self._pause_s = max(self._pause_s, take(self.share.bucket, self._common.rate, now_s, Quota.READ))
                 if isinstance(event, Notification):
                     self._hear(event)
-                elif isinstance(event, Malformed) and event.msgid is not None:
-                    await self._refuse(event.msgid, event.error)
+                elif isinstance(event, Malformed):
+                    if event.msgid is None:
+                        self._count_unanswerable(event.error)
+                    else:
+                        await self._refuse(event.msgid, event.error)
             handled += 1
             if handled % turn == 0:
                 await trio.lowlevel.checkpoint()
                 now_s = trio.current_time()
+
+    def _count_unanswerable(self, error: IfbusError) -> None:
+        # One is forgiven: pynvim opens its sessions with a notification whose method is binary. An HTTP client is told.
+        self._unanswerable += 1
+        if self._unanswerable > _MAX_UNANSWERABLE:
+            raise ProtocolError(error.message, data={"reason": "no MessagePack-RPC"})
 
     def _hear(self, notification: Notification) -> None:
         # Unknown ones are ignored (DESIGN 5), as is a cancel of what has ended already.
