@@ -12,6 +12,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +54,6 @@ def verify_file(path: Path, *, receipt: str = "") -> dict[str, Any]:
     """
     audit = rules.Audit(entry_hash, rules.parse_receipt(receipt))
     _require_stopped(path)
-    _load_checksums()
     with tempfile.TemporaryDirectory(prefix="ifbus-verify-") as directory:
         copy = Path(directory) / path.name
         shutil.copyfile(path, copy)
@@ -80,26 +80,20 @@ def _require_stopped(path: Path) -> None:
         )
 
 
-def _load_checksums() -> None:
-    # Every connection opened after this has `verify_checksum`.
-    loader = apsw.Connection(":memory:")
-    try:
-        apsw.sqlite_extra.load(loader, "cksumvfs")
-    finally:
-        loader.close()
-
-
 def _examine(copy: Path, name: str, audit: rules.Audit) -> None:
     # Without the checksumming VFS: it would refuse to read just the pages that we want to know more about.
     connection = apsw.Connection(str(copy), vfs="unix")
     try:
         connection.execute("pragma cell_size_check = on")
         connection.execute("pragma trusted_schema = off")
+        suspects = list(_bad_pages(copy))
+        newer: set[int] = set()
         try:
-            _merge_log(connection, copy, audit)
+            newer = _merge_log(connection, copy, audit)
         except (apsw.Error, UnicodeDecodeError) as error:
             audit.add_problem(None, f"{name} cannot be read as a database: {error}")
-        bad_pages = list(_bad_pages(connection, copy))
+        # A crash may have torn a page while it was copied out of the log; there it is whole, by the log's own checksums.
+        bad_pages = [page for page in suspects if page not in newer]
         _read_entries(connection, audit)
         tables = _tables_of_pages(connection) if bad_pages else {}
         for page in bad_pages:
@@ -110,26 +104,29 @@ def _examine(copy: Path, name: str, audit: rules.Audit) -> None:
         connection.close()
 
 
-def _merge_log(connection: apsw.Connection, copy: Path, audit: rules.Audit) -> None:
-    """Put what the write-ahead log holds into the copied database, and say if some of the log was left over."""
+def _merge_log(connection: apsw.Connection, copy: Path, audit: rules.Audit) -> set[int]:
+    """Put what the write-ahead log holds into the copied database; the pages concerned. Says if some of the log was left over."""
     log = copy.with_name(f"{copy.name}-wal")
     data = log.read_bytes() if log.exists() else b""
     connection.execute("select count(*) from sqlite_schema").fetchall()  # makes SQLite read the log
     used, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
     if used < 0 or len(data) < _WAL_HEADER_BYTES:
-        return
-    (page_bytes,) = struct.unpack_from(">I", data, 8)
-    next_frame = _WAL_HEADER_BYTES + used * (_WAL_FRAME_HEADER_BYTES + page_bytes)
+        return set()
+    frame_bytes = _WAL_FRAME_HEADER_BYTES + int.from_bytes(data[8:12], "big")
+    after_used = _WAL_HEADER_BYTES + used * frame_bytes
     # A frame of the log's present round that was not used: its commit was not completed, or a bit in it was flipped.
-    if data[next_frame + 8 : next_frame + 16] == data[16:24]:
+    if data[after_used + 8 : after_used + 16] == data[16:24]:
         audit.add_note(
-            None,
-            f"{log.name} ends early, at frame {used + 1}: a crash cut a commit off, or the log was damaged there",
+            None, f"{log.name} ends early, at frame {used + 1}: a crash cut a commit off, or the log was damaged there"
         )
+    return {int.from_bytes(data[at : at + 4], "big") for at in range(_WAL_HEADER_BYTES, after_used, frame_bytes)}
 
 
-def _bad_pages(connection: apsw.Connection, copy: Path) -> Iterator[int]:
-    with copy.open("rb") as file:
+def _bad_pages(copy: Path) -> Iterator[int]:
+    # `verify_checksum` comes with the checksumming VFS; a connection of its own knows nothing of the damaged file.
+    checker = apsw.Connection(":memory:")
+    apsw.sqlite_extra.load(checker, "cksumvfs")
+    with copy.open("rb") as file, closing(checker):
         page_bytes = int.from_bytes(file.read(_HEADER_BYTES)[16:18], "big")
         page_bytes = _LARGEST_PAGE if page_bytes == 1 else page_bytes
         if page_bytes < _SMALLEST_PAGE or page_bytes & (page_bytes - 1):
@@ -139,7 +136,7 @@ def _bad_pages(connection: apsw.Connection, copy: Path) -> Iterator[int]:
         number = 0
         while page := file.read(page_bytes):
             number += 1
-            if len(page) < page_bytes or not connection.execute("select verify_checksum(?)", (page,)).get:
+            if len(page) < page_bytes or not checker.execute("select verify_checksum(?)", (page,)).get:
                 yield number
 
 
