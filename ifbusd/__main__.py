@@ -155,6 +155,7 @@ def _run(config: Config, arguments: argparse.Namespace) -> int:
 
     from ifbusd import daemon
 
+    logger = logging.getLogger("ifbusd")
     is_ready = False
 
     def on_ready(ready: Ready) -> None:
@@ -163,13 +164,17 @@ def _run(config: Config, arguments: argparse.Namespace) -> int:
         notifier.ready(f"listening on {ready.socket}")
         if arguments.dev:
             _show_ready(ready, arguments)
+        else:
+            logger.info("ready", extra={"socket": ready.socket, "state_dir": ready.state_dir, "sandbox": ready.sandbox})
 
     try:
         trio.run(functools.partial(daemon.serve, config, listener=listener, notifier=notifier, on_ready=on_ready))
     except Exception:
-        if is_ready:  # no matter of the way it was started: one sentence is not enough to mend it
-            logging.getLogger("ifbusd").exception("the daemon failed")
+        if is_ready:  # no matter of how it was started: one sentence is not enough to mend it
+            logger.exception("the daemon failed")
         raise
+    if not arguments.dev:
+        logger.info("stopped")
     return STOPPED
 
 

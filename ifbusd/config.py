@@ -11,7 +11,7 @@ import grp
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 from attrs.validators import and_, ge, le
@@ -20,10 +20,12 @@ from ifbus.errors import ConfigInvalid
 from ifbusd.chassis.model import ChassisConfig
 from ifbusd.coordinator.model import CoordinatorConfig
 from ifbusd.governor.model import Policy
-from ifbusd.log import LogFormat, LogLevel
 from ifbusd.rpc.limits import RpcLimits
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.toml_structure import KeyPath, Problem, lines_of_keys, parse, structure
+
+LogFormat = Literal["auto", "text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEFAULT_FILE: Final = Path("/etc/ifbusd/ifbusd.toml")
 # sun_path of a Unix socket is 108 bytes with its NUL; a longer path fails in bind with a bare "path too long".

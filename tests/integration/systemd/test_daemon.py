@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -104,6 +105,9 @@ def test_it_serves_the_socket_that_the_manager_opened(place: Path, manager: Mana
         status, _, err = stop(process)
         assert status == 0, err
         assert (place / "s").exists()
+        # systemd-socket-activate has its own words before; then a healthy daemon logs its start and stop.
+        logged = [json.loads(line)["message"] for line in err.splitlines() if line.startswith("{")]
+        assert logged == ["ready", "stopped"]
 
 
 def test_the_first_screen(place: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
+
+import pytest
 
 from ifbusd.log import JsonFormatter, TextFormatter
 
@@ -45,3 +48,27 @@ def test_an_exception_comes_with_its_traceback() -> None:
         failed.exc_info = sys.exc_info()
     assert "ValueError: because" in json.loads(JsonFormatter().format(failed))["exception"]
     assert "ValueError: because" in TextFormatter().format(failed)
+
+
+@pytest.mark.slow
+def test_both_kinds_of_logger_end_on_standard_error() -> None:
+    """Whatever library a component took, its lines have one form and one place."""
+    code = """
+import logging, structlog
+from ifbusd import log
+log.set_up("json", "warning")
+logging.getLogger("ifbusd.a").warning("one", extra={"uid": 1})
+structlog.get_logger("ifbusd.b").warning("two", uid=2, module="m", name="n")
+try:
+    1 / 0
+except ZeroDivisionError:
+    structlog.get_logger("ifbusd.c").exception("three")
+logging.getLogger("ifbusd.a").info("quiet")
+structlog.get_logger("ifbusd.b").info("quiet")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == ""
+    one, two, three = map(json.loads, done.stderr.splitlines())
+    assert one.items() >= {"message": "one", "logger": "ifbusd.a", "uid": 1}.items()
+    assert two.items() >= {"message": "two", "logger": "ifbusd.b", "uid": 2, "module_": "m", "name_": "n"}.items()
+    assert "ZeroDivisionError" in three["exception"]
