@@ -101,7 +101,8 @@ class CodeCache:
             file = open(path, "rb", opener=_no_link)  # noqa: SIM115 - closed by the `with` below
         except FileNotFoundError:
             return None
-        except OSError as error:  # a link, a directory: nothing that we put there
+        except OSError as error:  # a link: nothing that we put there
+            path.unlink(missing_ok=True)
             raise Tampered(f"{path.name}: {error.strerror}") from error
         memory = new_code_file()
         try:

@@ -197,11 +197,11 @@ def _failure(
             return _compile_limit(contract, "code_bytes", profile.code_bytes, profile.code_bytes)
         case None:
             return _compile_limit(contract, "wall_ms", profile.wall_s * 1000, profile.wall_s * 1000)
-    if ended.signal in (signal.SIGXCPU, signal.SIGKILL) and ended.cpu_us >= profile.cpu_s * 900_000:
-        return _compile_limit(contract, "cpu_ms", ended.cpu_us // 1000, profile.cpu_s * 1000)
-    if ended.signal is not signal.SIGABRT:
-        # SIGABRT is how the compiler meets its memory limit; anything else is worth a look.
-        _log.warning("chassis.compiler_ended", signal=str(ended.signal), module=contract.module_sha256)
+    if ended.signal is signal.SIGXCPU or (ended.signal is signal.SIGKILL and ended.cpu_us > profile.cpu_s * 900_000):
+        used_ms = max(ended.cpu_us // 1000, profile.cpu_s * 1000)
+        return _compile_limit(contract, "cpu_ms", used_ms, profile.cpu_s * 1000)
+    # Out of memory, the compiler aborts; its abort's own system call is one that the filter kills for.
+    _log.info("chassis.compiler_ended", signal=str(ended.signal), module=contract.module_sha256)
     return _compile_limit(contract, "data_bytes", profile.data_bytes, profile.data_bytes)
 
 

@@ -339,7 +339,8 @@ class Sandbox:
             )
         _log.error("chassis.sandbox_died", swarm=self.swarm_id, signal=_name(ended))
         if killer is signal.SIGSYS:
-            return GuestFailed("stopped the module: its sandbox made a forbidden system call")
+            # The abort of a process that is out of memory is such a call, too.
+            return GuestFailed("stopped the module: its sandbox made a forbidden system call, or ran out of memory")
         return GuestFailed(f"the module's sandbox ended while it ran ({_name(ended)})")
 
     def _memory_bound(self, ready: Ready) -> int:

@@ -83,7 +83,9 @@ class Harness:
         """The output of a core module's execution."""
         return (await self.execute({"args": list(args)}, swarm=swarm, **options))["output"]
 
-    async def execute(self, input: Any, *, swarm: str = "a", who: Caller | None = None, **options: Any) -> dict[str, Any]:
+    async def execute(
+        self, input: Any, *, swarm: str = "a", who: Caller | None = None, **options: Any
+    ) -> dict[str, Any]:
         """The answer of an execution."""
         return await self.chassis.execute_task(who or caller(), swarm, input, **options)
 
@@ -101,9 +103,7 @@ _LIMITS = {"memory_bytes", "wall_ms", "cpu_percent", "calls_per_s", "output_byte
 async def running(state_dir: Path, config: ChassisConfig | None = None) -> AsyncIterator[Harness]:
     """Run store and chassis in a directory."""
     state_dir.mkdir(mode=0o700, exist_ok=True)
-    store = EmbeddedStore(
-        state_dir / "ifbusd.db", config=EmbeddedConfig(), now_ms=_wall_ms, boottime_ms=_boottime_ms
-    )
+    store = EmbeddedStore(state_dir / "ifbusd.db", config=EmbeddedConfig(), now_ms=_wall_ms, boottime_ms=_boottime_ms)
     directory = Directory()
     chassis = IFChassis(
         config or ChassisConfig(),

@@ -41,7 +41,8 @@ async def test_core_results_of_each_shape(chassis: Harness, export: str, args: l
 
 
 @pytest.mark.parametrize(
-    "input", [{"args": [1]}, {"args": [1, "2"]}, {"args": [1, True]}, {"args": [1, 1 << 32]}, {"args": [1, 0.5]}, [1, 2]]
+    "input",
+    [{"args": [1]}, {"args": [1, "2"]}, {"args": [1, True]}, {"args": [1, 1 << 32]}, {"args": [1, 0.5]}, [1, 2]],
 )
 async def test_arguments_that_do_not_fit_are_refused(chassis: Harness, input: Any) -> None:
     """Too few numbers, no numbers and numbers out of range are the caller's mistake, not the guest's."""
