@@ -93,7 +93,7 @@ class Board:
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
                     async for batch in watch:
-                        self._apply(batch)
+                        self.apply(batch)
             except Compacted:
                 _log.info("board reads everything anew", revision=self.revision)
             except Unavailable:
@@ -152,7 +152,8 @@ class Board:
                 self.lost_send.send_nowait(_lost(task_id, held))
         self.mail.deliver_all()
 
-    def _apply(self, batch: list[WatchEvent]) -> None:
+    def apply(self, batch: list[WatchEvent]) -> None:
+        """Take over one commit's changes: the view, who is woken, who is told, which claims were lost."""
         touched: dict[str, None] = {}
         freed: dict[str, None] = {}
         changed: dict[str, None] = {}

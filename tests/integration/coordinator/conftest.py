@@ -1,16 +1,15 @@
-"""One fixture builds the world."""
+"""One fixture builds the world. A test in which time passes also asks for pytest-trio's `autojump_clock`: no thread takes part here."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import trio.testing
 
 from tests.integration.coordinator.world import World, open_world
 
 
 @pytest.fixture
-async def world(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> AsyncIterator[World]:
-    """A fresh coordinator under an autojump clock."""
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """A fresh coordinator."""
     async with open_world(tmp_path) as opened:
         yield opened

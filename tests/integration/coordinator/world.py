@@ -118,9 +118,7 @@ class World:
 
     async def task(self, task_id: str | None = None, *needs: str, **more: Any) -> str:
         """Create a task; its id."""
-        answer = await self.it.create_task(
-            self.me, f"Do {task_id}", task_id=task_id, capabilities=list(needs), **more
-        )
+        answer = await self.it.create_task(self.me, f"Do {task_id}", task_id=task_id, capabilities=list(needs), **more)
         name: str = answer["task"]["task_id"]
         return name
 
