@@ -80,6 +80,16 @@ async def test_reservations_draw_from_the_claim_and_end_with_it(world: World) ->
     assert entry["usage"] == {"input_tokens": 7}
 
 
+async def test_a_claim_anew_takes_over_what_the_lost_one_held(world: World) -> None:
+    """A claim that was lost and not wound up yet is not in the way of the next one of the same task."""
+    await world.register("builder", budget_usd=DOLLAR)
+    token = await world.claim("T-1", "builder", DOLLAR)
+    await world.governor.reserve_cost(world.ann, "builder", "llm", MicroUsd(5), task_id="T-1", token=token)
+    await world.claim("T-1", "builder", DOLLAR)
+    account = await world.account("builder")
+    assert (account.reserved, len(account.holds)) == (DOLLAR, 1)
+
+
 async def test_a_claims_hold_is_no_reservation_to_settle(world: World) -> None:
     """Settling by a task's id would end the claim's hold outside the claim: there is no such reservation."""
     await world.register("builder", budget_usd=DOLLAR)

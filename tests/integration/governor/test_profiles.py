@@ -3,15 +3,12 @@
 from pathlib import Path
 
 import pytest
-import trio
 
 from ifbus.errors import InvalidParams, LimitExceeded, NotFound, PermissionDenied
 from ifbus.models import CapabilityMatch, SwarmProfile
 from ifbus.money import MicroUsd
 from ifbusd.governor.model import Policy
 from ifbusd.operation import Tx
-from ifbusd.store.base import Put, Txn
-from ifbusd.store.config import EmbeddedConfig
 from tests.integration.governor.world import World, open_world
 
 DOLLAR = MicroUsd(1_000_000)
@@ -172,33 +169,3 @@ async def test_a_reputation_moves_a_swarm_in_the_ranking(world: World) -> None:
     assert world.governor.rank(frozenset({"code:python"}), limit=2, exclude=frozenset({"b"})) == ["a"]
     assert world.governor.capabilities_of("a") == {"code:python"}
     assert world.governor.capabilities_of("nobody") is None
-
-
-async def test_a_view_that_fell_behind_reads_everything_anew(tmp_path: Path) -> None:
-    """A watch that lost its place (too many changes for the history) costs a new reading, and nothing is missed."""
-    async with open_world(tmp_path, config=EmbeddedConfig(history_events=2)) as world:
-        async with trio.open_nursery() as nursery:
-            for number in range(50):
-                nursery.start_soon(world.register, f"s-{number}", "code:python")
-        for number in range(50):
-            await world.governor.caught_up(f"s-{number}")
-        found = await world.governor.find_qualified_swarm(world.ann, ["code:python"], limit=50)
-        assert len(found["matches"]) == found["considered"] == 50
-
-
-async def test_a_record_that_cannot_be_read_hides_only_itself(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Foreign or damaged records are reported and left out of the view; the view goes on."""
-    for value in (b"\xc1", b"\x90", b"\x80", b"\x01"):
-        await world.store.txn(Txn(then=[Put("swarms/odd", value), Put("accounts/odd", value)]))
-    await world.register("good", "code:python")
-    assert world.governor.rank(frozenset({"code:python"}), limit=5) == ["good"]
-    assert world.governor.statistics()["ignored"] == 8
-    assert "cannot be read and is ignored" in caplog.text
-
-
-async def test_a_view_is_complete_when_the_governor_starts(tmp_path: Path) -> None:
-    """After a restart the first question sees every swarm that was registered before."""
-    async with open_world(tmp_path) as world:
-        await world.register("builder", "code:python")
-    async with open_world(tmp_path) as world:
-        assert world.governor.rank(frozenset({"code:python"}), limit=5) == ["builder"]

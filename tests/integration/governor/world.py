@@ -109,12 +109,10 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    directory: Path, *, policy: Policy | None = None, config: EmbeddedConfig | None = None
+    directory: Path, *, policy: Policy | None = None, kind: type[EmbeddedStore] = EmbeddedStore
 ) -> AsyncIterator[World]:
     """A governor over the database in a directory; opened again there, it finds what was left."""
-    store = EmbeddedStore(
-        directory / "ifbusd.db", config=config or EmbeddedConfig(), now_ms=wall_ms, boottime_ms=boottime_ms
-    )
+    store = kind(directory / "ifbusd.db", config=EmbeddedConfig(), now_ms=wall_ms, boottime_ms=boottime_ms)
     async with running(store):
         bus = LocalBus()
         operations = Operations(store, bus, now_ms=wall_ms)

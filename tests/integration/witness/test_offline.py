@@ -126,6 +126,25 @@ async def test_what_only_the_write_ahead_log_holds_is_read(tmp_path: Path) -> No
     assert "the record ends at" in damaged["problems"][-1]["what"]
 
 
+async def test_a_page_that_a_crash_tore_is_no_false_alarm(stopped: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """A crash while pages are copied out of the write-ahead log tears them in the file; in the log they are whole."""
+    path, _ = stopped
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    async with open_recorded(path.parent) as recorded:
+        receipt = await recorded.record(30)
+        for name in (DATABASE, f"{DATABASE}-wal"):
+            shutil.copyfile(path.parent / name, crashed / name)
+    log = (crashed / f"{DATABASE}-wal").read_bytes()
+    data = bytearray((crashed / DATABASE).read_bytes())
+    torn = {int.from_bytes(log[at : at + 4], "big") for at in range(32, len(log), 24 + 4096)}
+    for page in torn:
+        data[page * 4096 - 2000 : page * 4096] = bytes(len(data[page * 4096 - 2000 : page * 4096]))
+    (crashed / DATABASE).write_bytes(data)
+    answer = verify_file(crashed / DATABASE, receipt=f"{receipt['seq']}:{receipt['head']}")
+    assert (answer["ok"], answer["problems"], answer["entries"]) == (True, [], ENTRIES + 30)
+
+
 async def test_a_consistent_forgery_of_the_file_is_found_by_a_receipt(stopped: tuple[Path, dict[str, Any]]) -> None:
     """Entries removed at the end with SQLite's own means leave no trace in the file: only the receipt shows it."""
     path, receipt = stopped

@@ -69,6 +69,12 @@ def test_a_long_row_of_failures_stays_small() -> None:
     assert account.failed == ("T-497", "T-498", "T-499")
 
 
+def test_why_a_breaker_tripped_stays_on_record() -> None:
+    """A task that is completed after the trip does not wipe out the failures that an operator has to look at."""
+    account = play("f f f c")
+    assert (account.failures_in_a_row, account.failed) == (3, ("T-0", "T-1", "T-2"))
+
+
 @pytest.mark.parametrize(
     ("spent_before", "spent_after", "event"),
     [

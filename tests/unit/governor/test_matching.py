@@ -4,7 +4,7 @@ import random
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ifbusd.governor import rules
@@ -87,6 +87,9 @@ figures = st.tuples(
 
 
 @given(figures, figures)
+@example((64, 0, PPM, 10**18), (64, 0, PPM, 10**18 - 1))
+@example((1, 63, 1, 10**18), (1, 62, 1, 10**18))
+@example((63, 1, PPM, 10**18), (62, 1, PPM, 10**18))
 def test_rank_keys_order_as_exact_fractions_do(one: tuple[int, ...], other: tuple[int, ...]) -> None:
     """Two swarms are ranked by the exact value of their scores, however close, and by name only when equal."""
     keys, exact = [], []

@@ -118,10 +118,12 @@ def test_an_estimate_is_not_set_aside_twice() -> None:
     assert (account.reserved, account.free) == (80, 20)
     account = rules.settle(account, "r:1", 10)
     assert (account.spent, account.reserved, account.holds["T-1"].amount) == (10, 70, 40)
+    account = rules.settle(account, "r:2", 5)
+    assert (account.spent, account.reserved, account.free) == (15, 45, 40), "60 in all for the task, as estimated"
     account = rules.spend(account, "T-1", 25, max_holds=9)
-    assert (account.spent, account.reserved, account.holds["T-1"].spent) == (35, 45, 35)
+    assert (account.spent, account.reserved, account.holds["T-1"].spent) == (40, 20, 40)
     account, released = rules.end_claim(account, "T-1")
-    assert (released, account.spent, account.free) == (45, 35, 65)
+    assert (released, account.spent, account.free) == (20, 40, 60)
 
 
 def test_another_tasks_reservation_is_left_alone() -> None:
