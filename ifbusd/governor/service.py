@@ -11,13 +11,13 @@ import trio
 from ifbus.errors import InvalidParams, InvalidRequest, NotFound, PermissionDenied
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import MAX_MICRO_USD, MicroUsd, to_usd
-from ifbusd.bus.base import Bus, Message
+from ifbusd.bus.base import Bus
 from ifbusd.governor import rules
-from ifbusd.governor.admission import ESCALATIONS, MAX_MODEL_CHARS, Admissions, check_text
+from ifbusd.governor.admission import MAX_MODEL_CHARS, Admissions, check_text
+from ifbusd.governor.escalations import Escalations
 from ifbusd.governor.interface import Answer, Claims
 from ifbusd.governor.model import (
     ACCOUNTS,
-    BLOCKERS,
     SWARMS,
     TRIPPED,
     Account,
@@ -41,7 +41,7 @@ _RESERVATION: Final = "r:"
 
 
 class IFGovernor(Admissions):
-    """`ifbusd.governor.interface.Governor` and `Admission`. The mutable state is the view, fed by `run`, and who listens."""
+    """`ifbusd.governor.interface.Governor` and `Admission`. Its mutable state is the view, fed by `run`, and who listens."""
 
     def __init__(
         self,
@@ -65,12 +65,11 @@ class IFGovernor(Admissions):
         """
         super().__init__(RegistryView(store), policy, now_ms)
         self._store = store
-        self._bus = bus
         self._operations = operations
         self._claims = claims
         self._new_id = new_id
         self._operators = operators
-        self._listening: set[int] = set()
+        self._escalations = Escalations(store, bus)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the view in step with the store until cancelled; started once everything has been read."""
@@ -78,7 +77,7 @@ class IFGovernor(Admissions):
 
     def statistics(self) -> dict[str, int]:
         """Figures of the view, and how many connections listen for escalations."""
-        return {**self._view.statistics(), "listeners": len(self._listening)}
+        return {**self._view.statistics(), "listeners": self._escalations.listeners}
 
     async def _change(self, caller: Caller, op: str, swarm_id: str, body: Body) -> Answer:
         """Run an operation on a swarm; when it answers, the view has it too, so that the next question sees it."""
@@ -490,58 +489,14 @@ class IFGovernor(Admissions):
         is ``{"open": how many}``. Twice on one connection is as once.
         """
         self._require_operator(caller, "listen for escalations")
-        session = caller.session
-        if session is None:
+        if caller.session is None:
             raise InvalidRequest("cannot listen for escalations without a connection")
-        if id(session) in self._listening:
-            return {"open": 0}
-        early: list[Message] = []
-        # As of this revision the open ones are complete; None until they have been read and sent.
-        complete: int | None = None
-
-        def tell(_: str, message: Message) -> None:
-            if complete is None:
-                early.append(message)
-            elif message["revision"] > complete:  # older ones may come late, they are among the open ones
-                session.notify("escalation", [message])
-
-        subscription = self._bus.subscribe(ESCALATIONS, tell)
-
-        def forget() -> None:
-            subscription.close()
-            self._listening.discard(id(session))
-
-        self._listening.add(id(session))
-        session.on_close(forget)
-        try:
-            opened, complete, _ = await self._open_escalations()
-        except BaseException:
-            forget()
-            raise
-        for message in opened:
-            session.notify("escalation", [message])
-        for message in early:
-            tell(ESCALATIONS, message)
-        return {"open": len(opened)}
+        return {"open": await self._escalations.subscribe(caller.session)}
 
     async def list_escalations(self, caller: Caller) -> Answer:
         """Open escalations: tripped breakers and open blockers, the first 200 of each. ``{"escalations": [...], "has_more": bool}``."""
-        escalations, _, has_more = await self._open_escalations()
+        escalations, _, has_more = await self._escalations.read_open()
         return {"escalations": escalations, "has_more": has_more}
-
-    async def _open_escalations(self) -> tuple[list[dict[str, Any]], int, bool]:
-        """Them by time, the revision as of which they are complete, and whether there are more."""
-        trips = await self._store.range(TRIPPED, limit=MAX_PAGE)
-        blockers = await self._store.range(BLOCKERS, limit=MAX_PAGE)
-        await self._store.barrier()
-        found = []
-        for item in trips.items:
-            row = unpack(item.value)
-            found.append({"kind": "breaker_tripped", "at_ms": row["tripped_at_ms"], **row})
-        for item in blockers.items:
-            found.append({"kind": "blocker", "blocker_id": item.key.removeprefix(BLOCKERS), **unpack(item.value)})
-        found.sort(key=lambda message: (message.get("at_ms", 0), message.get("swarm_id", "")))
-        return found, min(trips.revision, blockers.revision), trips.has_more or blockers.has_more
 
 
 def check_limit(limit: int, most: int) -> None:

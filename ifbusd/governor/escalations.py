@@ -1,0 +1,79 @@
+"""Who has to be told that a person is needed: open escalations, and the connections that listen for new ones."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ifbusd.bus.base import Bus, Message
+from ifbusd.governor.admission import ESCALATIONS
+from ifbusd.governor.model import BLOCKERS, TRIPPED
+from ifbusd.identity import Session
+from ifbusd.store.base import Store
+from ifbusd.store.codec import unpack
+
+# Of each kind; an operator with more open than this has another problem than reading them.
+MAX_OPEN: Final = 200
+
+
+class Escalations:
+    """Sends escalations to operators' connections. The mutable state is the set of those that listen."""
+
+    def __init__(self, store: Store, bus: Bus) -> None:
+        self._store = store
+        self._bus = bus
+        self._listening: set[int] = set()
+
+    @property
+    def listeners(self) -> int:
+        """How many connections listen."""
+        return len(self._listening)
+
+    async def subscribe(self, session: Session) -> int:
+        """Send a connection the open escalations, and each new one until it ends; how many were open.
+
+        Each is sent once, however it races with the subscription. A connection that listens already gets nothing more.
+        """
+        if id(session) in self._listening:
+            return 0
+        early: list[Message] = []
+        # As of this revision the open ones are complete; None until they have been read and sent.
+        complete: int | None = None
+
+        def tell(_: str, message: Message) -> None:
+            if complete is None:
+                early.append(message)
+            elif message["revision"] > complete:  # older ones may come late, they are among the open ones
+                session.notify("escalation", [message])
+
+        subscription = self._bus.subscribe(ESCALATIONS, tell)
+
+        def forget() -> None:
+            subscription.close()
+            self._listening.discard(id(session))
+
+        self._listening.add(id(session))
+        session.on_close(forget)
+        try:
+            opened, complete, _ = await self.read_open()
+        except BaseException:
+            forget()
+            raise
+        for message in opened:
+            session.notify("escalation", [message])
+        for message in early:
+            tell(ESCALATIONS, message)
+        return len(opened)
+
+    async def read_open(self) -> tuple[list[dict[str, Any]], int, bool]:
+        """Tripped breakers and open blockers by time, the revision as of which they are complete, and whether there are more."""
+        trips = await self._store.range(TRIPPED, limit=MAX_OPEN)
+        blockers = await self._store.range(BLOCKERS, limit=MAX_OPEN)
+        await self._store.barrier()
+        found: list[dict[str, Any]] = []
+        for item in trips.items:
+            row = unpack(item.value)
+            found.append({"kind": "breaker_tripped", "at_ms": row["tripped_at_ms"], **row})
+        for item in blockers.items:
+            found.append({"kind": "blocker", "blocker_id": item.key.removeprefix(BLOCKERS), **unpack(item.value)})
+        found.sort(key=lambda message: (message.get("at_ms", 0), message.get("swarm_id", "")))
+        return found, min(trips.revision, blockers.revision), trips.has_more or blockers.has_more
