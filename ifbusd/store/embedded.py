@@ -177,7 +177,7 @@ class EmbeddedStore:
         self._page_bytes: int = self._sql("pragma page_size").get
         self._connection.set_wal_hook(self._note_wal)
         self._revision: int = self._sql("select revision from state").get
-        self._told_revision = self._revision
+        self._told_revision: int = self._revision
         last = self._sql("select seq, hash from log order by seq desc limit 1").get
         self._head = LogHead(*last) if last else LogHead(0, GENESIS)
         for _ in range(_CALIBRATING_COMMITS):

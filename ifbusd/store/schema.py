@@ -66,7 +66,7 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
     try:
         # SQLite gives the log the same mode. Nobody but the daemon reads what swarms wrote.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        _register_checksums()
+        register_checksums()
         connection = apsw.Connection(str(path), vfs="cksmvfs")
     except (OSError, apsw.Error) as error:
         raise StoreFailed(f"cannot open {path}: {error}") from error
@@ -88,15 +88,17 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
 
 def describe(error: apsw.Error) -> str:
     """What an SQLite error means for the one who runs the daemon."""
+    code = getattr(error, "extendedresult", 0)
+    if code == apsw.SQLITE_IOERR_DATA:
+        return "the database is damaged: a page does not match its checksum"
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
-        return f"the database is damaged ({error})"
-    if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
-        return f"the database is damaged (a page does not match its checksum: {error})"
-    return str(error)
+        return f"the database is damaged: {error}"
+    name = apsw.mapping_extended_result_codes.get(code)
+    return f"{error} ({name})" if name else str(error)
 
 
-def _register_checksums() -> None:
-    # It puts itself upon SQLite's default VFS and stays for the life of the process; a second time does nothing.
+def register_checksums() -> None:
+    """Load the VFS that checksums pages: upon SQLite's default VFS, for the life of the process; later calls do nothing."""
     loader = apsw.Connection(":memory:")
     try:
         apsw.sqlite_extra.load(loader, "cksumvfs")

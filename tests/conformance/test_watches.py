@@ -88,6 +88,14 @@ async def test_a_change_is_told_only_when_it_is_durable(store: Store) -> None:
         assert await store.get("w/a") == event.value
 
 
+async def test_the_told_revision_is_what_watches_have(store: Store) -> None:
+    """It is up to date when a write has returned, and a watch after it has nothing more to tell."""
+    last = await write(store, "w/a")
+    assert store.told_revision == last
+    await store.txn(Txn(record=b"no revision"))
+    assert store.told_revision == store.revision == last
+
+
 async def test_a_cancelled_wait_loses_nothing(store: Store) -> None:
     """Giving up waiting, over and over, drops no event and repeats none."""
     start, got = store.revision + 1, []
