@@ -47,6 +47,8 @@ _READ_BYTES: Final = 16 << 10
 _MAX_UNANSWERABLE: Final = 16  # messages of a connection that are none and have no id to answer under
 _MAX_KEY_CHARS: Final = 128
 _MAX_TIMEOUT_MS: Final = 24 * 60 * 60 * 1000
+# On the path of every request; looking a member up in its enum costs as much as the comparison.
+_ALWAYS, _ASKED, _OPERATOR = Waits.ALWAYS, Waits.ASKED, Role.OPERATOR
 # Over its quota a connection is not read for as long as the tokens take, so that refusing costs less than serving.
 _MAX_PAUSE_S: Final = 0.25
 # W3C Trace Context 1, section 3.2.2: version ff and all-zero ids are invalid, a later version may append fields.
@@ -324,8 +326,8 @@ class Connection:
                 caller, timeout_s = self._read_meta(meta, name, arguments)
             if (
                 self._protocol.has_buffered
-                or method.waits is Waits.ALWAYS
-                or (method.waits is Waits.ASKED and arguments.get("wait_ms"))
+                or method.waits is _ALWAYS
+                or (method.waits is _ASKED and arguments.get("wait_ms"))
             ):
                 await self._wait_for_slot()
                 scope = trio.CancelScope(deadline=trio.current_time() + timeout_s)
@@ -351,10 +353,10 @@ class Connection:
         allowed = self._limits.in_flight
         if len(self._running) < allowed:
             return
-        with trio.move_on_after(self._limits.slot_wait_ms / 1000) as scope:
+        with trio.move_on_after(self._limits.slot_wait_ms / 1000):
             while len(self._running) >= allowed:
                 await self._slot_freed.park()
-        if not scope.cancelled_caught:
+        if len(self._running) < allowed:
             return
         raise Overloaded(
             f"cannot start the request: {len(self._running)} of {allowed} requests of this connection are in flight",
@@ -375,7 +377,7 @@ class Connection:
 
     async def _answer(self, msgid: int, method: Method, caller: Caller, arguments: dict[str, Any]) -> None:
         try:
-            if method.role is Role.OPERATOR and not caller.peer.is_operator:
+            if method.role is _OPERATOR and not caller.peer.is_operator:
                 await self._deny(method, caller, arguments)
             data = self._protocol.respond(msgid, await method.handler(caller, **arguments))
         except IfbusError as refusal:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Hashable
 
-import attrs
-
 
 class Quota(enum.IntEnum):
     """What a request of a method takes out of its user's bucket."""
@@ -19,12 +17,15 @@ class Quota(enum.IntEnum):
     HEAVY = 50
 
 
-@attrs.frozen(kw_only=True)
 class Rate:
     """`per_s` tokens a second, `burst` of them at once."""
 
-    per_s: float
-    burst: float
+    __slots__ = ("burst_s", "token_s")
+
+    def __init__(self, *, per_s: float, burst: float) -> None:
+        self.token_s = 1 / per_s
+        # Rounding must not turn "exactly the last token" into a wait of some femtoseconds.
+        self.burst_s = burst / per_s + 1e-9
 
 
 class Bucket:
@@ -39,16 +40,14 @@ class Bucket:
 def take(bucket: Bucket, rate: Rate, now_s: float, n: int) -> float:
     """Take `n` tokens: 0.0 if they were there, else how many seconds until they are (then none was taken).
 
-    More tokens than a burst holds never come together; for those the bucket counts as full when it holds `burst`.
+    More tokens than a burst holds never come together: they are granted when the bucket is full.
     """
     full_at_s = bucket.full_at_s
     if full_at_s < now_s:
         full_at_s = now_s
-    after_s = full_at_s + n / rate.per_s
-    wait_s = after_s - now_s - max(rate.burst, n) / rate.per_s
-    # Rounding of the sums above must not turn "exactly the last token" into a wait of some femtoseconds.
-    if wait_s > 1e-9:
-        return wait_s
+    after_s = full_at_s + n * rate.token_s
+    if after_s - now_s > rate.burst_s and full_at_s > now_s:
+        return min(after_s - now_s - rate.burst_s, full_at_s - now_s)
     bucket.full_at_s = after_s
     return 0.0
 

@@ -262,7 +262,7 @@ async def test_a_user_beyond_its_rate_is_told_when_to_come_back(tmp_path: Path) 
 
 async def test_short_requests_pass_however_many_are_in_the_pipe(tmp_path: Path) -> None:
     """More than may be in flight, sent at once: they are read as fast as they are answered, and none is refused."""
-    async with serving(tmp_path, limits=RpcLimits(in_flight=4)) as served, served.client() as client:
+    async with serving(tmp_path, limits=RpcLimits(in_flight=4, slot_wait_ms=10_000)) as served, served.client() as client:
         requests = [client.request("probe.turn", number) for number in range(200)]
         await client.send(b"".join(data for _, data in requests))
         for number, (msgid, _) in enumerate(requests):

@@ -1,0 +1,53 @@
+"""The method table and the page that is generated from it."""
+
+from __future__ import annotations
+
+import inspect
+
+import msgpack
+
+from ifbusd.chassis.interface import Chassis
+from ifbusd.coordinator.interface import Coordinator
+from ifbusd.governor.interface import Governor
+from ifbusd.optimise.interface import Optimise
+from ifbusd.rpc.daemon_methods import DaemonMethods
+from ifbusd.rpc.describe import PAGE, describe, page
+from ifbusd.rpc.methods import ROWS
+from ifbusd.witness.interface import Witness
+
+
+def test_the_page_is_not_stale() -> None:
+    """docs/protocol.md is what `python -m ifbusd.rpc.describe` would write now."""
+    assert PAGE.read_text() == page()
+
+
+def test_every_method_of_every_interface_has_a_row() -> None:
+    """The table has each asynchronous method of the services' interfaces, once, under its own name, and nothing else."""
+    interfaces = {
+        "daemon": DaemonMethods,
+        "coordinator": Coordinator,
+        "governor": Governor,
+        "chassis": Chassis,
+        "witness": Witness,
+        "optimise": Optimise,
+    }
+    declared = {
+        f"{component}.{name}"
+        for component, interface in interfaces.items()
+        for name, member in vars(interface).items()
+        if inspect.iscoroutinefunction(member) and not name.startswith("_")
+    }
+    assert sorted(row.name for row in ROWS) == sorted(declared)
+    for row in ROWS:
+        assert row.name.endswith(f".{row.does.__name__}")
+
+
+def test_the_description_fits_into_an_answer() -> None:
+    """All methods at once, and the longest one in full, are well below a message."""
+    assert len(msgpack.packb(describe())) < 32_000
+    assert max(len(msgpack.packb(describe(row.name))) for row in ROWS) < 16_000
+
+
+def test_every_method_says_what_it_does() -> None:
+    """Each has a first line, which is what `daemon.describe` lists."""
+    assert all(method["summary"] for method in describe()["methods"])
