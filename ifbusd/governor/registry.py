@@ -57,6 +57,28 @@ class _Group:
     tripped: int = 0
     broke: int = 0
 
+    def join(self, profile: Profile, standing: Standing) -> None:
+        """Add a swarm."""
+        self.members.add(profile.swarm_id)
+        if standing is Standing.FIT:
+            insort(self.ranked, _own_rank(profile))
+            insort(self.costs, profile.cost_per_hour_micro_usd)
+        elif standing is Standing.TRIPPED:
+            self.tripped += 1
+        else:
+            self.broke += 1
+
+    def leave(self, profile: Profile, standing: Standing) -> None:
+        """Remove a swarm, as it was added."""
+        self.members.remove(profile.swarm_id)
+        if standing is Standing.FIT:
+            del self.ranked[bisect_right(self.ranked, _own_rank(profile)) - 1]
+            del self.costs[bisect_right(self.costs, profile.cost_per_hour_micro_usd) - 1]
+        elif standing is Standing.TRIPPED:
+            self.tripped -= 1
+        else:
+            self.broke -= 1
+
 
 class Registry:
     """The index. Its mutable state is the tables below; only `put_profile`, `put_standing` and `remove` change them."""
@@ -65,6 +87,8 @@ class Registry:
         self._profiles: dict[str, Profile] = {}
         self._standings: dict[str, Standing] = {}  # only those that are not fit
         self._groups: dict[frozenset[str], _Group] = {}
+        # All swarms once more, for tasks that need nothing: whoever they are, they fit equally well.
+        self._everybody = _Group(_NOTHING)
         self._groups_with: dict[str, set[frozenset[str]]] = {}
         self._orchestrators: set[str] = set()
         self._count_of_uid: dict[int, int] = {}
@@ -139,7 +163,7 @@ class Registry:
 
     def _candidates(self, required: frozenset[str], threshold: Fraction) -> Iterator[_Group]:
         if not required:
-            yield from self._groups.values()
+            yield self._everybody
             return
         # By either measure a group that fits has at least `enough` of the required capabilities, so it has one of any
         # (required - enough + 1) of them: the rarest ones give the fewest groups to look at.
@@ -189,28 +213,16 @@ class Registry:
             group = self._groups[profile.capabilities] = _Group(profile.capabilities)
             for one in profile.capabilities:
                 self._groups_with.setdefault(one, set()).add(profile.capabilities)
-        group.members.add(profile.swarm_id)
-        if standing is Standing.FIT:
-            insort(group.ranked, _own_rank(profile))
-            insort(group.costs, profile.cost_per_hour_micro_usd)
-        elif standing is Standing.TRIPPED:
-            group.tripped += 1
-        else:
-            group.broke += 1
+        group.join(profile, standing)
+        self._everybody.join(profile, standing)
         if profile.orchestrator:
             self._orchestrators.add(profile.swarm_id)
         self._count_of_uid[profile.uid] = self._count_of_uid.get(profile.uid, 0) + 1
 
     def _leave(self, profile: Profile, standing: Standing) -> None:
         group = self._groups[profile.capabilities]
-        group.members.remove(profile.swarm_id)
-        if standing is Standing.FIT:
-            del group.ranked[bisect_right(group.ranked, _own_rank(profile)) - 1]
-            del group.costs[bisect_right(group.costs, profile.cost_per_hour_micro_usd) - 1]
-        elif standing is Standing.TRIPPED:
-            group.tripped -= 1
-        else:
-            group.broke -= 1
+        group.leave(profile, standing)
+        self._everybody.leave(profile, standing)
         if not group.members:
             del self._groups[profile.capabilities]
             for one in profile.capabilities:

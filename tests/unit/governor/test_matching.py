@@ -3,6 +3,7 @@
 import random
 from fractions import Fraction
 
+import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -172,6 +173,7 @@ def test_a_match_looks_only_at_groups_that_could_fit() -> None:
     ranking = registry.rank(required, "jaccard", THRESHOLD, limit=2)
     assert [swarm.swarm_id for swarm in ranking.best] == ["s-11", "s-2011"]
     assert ranking.refused["not_qualified"] == 19_990
+    assert len(list(registry._candidates(frozenset(), THRESHOLD))) == 1, "everybody fits a task that needs nothing"
 
 
 def test_an_emptied_registry_keeps_nothing() -> None:
@@ -181,4 +183,5 @@ def test_an_emptied_registry_keeps_nothing() -> None:
         registry.put_profile(profile(f"s-{number}", skills(number % 12), cost=number))
     for number in range(100):
         registry.remove(f"s-{number}")
-    assert not any(vars(registry).values())
+    everybody = attrs.asdict(vars(registry).pop("_everybody"))
+    assert not any([*everybody.values(), *vars(registry).values()])
