@@ -67,7 +67,7 @@ class Claiming(Core):
         self._check_claim(swarm_id, wait_ms, lease_ms)
         check_identifier(task_id, "task_id")
         if not wait_ms:
-            return await self._claim(caller, task_id, swarm_id, lease_ms)
+            return await self._try(caller, task_id, swarm_id, lease_ms)
         deadline = trio.current_time() + wait_ms / 1000
         waiter = Waiter(swarm_id=swarm_id, task_id=task_id, fits=lambda entry: entry.task_id == task_id)
         with self.board.offers.waiting(waiter):
@@ -75,7 +75,7 @@ class Claiming(Core):
                 refusal: NotReady | None = None
                 answer: Answer = {}
                 try:
-                    answer = await self._claim(caller, task_id, swarm_id, lease_ms)
+                    answer = await self._try(caller, task_id, swarm_id, lease_ms, waiter)
                 except NotReady as error:
                     if error.data["state"] in (COMPLETED, FAILED):
                         raise
@@ -142,25 +142,21 @@ class Claiming(Core):
             for entry in self._choices(waiter, wish):
                 if not entry.is_free_for(waiter) or not wish.allows(entry.kind):
                     continue
-                entry.is_taken = True
-                answer: Answer | None = None
                 try:
                     if entry.estimate_micro_usd:
                         # Asked first without a record: what a swarm cannot pay is no news each time that it looks.
                         await self._governor.admit(
                             Tx(self._store), swarm_id, entry.task_id, entry.capabilities, entry.estimate_micro_usd
                         )
-                    answer = await self._claim(caller, entry.task_id, swarm_id, lease_ms)
+                    answer = await self._try(caller, entry.task_id, swarm_id, lease_ms, waiter)
                 except (NotQualified, BudgetExceeded) as error:
                     wish.note(entry, error)
                     refused = True
                 except (NotReady, NotFound):
                     pass  # the board will show it in a moment
-                finally:
-                    if answer is None or not answer["claimed"] or "replayed" in answer["receipt"]:
-                        self.board.offers.give_up(entry, waiter)
-                if answer is not None and answer["claimed"]:
-                    return answer
+                else:
+                    if answer["claimed"]:
+                        return answer
             if not refused:
                 return None
 
@@ -189,6 +185,22 @@ class Claiming(Core):
             would_change=[{"by": "time", "what": "wait for one", "call": "ifbus task next --wait 30s"}],
         )
         return {"claimed": False, "refusal": refusal.to_wire()}
+
+    async def _try(
+        self, caller: Caller, task_id: str, swarm_id: str, lease_ms: int | None, waiter: Waiter | None = None
+    ) -> Answer:
+        """Claim a task, and keep others who wait from trying meanwhile; if it comes to nothing, they hear of it."""
+        entry = self.board.tasks.get(task_id)
+        if entry is not None:
+            entry.is_taken = True  # until the board shows the claim
+        is_done = False
+        try:
+            answer = await self._claim(caller, task_id, swarm_id, lease_ms)
+            is_done = answer["claimed"] and "replayed" not in answer["receipt"]
+            return answer
+        finally:
+            if entry is not None and not is_done:
+                self.board.offers.give_up(entry, waiter)
 
     async def _claim(self, caller: Caller, task_id: str, swarm_id: str, lease_ms: int | None) -> Answer:
         granted: list[int] = []  # a lease of its own, once however often the decision is made

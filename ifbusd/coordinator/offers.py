@@ -177,7 +177,7 @@ class Offers:
             entry.offered_to = None
             self.offer(entry, besides=waiter)
 
-    def give_up(self, entry: Entry, waiter: Waiter) -> None:
+    def give_up(self, entry: Entry, waiter: Waiter | None) -> None:
         """A claim of this task came to nothing: others may try."""
         entry.is_taken = False
         self.offer(entry, besides=waiter)

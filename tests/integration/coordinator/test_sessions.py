@@ -1,0 +1,147 @@
+"""Sessions: incarnations, resuming, and what becomes of claims when a session ends, is replaced or runs out."""
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ifbus.errors import StaleToken
+from ifbus.models import SwarmProfile
+from tests.integration.coordinator.world import LEASE_MS, World
+
+HOUR_MS = 3_600_000
+
+
+async def test_registering_starts_a_session(world: World) -> None:
+    """The answer has the profile, the incarnation, a secret to resume it, and no claims yet."""
+    answer = await world.swarm("docs", "docs:writing", budget=1_000_000)
+    profile = SwarmProfile.from_wire(answer["profile"])
+    assert (profile.swarm_id, profile.capabilities, answer["incarnation"]) == ("docs", ("docs:writing",), 1)
+    assert (answer["lease_ms"], answer["resumed"], answer["claims"]) == (LEASE_MS, False, [])
+    assert world.it.statistics().sessions == 1
+    secret = answer["resume_token"].encode()
+    assert not [key for key, value in (await world.stored()).items() if secret in value]
+    assert secret not in b"".join(entry.record for entry in await world.store.read_log())
+
+
+async def test_a_new_incarnation_inherits_nothing(world: World) -> None:
+    """Registering again frees the claims of before, also those on leases of their own, and their tokens are void at once."""
+    first = await world.swarm("docs", budget=1_000_000, lease_ms=HOUR_MS)
+    await world.task("T-1", estimate_usd=10)
+    await world.task("T-2", estimate_usd=10)
+    token = await world.token("T-1", "docs")
+    own = await world.token("T-2", "docs", lease_ms=HOUR_MS)
+    second = await world.swarm("docs", lease_ms=HOUR_MS)
+    assert (second["incarnation"], second["resumed"], second["claims"]) == (2, False, [])
+    assert second["resume_token"] != first["resume_token"]
+    for task_id, old in (("T-1", token), ("T-2", own)):
+        assert (await world.show(task_id))["state"] == "ready"
+        with pytest.raises(StaleToken):
+            await world.it.complete_task(world.me, task_id, "docs", old)
+    with pytest.raises(StaleToken):
+        await world.it.renew_session(world.me, "docs", first["resume_token"])
+    while (await world.account("docs")).holds:
+        await trio.sleep(0.01)
+    assert sorted(await world.outcomes("expire_claim")) == ["ok", "ok"]
+
+
+async def test_a_replaced_incarnation_is_fenced_before_its_claims_are_freed(world: World) -> None:
+    """From the new registration's commit on, an old token counts for nothing, though its claim still stands in the store."""
+    await world.swarm("docs", lease_ms=HOUR_MS)
+    await world.task("T-1")
+    token = await world.token("T-1", "docs")
+    tried = trio.Event()
+    is_claimed = await world.store.get("claims/T-1")
+
+    async def act_at_once() -> None:
+        async with world.store.watch("sessions/docs") as watch:
+            async for _ in watch:
+                assert await world.store.get("claims/T-1") == is_claimed
+                with pytest.raises(StaleToken) as refused:
+                    await world.it.complete_task(world.me, "T-1", "docs", token)
+                assert refused.value.data["owner_incarnation"] == 2
+                tried.set()
+                return
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(act_at_once)
+        await wait_all_tasks_blocked()
+        await world.swarm("docs")
+        await tried.wait()
+
+
+async def test_the_resume_token_brings_a_session_back(world: World) -> None:
+    """Whoever proves it goes on: same incarnation, same claims with their tokens; a wrong one begins anew."""
+    first = await world.swarm("docs", lease_ms=HOUR_MS)
+    await world.task("T-1")
+    token = await world.token("T-1", "docs")
+    resumed = await world.swarm("docs", resume=first["resume_token"])
+    assert (resumed["resumed"], resumed["incarnation"]) == (True, 1)
+    assert [(claim["task_id"], claim["token"]) for claim in resumed["claims"]] == [("T-1", token)]
+    await world.it.report_progress(world.me, "T-1", "docs", token, 10)
+    stranger = await world.swarm("docs", resume="a guess")
+    assert (stranger["resumed"], stranger["incarnation"]) == (False, 2)
+
+
+async def test_a_retried_registration_is_one(world: World) -> None:
+    """The same key gives the same secret and starts no second incarnation."""
+    caller = world.caller(key="k", body="register")
+    first = await world.it.register_swarm(caller, "docs")
+    again = await world.it.register_swarm(caller, "docs")
+    assert (again["incarnation"], again["resume_token"]) == (1, first["resume_token"])
+    assert again["receipt"]["replayed"] is True
+    assert await world.outcomes("register_swarm") == ["ok"]
+
+
+async def test_heartbeats_keep_a_session_and_all_its_claims(autojump_clock: MockClock, world: World) -> None:
+    """Renewing names the claims; when it stops, session and claims end."""
+    session = await world.swarm("docs", lease_ms=1_000)
+    await world.task("T-1")
+    token = await world.token("T-1", "docs")
+    for _ in range(5):
+        await trio.sleep(0.7)
+        answer = await world.it.renew_session(world.me, "docs", session["resume_token"])
+        assert answer == {"lease_ms": 1_000, "claims": [f"T-1@{token}"]}
+    await world.until_state("T-1", "ready")
+    with pytest.raises(StaleToken) as ended:
+        await world.it.renew_session(world.me, "docs", session["resume_token"])
+    assert ended.value.would_change
+    assert world.it.statistics().sessions == 0
+    assert await world.outcomes("renew_session") == ["stale_token"]
+
+
+async def test_ending_a_session_frees_its_claims_at_once(world: World) -> None:
+    """When it answers they are free; claims on leases of their own stay; ending twice is fine."""
+    session = await world.swarm("docs", lease_ms=HOUR_MS)
+    await world.task("T-1")
+    await world.task("T-2")
+    await world.token("T-1", "docs")
+    own = await world.token("T-2", "docs", lease_ms=HOUR_MS)
+    answer = await world.it.end_session(world.me, "docs", session["resume_token"])
+    assert answer["freed"] == ["T-1"]
+    assert (await world.show("T-1"))["state"] == "ready"
+    await world.it.complete_task(world.me, "T-2", "docs", own)
+    assert (await world.it.end_session(world.me, "docs", session["resume_token"]))["freed"] == []
+    with pytest.raises(StaleToken):
+        await world.it.renew_session(world.me, "docs", session["resume_token"])
+
+
+async def test_a_claim_without_a_session_lives_on_its_own_lease(autojump_clock: MockClock, world: World) -> None:
+    """A one-shot command's claim gets the default lease, and a later registration leaves it alone."""
+    await world.profile("docs")
+    await world.task("T-1")
+    answer = await world.it.claim_task(world.me, "T-1", "docs")
+    assert (answer["claim"]["bound_to"], answer["claim"]["lease_ms"]) == ("lease", LEASE_MS)
+    await world.swarm("docs", lease_ms=HOUR_MS)
+    await world.it.report_progress(world.me, "T-1", "docs", answer["claim"]["token"], 5)
+    await world.until_state("T-1", "ready")
+
+
+async def test_attention_names_claims_and_mail(world: World) -> None:
+    """What a swarm should know first: what it holds, and how much waits for it."""
+    await world.swarm("docs")
+    await world.task("T-1")
+    token = await world.token("T-1", "docs")
+    await world.it.broadcast(world.me, "news", {})
+    items = await world.it.attention(world.me, "docs")
+    assert items[0] == {"kind": "holding", "handle": f"T-1@{token}", "message": f"you still hold T-1@{token}"}
+    assert (items[1]["kind"], items[1]["letters"], items[1]["urgent"]) == ("mail", 1, 0)
