@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ifbus.cli import grammar
-from ifbus.errors import IfbusError, NotFound
+from ifbus.errors import IfbusError, Internal, NotFound
 
 if TYPE_CHECKING:
     from ifbus.cli.command import Command, Data, Invocation, Outcome
@@ -91,8 +91,26 @@ def _carry_out(command: Command, rest: list[str], wants_json: bool) -> int:
         return 0
     except IfbusError as error:
         return _report_error(error, wants_json, invocation)
+    except (BrokenPipeError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        # The boundary: whatever is wrong with us, the caller gets the usual answer and we get to know where it was.
+        return _report_error(_bug(error, wants_json), wants_json, invocation)
     finally:
         invocation.close()
+
+
+def _bug(error: Exception, wants_json: bool) -> IfbusError:
+    import traceback
+
+    trace = "".join(traceback.format_exception(error))
+    bug_id = f"c-{os.urandom(4).hex()}"
+    if not wants_json:
+        sys.stderr.write(trace)
+    return Internal(
+        f"a bug of this command: {type(error).__name__}: {error}",
+        data={"id": bug_id, **({"traceback": trace} if wants_json else {})},
+    )
 
 
 def _report(invocation: Invocation, outcome: Outcome) -> None:

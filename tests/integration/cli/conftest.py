@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,14 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     with running([IFBUSD, "--dev", "--socket", path]):
         wait_until_there(path)
         yield Shell(path)
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that other users may enter; pytest's own are closed."""
+    with tempfile.TemporaryDirectory(prefix="ifbus-") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
 
 
 _NUMBERS = itertools.count(1)

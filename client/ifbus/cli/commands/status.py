@@ -12,6 +12,8 @@ from ifbus.cli.text import View, fields, one_line, plural, span
 _STATES = ("ready", "claimed", "blocked", "waiting", "failed", "completed")
 # More alarms than this would break the ceiling of 900 bytes; the rest is counted.
 _SHOWN = 3
+# Breakers and blockers come with more than their alarm has.
+_SHOWN_BY_THEMSELVES = ("breaker_tripped", "blocker")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,10 +100,7 @@ def render_status(data: Data, view: View) -> list[str]:
 
 
 def _alarms(data: Data, view: View) -> list[str]:
-    lines = [
-        f"{alarm['code']}: {one_line(alarm['message'], 80)}    {alarm.get('remedy') or ''}".rstrip()
-        for alarm in data["daemon"].get("alarms") or ()
-    ]
+    lines = []
     for breaker in data["tripped"]:
         name = breaker["swarm_id"]
         since = view.ago(breaker.get("tripped_at_ms"))
@@ -112,6 +111,13 @@ def _alarms(data: Data, view: View) -> list[str]:
         lines.append(
             f"{blocker['swarm_id']} blocked: {one_line(blocker['reason'], 80)}    ifbus rpc coordinator.list_blockers"
         )
+    for alarm in data["daemon"].get("alarms") or ():
+        kind = str(alarm.get("kind") or alarm.get("code") or "alarm")
+        if kind in _SHOWN_BY_THEMSELVES:
+            continue
+        about = f"{alarm['swarm_id']}: " if alarm.get("swarm_id") else ""
+        said = str(alarm.get("message") or alarm.get("reason") or "")
+        lines.append(f"{kind.replace('_', ' ')}: {one_line(about + said, 80)}    {alarm.get('remedy') or ''}".rstrip())
     if len(lines) > _SHOWN:
         lines = [*lines[:_SHOWN], f"{plural(len(lines) - _SHOWN, 'more thing')} to look at: ifbus status --json"]
     return lines

@@ -151,11 +151,15 @@ def _show(invocation: Invocation) -> Outcome:
 def render_task(data: Data, view: View) -> list[str]:
     """One task with all that it has, nothing that it lacks."""
     task = data["task"]
-    held = f"held by {task['holder']} for {view.ago(task.get('claimed_at_ms'))}, fence {task.get('token')}"
+    held = (
+        f"{'held by' if task['state'] == 'claimed' else 'last held by'} {task['holder']}" if task.get("holder") else ""
+    )
+    if task.get("claimed_at_ms"):
+        held += f" for {view.ago(task['claimed_at_ms'])}"
     lines = fields(
         [
             f"{task['task_id']} {view.state(task['state'])}: {one_line(task['title'])}",
-            held if task.get("holder") else "",
+            f"{held}, fence {task['token']}" if held and task.get("token") else held,
             _progress(task, view).removeprefix("-"),
             f"spent {task.get('spent_usd', '0.00')} of estimated {task.get('estimate_usd', '0.00')} USD",
         ],

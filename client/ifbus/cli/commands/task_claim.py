@@ -52,8 +52,7 @@ def _won(invocation: Invocation, method: str, **params: str) -> Outcome:
     )
     if not answer["claimed"]:
         raise from_wire(answer["refusal"])
-    lives_with = "lease" if lease_ms else "session"
-    return Outcome({"claim": answer["claim"], "lives_with": lives_with, "receipt": answer["receipt"]})
+    return Outcome({"claim": answer["claim"], "receipt": answer["receipt"]})
 
 
 def _session_of(swarm_id: str) -> bool:
@@ -84,7 +83,7 @@ def render_claim(data: Data, view: View) -> list[str]:
     claim = data["claim"]
     task = claim["task"]
     handle = f"{claim['task_id']}@{claim['token']}"
-    if data["lives_with"] == "session":
+    if claim["bound_to"] == "session":
         lease = f"lease {span(claim['lease_ms'])}, renewed by the session of {claim['swarm_id']}"
     else:
         lease = f"lease {span(claim['lease_ms'])} of its own, renewed by each progress"
@@ -99,7 +98,7 @@ def render_claim(data: Data, view: View) -> list[str]:
 
 def commands(columns: tuple[str, ...]) -> dict[str, Command]:
     """Both commands; `columns` are the fields of a task."""
-    fields_of_claim = ("task_id", "swarm_id", "token", "lease_ms", "claimed_at_ms", "reserved_usd")
+    fields_of_claim = ("task_id", "swarm_id", "token", "lease_ms", "claimed_at_ms", "reserved_usd", "bound_to")
     shared = tuple(dict.fromkeys((*fields_of_claim, *columns)))
     return {
         "next": Command(
