@@ -109,6 +109,7 @@ class Connection:
         # What says nothing of itself has the same author each time, so it is made once.
         self._caller = Caller(peer=peer, session=self)
         self._nursery: trio.Nursery | None = None
+        self._is_ending = False
         self._running: dict[int, trio.CancelScope] = {}
         self._inline = 0
         self._slot_freed = trio.lowlevel.ParkingLot()
@@ -166,6 +167,8 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if self._is_ending:  # the server stopped before this task had its first turn
+                    return
                 try:
                     await self._read_until_end()
                 except ProtocolError as error:
@@ -189,6 +192,7 @@ class Connection:
 
     def end(self, reason: IfbusError) -> None:
         """Tell the peer why, as far as that does not block, and end the connection."""
+        self._is_ending = True
         self.notify(CLOSING, [reason.to_wire()])
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()

@@ -51,7 +51,7 @@ class DaemonMethods:
 
         Args:
             protocol: The versions that the client speaks; not given, it takes what the daemon speaks.
-            client: Name and version of the client, for the daemon's log.
+            client: Name and version of the client, for the sentence of a version_mismatch.
             swarm: A swarm of the caller that this connection speaks for: it hears ``attention`` from now on.
 
         Returns:

@@ -10,7 +10,7 @@ from typing import Any
 from ifbusd.rpc.methods import ROWS, Role, Row, Waits, unknown_method
 from ifbusd.rpc.signature import Parameter, Signature
 
-PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
+PAGE = Path("docs", "protocol.md")
 
 
 def describe(method: str = "") -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _section(row: Row) -> str:
     signature = ", ".join(
         p.name if p.is_required else f"{p.name}={p.default!r}" for p in Signature.of(row.does).parameters
     )
-    lines = [f"\n### `{row.name}({signature})`\n"]
+    lines = [f"\n### `{row.name}({signature})`\n\n"]
     if row.role is Role.OPERATOR:
         lines.append("For operators. ")
     lines.append(f"Counts as {row.quota.value} request{'s' if row.quota.value > 1 else ''}.")
@@ -106,8 +106,7 @@ def _default(parameter: Parameter) -> str:
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.parent.mkdir(exist_ok=True)
+    """Write the page below the current directory."""
     PAGE.write_text(page())
 
 

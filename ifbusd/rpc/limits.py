@@ -24,7 +24,7 @@ class RpcLimits:
             what one core answers, so it stops a runaway only where an operator lowers it; the turns below keep it fair.
         burst_requests: How many of them may come at once.
         turn_requests: Requests of one connection in a row before all others have their turn. 8, so that 64 flooding
-            connections keep the next one waiting for less than 10 ms.
+            connections keep the next one waiting for about 10 ms at most.
         slot_wait_ms: How long a request beyond `in_flight` waits, unread, before it is refused. 50 ms: a burst of short
             requests passes, a connection full of long waits still hears `$/cancel`.
         send_queue_bytes: Replies and pushes that a client has not read yet, beyond the kernel's 200 kB. 1 MiB: a push that

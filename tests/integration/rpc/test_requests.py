@@ -262,7 +262,10 @@ async def test_a_user_beyond_its_rate_is_told_when_to_come_back(tmp_path: Path) 
 
 async def test_short_requests_pass_however_many_are_in_the_pipe(tmp_path: Path) -> None:
     """More than may be in flight, sent at once: they are read as fast as they are answered, and none is refused."""
-    async with serving(tmp_path, limits=RpcLimits(in_flight=4, slot_wait_ms=10_000)) as served, served.client() as client:
+    async with (
+        serving(tmp_path, limits=RpcLimits(in_flight=4, slot_wait_ms=10_000)) as served,
+        served.client() as client,
+    ):
         requests = [client.request("probe.turn", number) for number in range(200)]
         await client.send(b"".join(data for _, data in requests))
         for number, (msgid, _) in enumerate(requests):
@@ -422,6 +425,21 @@ async def test_the_grace_has_an_end(tmp_path: Path) -> None:
         assert client.responses == []
         assert client.notifications[-1].method == "closing"
         assert served.probe.cancelled == 1
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_server_stops_while_a_client_arrives(tmp_path: Path, turns: int) -> None:
+    """Wherever the new connection is on its way in, the server ends and so does the connection."""
+    for attempt in range(20):  # which of two ready tasks goes first is chance
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        async with serving(directory) as served:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(served.path))
+                for _ in range(turns):
+                    await trio.lowlevel.checkpoint()
+                served.server.stop(grace_ms=0)
+                await until(lambda served=served: not served.server.statistics().sessions and _refuses(served))
 
 
 def _refuses(served: Serving) -> bool:

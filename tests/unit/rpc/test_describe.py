@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import msgpack
 
@@ -18,7 +19,7 @@ from ifbusd.witness.interface import Witness
 
 def test_the_page_is_not_stale() -> None:
     """docs/protocol.md is what `python -m ifbusd.rpc.describe` would write now."""
-    assert PAGE.read_text() == page()
+    assert (Path(__file__).parents[3] / PAGE).read_text() == page()
 
 
 def test_every_method_of_every_interface_has_a_row() -> None:
