@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import socket
 import stat
 import time
@@ -195,6 +194,8 @@ def _connect_one(path: str) -> socket.socket:
             try:
                 sock.connect(path)
             except BlockingIOError:
+                import random  # here: rare, and a one-shot command pays 4 ms for it
+
                 wait_s = backoff(attempt, random.random())
                 if time.monotonic() + wait_s > deadline:
                     raise Unavailable(

@@ -45,8 +45,7 @@ def load(words: tuple[str, ...]) -> Command:
     """The command's definition; imports its noun's module and nothing else."""
     from importlib import import_module
 
-    name = words[0].replace(grammar.COMPLETE, "complete")
-    commands: dict[str, Command] = import_module(f"ifbus.cli.commands.{name}").COMMANDS
+    commands: dict[str, Command] = import_module(f"ifbus.cli.commands.{grammar.module_of(words)}").COMMANDS
     return commands[words[-1] if len(words) > 1 else ""]
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Data = dict[str, Any]
 
+_HELP_COLUMNS = 100
+
 # Longest suffix first: "250ms" ends in "s" too.
 _SPAN_UNITS = (("ms", 1), ("min", 60_000), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000))
 
@@ -78,10 +80,20 @@ class DryRun(Exception):
         self.data: Data = {"dry_run": True, "method": method, "params": params}
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    # argparse makes one for each argument that is added; without a width each asks for the terminal's, for which it
+    # imports shutil: 3 ms of a command that shows no help.
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_HELP_COLUMNS)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises `Usage` with the nearest option and an example instead of ending the process."""
 
     examples: tuple[str, ...] = ()
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return _HelpFormatter(self.prog)
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the call."""

@@ -26,6 +26,12 @@ NOUNS: Final[dict[str, tuple[str, ...]]] = {
     "completion": (),
     "demo": (),
 }
+# Commands whose code is in another module than their noun's.
+_MODULES: Final[dict[tuple[str, ...], str]] = {
+    **dict.fromkeys((("task", verb) for verb in ("next", "claim")), "task_claim"),
+    **dict.fromkeys((("task", verb) for verb in ("progress", "complete", "fail", "release", "blocked")), "task_holder"),
+    ("__complete",): "complete",
+}
 # Not for people: completion scripts call it at every TAB.
 COMPLETE: Final = "__complete"
 
@@ -72,6 +78,11 @@ _EXAMPLE_ARGUMENTS: Final = {
     ("tool", "build"): "my_tool.py", ("run",): "--swarm me -- bash", ("why",): "T-12 --swarm builder",
     ("rpc",): "daemon.describe", ("help",): "already_claimed", ("completion",): "bash",
 }  # fmt: skip
+
+
+def module_of(command: tuple[str, ...]) -> str:
+    """The module in `ifbus.cli.commands` that has this command."""
+    return _MODULES.get(command, command[0])
 
 
 def resolve(words: list[str]) -> tuple[tuple[str, ...], list[str]]:

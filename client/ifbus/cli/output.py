@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ifbus.catalogue import remedies
 from ifbus.cli.command import Command, Data, Outcome
 from ifbus.cli.text import View, cell, fields, one_line, span, table
 from ifbus.errors import ConnectionFailed, IfbusError, InvalidParams, Refused
@@ -133,8 +132,11 @@ def render_error(error: IfbusError, view: View, *, subject: str = "") -> list[st
     lines += [*shown, *ending]
     if example := error.data.get("example"):
         lines.append(f"  example: {example}")
-    elif not shown and not ending and (calls := remedies(error.code, error.data)):
-        lines.append(f"  try: {' | '.join(calls)}")
+    elif not shown and not ending:
+        from ifbus.catalogue import remedies
+
+        calls = remedies(error.code, error.data)
+        lines += [f"  try: {' | '.join(calls)}"] if calls else []
     if key := error.data.get("idempotency_key"):
         lines.append(f"  the same request again, without doing it twice: --key {key}")
     return lines

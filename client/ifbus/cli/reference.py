@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ifbus.catalogue import CATALOGUE
 from ifbus.cli import exits, grammar, load
 from ifbus.cli.command import Command, Parser, make_parser
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Every command has them, or all of its kind: listed once instead of forty times.
 _SHARED = frozenset(
@@ -37,7 +39,9 @@ def short_usage(command: Command, *, longest: int = 1000) -> str:
     """
     parts = [f"ifbus {command.words}"]
     # Positional arguments first, as people type them; argparse keeps the order of declaration.
-    for action in sorted(make_parser(command)._actions, key=lambda action: bool(action.option_strings)):
+    parser = Parser(prog=f"ifbus {command.words}", add_help=False)
+    command.arguments(parser)
+    for action in sorted(parser._actions, key=lambda action: bool(action.option_strings)):
         is_own = action.dest not in _SHARED or (command.words == "run" and action.dest == "swarm")
         if not is_own or action.help == argparse.SUPPRESS:
             continue
@@ -142,6 +146,8 @@ def commands_markdown() -> str:
 
 def messages_markdown() -> str:
     """docs/messages.md: one anchor a code."""
+    from ifbus.catalogue import CATALOGUE
+
     lines = [_HEADER, "# Messages\n", "Offline: `ifbus help CODE`. The exit codes are in [commands](commands.md).\n"]
     for code, entry in CATALOGUE.items():
         lines += [
@@ -161,4 +167,6 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    from pathlib import Path
+
     write(Path(sys.argv[1]))

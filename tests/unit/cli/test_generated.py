@@ -10,7 +10,7 @@ import pytest
 import ifbus.schemas
 from ifbus import models
 from ifbus.cli import reference
-from ifbus.cli.commands import budget, inbox, swarm, task
+from ifbus.cli.commands import TASK_FIELDS, budget, inbox, swarm
 from ifbus.cli.commands.completion import FOLDER, SHELLS
 from ifbus.completion.generate import generate
 
@@ -49,7 +49,7 @@ def test_each_schema_is_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "columns"),
     [
-        (models.Task, task.TASK_FIELDS),
+        (models.Task, TASK_FIELDS),
         (models.SwarmProfile, swarm.SWARM_FIELDS),
         (models.BudgetReport, budget.REPORT_FIELDS),
         (models.InboxMessage, inbox.MESSAGE_FIELDS),

@@ -1,4 +1,4 @@
-"""`ifbus task`: the board. What a holder does with a claim is in `task_claim` and `task_holder`."""
+"""`ifbus task add`, `ls`, `show` and `import`: the board. Claims are in `task_claim` and `task_holder`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import argparse
 from typing import Any
 
 from ifbus.cli.command import Command, Data, DryRun, Invocation, Outcome, parse_json
-from ifbus.cli.commands import task_claim, task_holder
+from ifbus.cli.commands import TASK_FIELDS
 from ifbus.cli.text import View, fields, one_line, plural, table
 from ifbus.errors import AlreadyExists, InvalidParams, Usage
 
-TASK_FIELDS = (
-    "task_id", "title", "state", "description", "capabilities", "depends_on", "waits_for", "filler", "priority",
-    "estimate_usd", "spent_usd", "payload", "milestones", "created_at_ms", "percent", "note", "progress_at_ms",
-    "holder", "token", "claimed_at_ms", "attempts", "result", "error", "ended_at_ms", "blocker_id", "route",
-)  # fmt: skip
 STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
 _GUESSES = {"done": "completed", "open": "ready", "dead": "failed", "todo": "ready", "in_progress": "claimed"}
 MAX_BOARD_BYTES = 4 << 20
@@ -298,8 +293,6 @@ COMMANDS = {
         id_field="task_id",
         columns=TASK_FIELDS,
     ),
-    **task_claim.commands(TASK_FIELDS),
-    **task_holder.COMMANDS,
     "import": Command(
         words="task import",
         summary="Create the tasks of a Markdown board; those that exist stay as they are",

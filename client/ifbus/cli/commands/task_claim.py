@@ -6,6 +6,7 @@ import argparse
 import os
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome, span_type
+from ifbus.cli.commands import TASK_FIELDS
 from ifbus.cli.text import View, fields, one_line, span
 from ifbus.errors import BreakerTripped, IfbusError, Refused, from_wire
 
@@ -96,37 +97,40 @@ def render_claim(data: Data, view: View) -> list[str]:
     ]  # fmt: skip
 
 
-def commands(columns: tuple[str, ...]) -> dict[str, Command]:
-    """Both commands; `columns` are the fields of a task."""
-    fields_of_claim = ("task_id", "swarm_id", "token", "lease_ms", "claimed_at_ms", "reserved_usd", "bound_to")
-    shared = tuple(dict.fromkeys((*fields_of_claim, *columns)))
-    return {
-        "next": Command(
-            words="task next",
-            summary="Claim the best ready task that this swarm qualifies for and can pay",
-            examples=("ifbus task next", "ifbus task next --wait 10m", "ifbus task next --swarm builder --lease 1h"),
-            arguments=_lease_argument,
-            run=_next,
-            render=render_claim,
-            kind="change",
-            waits=True,
-            acts=True,
-            items="claim",
-            id_field="task_id",
-            columns=shared,
-        ),
-        "claim": Command(
-            words="task claim",
-            summary="Claim one task; exactly one caller wins",
-            examples=("ifbus task claim T-7", "ifbus task claim T-7 --wait 10m", "ifbus task claim T-7 --json --fields id,token"),
-            arguments=_claim_arguments,
-            run=_claim,
-            render=render_claim,
-            kind="change",
-            waits=True,
-            acts=True,
-            items="claim",
-            id_field="task_id",
-            columns=shared,
-        ),
-    }  # fmt: skip
+# `--fields` reaches the claim's own and its task's.
+_COLUMNS = tuple(
+    dict.fromkeys(
+        ("task_id", "swarm_id", "token", "lease_ms", "claimed_at_ms", "reserved_usd", "bound_to", *TASK_FIELDS)
+    )
+)
+
+COMMANDS = {
+    "next": Command(
+        words="task next",
+        summary="Claim the best ready task that this swarm qualifies for and can pay",
+        examples=("ifbus task next", "ifbus task next --wait 10m", "ifbus task next --swarm builder --lease 1h"),
+        arguments=_lease_argument,
+        run=_next,
+        render=render_claim,
+        kind="change",
+        waits=True,
+        acts=True,
+        items="claim",
+        id_field="task_id",
+        columns=_COLUMNS,
+    ),
+    "claim": Command(
+        words="task claim",
+        summary="Claim one task; exactly one caller wins",
+        examples=("ifbus task claim T-7", "ifbus task claim T-7 --wait 10m", "ifbus task claim T-7 --json --fields id,token"),
+        arguments=_claim_arguments,
+        run=_claim,
+        render=render_claim,
+        kind="change",
+        waits=True,
+        acts=True,
+        items="claim",
+        id_field="task_id",
+        columns=_COLUMNS,
+    ),
+}  # fmt: skip
