@@ -15,7 +15,7 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
 SERVERS := $(if $(ETCD),IFBUS_TEST_ETCD='$(ETCD)') $(if $(NATS_SERVER),IFBUS_TEST_NATS_SERVER='$(NATS_SERVER)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test run bench lint format pins clean
+.PHONY: help install demo test run bench guests lint format pins clean
 
 help:  ## List these targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -47,6 +47,10 @@ bench: .venv/.dev  ## Measure round trips, claims and executions beside their ph
 	$(BIN)/python perf/rtt.py
 	$(BIN)/python perf/claims.py
 	$(BIN)/python perf/execute.py
+
+guests: .venv/.dev  ## Rebuild the committed test guests (.wasm) from their sources; fetches a C compiler
+	$(PIP_INSTALL) --target build/zig ziglang==0.17.1
+	PYTHONPATH=build/zig $(BIN)/python tests/guests/build.py
 
 lint: .venv/.dev  ## Check style, format, types and import rules
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ class Bare:
         return self._function(self._kept, *args)
 
 
-def _serve_bare(channel: socket.socket, module: bytes, export: str) -> None:
+def _serve_bare(channel: socket.socket, parents: socket.socket, module: bytes, export: str) -> None:
+    parents.close()
     bare = Bare(module, export)
     channel.send(b"ready")
     while data := channel.recv(1 << 16):
@@ -136,7 +138,7 @@ class BareWorker:
     def __init__(self, module: bytes, export: str) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=_serve_bare, args=(theirs, module, export), daemon=True)
+        self.process = context.Process(target=_serve_bare, args=(theirs, self._channel, module, export), daemon=True)
         self.process.start()
         theirs.close()
         self._channel.recv(16)
@@ -210,9 +212,10 @@ async def measure_kernels(chassis: IFChassis, rounds: int, quick: bool) -> dict[
         samples: Samples = {"off": [], "on": []}
         await sandbox.execute(text)
         worker.call(repeats)
+        off, on = partial(worker.call, repeats), partial(sandbox.execute, text)
         for _ in range(rounds):
-            samples["off"] += await timed(lambda: worker.call(repeats), 1)
-            samples["on"] += await timed(lambda: sandbox.execute(text), 1)
+            samples["off"] += await timed(off, 1)
+            samples["on"] += await timed(on, 1)
         worker.close()
         results[kernel] = samples
     return results

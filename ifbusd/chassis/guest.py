@@ -95,6 +95,10 @@ class _ModuleGuest:
             status, result, message = "trap", None, _reason(trap)
         except wasmtime.WasmtimeError as error:
             status, result, message = _instantiation_failure(str(error))
+        except MemoryError:
+            raise
+        except Exception as error:  # of a WASI function of ours that the guest called wrongly: a trap like any other
+            status, result, message = "trap", None, clip(f"{type(error).__name__}: {error}")
         size = memory.data_len(store) if memory is not None else 0
         store.close()
         return status, result, message, size
@@ -207,6 +211,10 @@ class ComponentGuest:
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             status, _, message = _instantiation_failure(str(error))
             return status, bytes(printed), message, 0
+        except MemoryError:
+            raise
+        except Exception as error:  # see `_ModuleGuest.execute`
+            return "trap", bytes(printed), clip(f"{type(error).__name__}: {error}"), 0
         finally:
             store.close()
         if not isinstance(answer, component.Variant) or not isinstance(answer.payload, str):
@@ -236,10 +244,12 @@ def _reason(trap: wasmtime.Trap) -> str:
 
 
 def _instantiation_failure(message: str) -> tuple[str, None, str]:
-    # wasmtime has no code for these, only words: "memory minimum size of 1000 pages exceeds memory limits".
+    # wasmtime has no code for these, only words: "memory minimum size of 1000 pages exceeds memory limits". What a person
+    # wants to know stands after the backtrace.
+    reason = clip(message.rpartition("Caused by:")[2].strip())
     if "exceeds memory limit" in message or "exceeds table limit" in message or "resource limit" in message:
-        return "memory", None, clip(message)
-    return "trap", None, clip(message)
+        return "memory", None, reason
+    return "trap", None, reason
 
 
 def _number(kind: str, value: Any) -> int | float:

@@ -16,6 +16,7 @@ from wasmtime.component import (
     ComponentInstanceType,
     Linker,
     Record,
+    ResourceAny,
     ResourceHost,
     ResourceType,
     Variant,
@@ -26,6 +27,7 @@ from ifbusd.chassis.wasi import STDERR_BYTES, GuestExit
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _MAX_RANDOM_BYTES: Final = 64 << 10
 _WRITABLE_BYTES: Final = 64 << 10
+_DONE: Final = Variant("ok")
 
 
 class UnsupportedImport(Exception):
@@ -62,8 +64,8 @@ class Preview2:
             ("wasi:io/streams", "[method]input-stream.blocking-read"): _at_end,
             ("wasi:io/streams", "[method]output-stream.check-write"): lambda store, stream: _WRITABLE_BYTES,
             ("wasi:io/streams", "[method]output-stream.write"): self._print,
-            ("wasi:io/streams", "[method]output-stream.flush"): lambda store, stream: None,
-            ("wasi:io/streams", "[method]output-stream.blocking-flush"): lambda store, stream: None,
+            ("wasi:io/streams", "[method]output-stream.flush"): lambda store, stream: _DONE,
+            ("wasi:io/streams", "[method]output-stream.blocking-flush"): lambda store, stream: _DONE,
             ("wasi:io/streams", "[method]output-stream.blocking-write-and-flush"): self._print,
         }
 
@@ -87,7 +89,7 @@ class Preview2:
                     for item, item_extern in kind.exports(engine).items():
                         function = self._functions.get((interface, item))
                         if function is not None:
-                            instance.add_func(item, function)
+                            instance.add_func(item, _returning(function) if item.startswith("[method]") else function)
                         elif isinstance(item_extern.ty, ResourceType):
                             instance.add_resource(item, ResourceType.host(self._type_id(item)), _drop)
         linker.define_unknown_imports_as_traps(component)
@@ -100,8 +102,20 @@ class Preview2:
     def _stream(self, resource: str, number: int) -> ResourceHost:
         return ResourceHost.own(number, self._type_id(resource))
 
-    def _print(self, store: Any, stream: Any, data: bytes) -> None:
+    def _print(self, store: Any, stream: Any, data: bytes) -> Variant:
         self.printed += data[: max(0, STDERR_BYTES - len(self.printed))]
+        return _DONE
+
+
+def _returning(method: Callable[..., Any]) -> Callable[..., Any]:
+    # A method gets its resource as a loan; one that is not given back by the end of the call is a trap.
+    def call(store: Any, resource: ResourceAny, *arguments: Any) -> Any:
+        try:
+            return method(store, resource, *arguments)
+        finally:
+            resource.drop(store)
+
+    return call
 
 
 def _drop(store: Any, rep: int) -> None:
@@ -118,8 +132,8 @@ def _random_bytes(store: Any, size: int) -> bytes:
     return os.urandom(size)
 
 
-def _at_end(store: Any, stream: Any, size: int) -> Variant:
-    return Variant("closed")
+def _at_end(store: Any, stream: Any, size: int) -> None:
+    """None is how wasmtime-py spells the error `closed` of a result whose other side is a list."""
 
 
 def _datetime(ns: int) -> Record:

@@ -4,9 +4,13 @@ import os
 import random
 import socket
 
+import wordcount_tool
+
 
 def run(input: dict) -> dict:
-    """`{"try": name}` to `{"outcome": ...}`."""
+    """`{"try": name}` to `{"outcome": ...}`; without "try" what its honest neighbour makes of it."""
+    if "try" not in input:
+        return wordcount_tool.run(input)
     if input["try"] == "spin":
         while True:
             pass
@@ -20,9 +24,9 @@ def run(input: dict) -> dict:
         return {"outcome": random.SystemRandom().getrandbits(64)}
     try:
         if input["try"] == "read":
-            open("/etc/passwd").read()
+            os.open("/etc/passwd", os.O_RDONLY)
         elif input["try"] == "write":
-            open("/tmp/escaped", "w").write("x")
+            os.open("/tmp/escaped", os.O_WRONLY | os.O_CREAT)
         elif input["try"] == "list":
             os.listdir("/")
         elif input["try"] == "socket":

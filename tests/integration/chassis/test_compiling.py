@@ -76,13 +76,13 @@ STOPPED = ["nested blocks", "nested loops", "a variable through loops", "variabl
 async def test_compile_bomb_ends_at_a_limit(tmp_path: Path, bomb: str) -> None:
     """A module made to be hard to compile is refused, or compiles within its profile; the next load works either way."""
     async with running(tmp_path / "state", TIGHT) as chassis:
+        outcome = "ok"
         with trio.fail_after(60):
             try:
                 await chassis.load(BOMBS[bomb]())
             except (CompileLimit, InvalidModule, LimitExceeded) as refused:
-                assert refused.data.get("limit") in (None, "cpu_ms", "data_bytes", "wall_ms", "module_bytes")
-            else:
-                assert bomb not in STOPPED
+                outcome = refused.code
+        assert outcome == "compile_limit" or bomb not in STOPPED
         await chassis.load("core", export="add", swarm="b")
         assert await chassis.run(1, 2, swarm="b") == 3
 

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ Outcomes = dict[str, dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     """Every attempt under every layer, and with each layer off alone."""
     path = tmp_path_factory.mktemp("socket") / "ifbusd.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -43,7 +42,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
         listener.listen(64)
         script = Path(__file__).with_name("native_probes.py")
         run = subprocess.run([sys.executable, script, path], capture_output=True, check=True, timeout=60)
-    yield json.loads(run.stdout)
+    answer: Outcomes = json.loads(run.stdout)
+    return answer
 
 
 @pytest.mark.parametrize("probe", PROBES)

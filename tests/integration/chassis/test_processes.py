@@ -114,8 +114,10 @@ def _hostile(tmp_path: Path, code: str, *, wall_ms: int = 500) -> tuple[Sandbox,
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             program = f"import socket, msgpack, os, time\ns = socket.socket(fileno={theirs.fileno()})\n{code}"
-            process = subprocess.Popen([sys.executable, "-c", program], pass_fds=[theirs.fileno()])
-            process.returncode = 0  # the sandbox reaps it
+            process = subprocess.Popen(  # noqa: ASYNC220 - the sandbox waits for it
+                [sys.executable, "-c", program], pass_fds=[theirs.fileno()]
+            )
+            process.returncode = 0
         pids.append(process.pid)
         return Ready(worker=Worker(process.pid, ours), layers=(), base_bytes=0, released=lambda: None)
 
