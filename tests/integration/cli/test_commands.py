@@ -283,11 +283,14 @@ def test_a_reader_that_has_enough_is_fine(shell: Shell) -> None:
     assert done.stdout.splitlines()[-1] in ("0", "141")
 
 
-def test_tool_build_names_what_it_made(shell: Shell, tmp_path: Path) -> None:
-    """A missing source is a usage error before anything is built."""
-    ran = shell("tool", "build", str(tmp_path / "none.py"))
-    assert ran.exit == 2
-    assert "no file" in ran.err
+def test_a_python_function_becomes_a_component(shell: Shell, tmp_path: Path) -> None:
+    """`tool build` writes a component and names it by its hash; a missing source is a usage error."""
+    source = tmp_path / "count.py"
+    assert shell("tool", "build", str(source)).exit == 2
+    source.write_text("def run(input):\n    return len(input)\n", encoding="utf-8")
+    data = shell("tool", "build", str(source), "--json").data
+    validate(data, "tool_build")
+    assert hashlib.sha256(Path(data["output"]).read_bytes()).hexdigest() == data["sha256"]
 
 
 def test_a_result_can_come_from_stdin(me: Shell) -> None:

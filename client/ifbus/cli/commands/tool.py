@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome
-from ifbus.cli.text import View, fields
-from ifbus.errors import Unavailable, Usage
+from ifbus.cli.text import View, fields, span
+from ifbus.errors import Usage
 
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,28 +17,36 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(invocation: Invocation) -> Outcome:
-    source = invocation.args.source
-    output = invocation.args.output or os.path.splitext(source)[0] + ".wasm"
-    if not os.path.isfile(source):
-        raise Usage(f"no file {source}", data={"command": "tool build", "example": "ifbus tool build my_tool.py"})
-    try:
-        from ifbus.toolbuild import build
-    except ImportError as error:
-        raise Unavailable(
-            f"`tool build` needs componentize-py: {error}",
-            would_change=[{"by": "self", "what": "install it", "call": "pip install 'ifbus[tool]'"}],
-        ) from error
-    build(source, output)
-    with open(output, "rb") as file:
-        import hashlib
+    from pathlib import Path
 
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Outcome({"source": source, "output": output, "bytes": os.path.getsize(output), "sha256": digest})
+    from ifbus.toolbuild import build
+
+    source = Path(invocation.args.source)
+    if not source.is_file():
+        raise Usage(f"no file {source}", data={"command": "tool build", "example": "ifbus tool build my_tool.py"})
+    built = build(source, Path(invocation.args.output or source.with_suffix(".wasm")))
+    return Outcome(
+        {
+            "source": str(source),
+            "output": str(built.path),
+            "bytes": built.size_bytes,
+            "sha256": built.sha256,
+            "function": built.function,
+            "build_ms": built.build_ms,
+        }
+    )
 
 
 def render_built(data: Data, view: View) -> list[str]:
     """Where it is, how large, and by which name the chassis will know it."""
-    return fields([f"{data['output']} built", f"{data['bytes'] / 1_000_000:.1f} MB", f"sha256 {data['sha256']}"], view)
+    return fields(
+        [
+            f"{data['output']} built in {span(data['build_ms'])}",
+            f"{data['bytes'] / 1_000_000:.1f} MB",
+            f"sha256 {data['sha256']}",
+        ],
+        view,
+    )
 
 
 COMMANDS = {
