@@ -73,6 +73,7 @@ async def test_every_failed_fsync_stops_the_store(tmp_path: Path, flush: str) ->
             if plan.failed:
                 # While it makes a new file SQLite rolls back by itself; afterwards nothing may be synced any more.
                 assert not is_open or plan.seen == at
+        assert not is_open or store.statistics().commits == len(acknowledged)
         await check(directory, acknowledged, [number])
         if not plan.failed:
             break
