@@ -50,9 +50,9 @@ def test_prefix_end_at_the_edges(prefix: str, end: str | None) -> None:
 )
 def test_impossible_operations_are_refused_in_either_branch(ops: list[Op]) -> None:
     """Keys written twice and sizes out of bounds are refused before anything is done."""
-    with pytest.raises(ValueError, match="cannot|can't"):
+    with pytest.raises(ValueError, match=r"cannot|can't"):
         check_txn(Txn(then=ops))
-    with pytest.raises(ValueError, match="cannot|can't"):
+    with pytest.raises(ValueError, match=r"cannot|can't"):
         check_txn(Txn(otherwise=ops))
 
 
