@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
-import msgpack
 import trio
 from harness import (
     Round,
@@ -32,11 +30,10 @@ from harness import (
     print_limit,
     print_table,
     running,
-    time_calls,
     write_json,
 )
+from rtt_client import CLIENT, C
 
-import ifbus
 from ifbusd.bus.local import LocalBus
 from ifbusd.identity import Caller
 from ifbusd.rpc.attention import Attention
@@ -48,51 +45,7 @@ from ifbusd.rpc.methods import ROWS, bind_rows
 from ifbusd.rpc.server import Server
 
 HERE: Final = Path(__file__).parent
-C, BARE, IFBUSD, CLIENT = "C ping-pong", "bare trio", "ifbusd, bare client", "ifbusd, ifbus.Client"
-MESSAGE_BYTES: Final = 80
-
-
-# --- a client process --------------------------------------------------------------------------------
-
-
-def caller_of(kind: str, path: str) -> Callable[[], object]:
-    """What makes one round trip."""
-    if kind == CLIENT:
-        client = ifbus.Client(path)
-        client.ping()
-        return client.ping
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(path)
-    send, receive = sock.send, sock.recv
-    if kind == C:
-        message = bytes(MESSAGE_BYTES)
-
-        def echo() -> None:
-            send(message)
-            receive(4096)
-
-        return echo
-    pack, unpacker = msgpack.Packer(autoreset=True).pack, msgpack.Unpacker()
-    state = [0]
-
-    def call() -> Any:
-        state[0] += 1
-        send(pack([0, state[0], "daemon.ping", []]))
-        unpacker.feed(receive(4096))
-        return unpacker.unpack()
-
-    return call
-
-
-def be_client(kind: str, path: str, count: int) -> None:
-    """Connect, say so, wait for the start, call, print the latencies."""
-    call = caller_of(kind, path)
-    for _ in range(200):
-        call()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    latencies, wall_s = time_calls(call, count)
-    json.dump({"latencies": latencies, "wall_s": wall_s}, sys.stdout)
+BARE, IFBUSD = "bare trio", "ifbusd, bare client"
 
 
 # --- a server process --------------------------------------------------------------------------------
@@ -112,7 +65,7 @@ async def be_server(path: Path) -> None:
 
     limits = RpcLimits()
     daemon = DaemonMethods(
-        build=ifbus.__version__ if hasattr(ifbus, "__version__") else "0",
+        build="0",
         pid=os.getpid(),
         limits=limits,
         attention=Attention(LocalBus(), no_items),
@@ -168,7 +121,7 @@ def run_round(contestant: Contestant, clients: int, count: int, cpus: Sequence[i
     """One round: all clients connect, start together, and hand in their latencies."""
     server_cpu, client_cpu = cpus
     pin(contestant.server.pid, server_cpu)
-    command = [sys.executable, __file__, "--client", contestant.kind, contestant.path, str(count)]
+    command = [sys.executable, str(HERE / "rtt_client.py"), contestant.kind, contestant.path, str(count)]
     processes = []
     for _ in range(clients):
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -227,9 +180,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--client"]:
-        be_client(sys.argv[2], sys.argv[3], int(sys.argv[4]))
-    elif sys.argv[1:2] == ["--server"]:
+    if sys.argv[1:2] == ["--server"]:
         trio.run(be_server, Path(sys.argv[2]))
     else:
         main()

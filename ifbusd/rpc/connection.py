@@ -287,6 +287,8 @@ class Connection:
                     else:
                         await self._refuse(event.msgid, event.error)
             handled += 1
+            if not protocol.has_buffered:
+                return handled
             if handled % turn == 0:
                 await trio.lowlevel.checkpoint()
                 now_s = trio.current_time()
