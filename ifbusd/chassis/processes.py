@@ -6,7 +6,6 @@ The daemon is a child subreaper, so workers are its own children: nobody else ca
 
 from __future__ import annotations
 
-import array
 import ctypes
 import os
 import signal
@@ -56,9 +55,38 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "cannot become the workers' parent")
 
 
-async def _send_descriptors(channel: trio.socket.SocketType, message: bytes, descriptors: list[int]) -> None:
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
-    await channel.sendmsg([message], [rights])
+class _Channel:
+    """Our end of a SEQPACKET socket pair, without trio's own socket between: a third of a small execution's cost.
+
+    Sends never wait, because each side reads one message before it is sent the next, and one fits the socket's buffer.
+    """
+
+    def __init__(self, raw: socket.socket) -> None:
+        raw.setblocking(False)
+        self._raw = raw
+
+    def send(self, message: bytes, descriptors: list[int] | None = None) -> None:
+        if descriptors:
+            socket.send_fds(self._raw, [message], descriptors)
+        else:
+            self._raw.send(message)
+
+    async def receive(self) -> bytes:
+        """The next message; empty when the other side is gone."""
+        await trio.lowlevel.wait_readable(self._raw)
+        try:
+            size = self._raw.recv_into(_buffer)
+        except ConnectionError:
+            return b""
+        return bytes(_buffer[:size])
+
+    def close(self) -> None:
+        trio.lowlevel.notify_closing(self._raw)
+        self._raw.close()
+
+
+# Read into and copied out of without an await between; one byte more than any message, to know one that was cut off.
+_buffer = memoryview(bytearray(MAX_MESSAGE_BYTES + 1))
 
 
 class Worker:
@@ -69,33 +97,29 @@ class Worker:
         self._pidfd = os.pidfd_open(pid)
         # Open for the worker's life: looking at its memory must not fail for want of a descriptor.
         self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
-        channel.setblocking(False)
-        self._channel = trio.socket.from_stdlib_socket(channel)
+        self._channel = _Channel(channel)
         self._cpu_clock = (~pid << 3) | 2  # clock_getcpuclockid(3): the whole process, by scheduler time
         self._exit: Exit | None = None
 
     async def order(self, fields: list[Any], descriptors: list[int]) -> list[Any]:
         """Give it its order and the descriptors for it, and wait for the answer; an empty list if it died."""
         try:
-            await _send_descriptors(self._channel, pack(fields), descriptors)
-            return unpack(await self._channel.recv(MAX_MESSAGE_BYTES + 1) or pack([]))
+            self._channel.send(pack(fields), descriptors)
+            return unpack(await self._channel.receive() or pack([]))
         except (OSError, BrokenWorker):
             return []
 
-    async def send(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         """Send one request.
 
         Raises:
             OSError: The worker is gone.
         """
-        await self._channel.send(message)
+        self._channel.send(message)
 
     async def receive(self) -> bytes:
         """The next message; empty when the worker is gone."""
-        try:
-            return await self._channel.recv(MAX_MESSAGE_BYTES + 1)
-        except ConnectionError:
-            return b""
+        return await self._channel.receive()
 
     def cpu_us(self) -> int:
         """Processor time that it used so far."""
@@ -148,8 +172,7 @@ class Zygote:
     def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
         self._process = process
         self._pidfd = os.pidfd_open(process.pid)
-        channel.setblocking(False)
-        self._channel = trio.socket.from_stdlib_socket(channel)
+        self._channel = _Channel(channel)
         self._turn = trio.Lock()
 
     @property
@@ -181,7 +204,7 @@ class Zygote:
         zygote = cls(process, ours)
         try:
             with trio.fail_after(_ZYGOTE_START_S):
-                if await zygote._channel.recv(len(READY)) != READY:
+                if await zygote._channel.receive() != READY:
                     raise Unavailable("cannot start the sandbox zygote: it ended at once, see the daemon's log")
         except BaseException as error:
             await zygote.end()
@@ -203,8 +226,8 @@ class Zygote:
             async with self._turn:
                 with trio.fail_after(_FORK_S):
                     with theirs:
-                        await _send_descriptors(self._channel, FORK, [theirs.fileno()])
-                    answer = unpack(await self._channel.recv(64))
+                        self._channel.send(FORK, [theirs.fileno()])
+                    answer = unpack(await self._channel.receive())
             if not answer or type(answer[0]) is not int or answer[0] <= 0:
                 raise BrokenWorker("no pid")
             return Worker(answer[0], ours)

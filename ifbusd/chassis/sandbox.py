@@ -246,7 +246,7 @@ class Sandbox:
             deadline = trio.current_time() + limits.wall_ms / 1000
             answer: bytes | None = None
             with trio.CancelScope(deadline=min(deadline, trio.current_time() + _SLICE_S)):
-                await worker.send(pack([self._execution, text]))
+                worker.send(pack([self._execution, text]))
                 answer = await worker.receive()
             if answer is None:
                 answer = await self._watch(ready, deadline, before_us)

@@ -199,7 +199,7 @@ async def test_kernel_ends_a_worker_that_the_daemon_forgot() -> None:
     worker = await zygote.fork()
     answer = await worker.order(["serve", "core", "run", 1 << 20, 1000, 1, None, os.getpid()], [code])
     assert answer[0] == "ready"
-    await worker.send(pack([1, b'{"args": []}']))
+    worker.send(pack([1, b'{"args": []}']))
     with trio.fail_after(20):
         assert await worker.receive() == b""
     assert (await worker.end()).signal is signal.SIGXCPU
