@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from ifbus.testing import daemon
 from tests.integration.cli.shell import Shell
-from tests.integration.systemd.running import IFBUSD, running, wait_until_there
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def shell() -> Iterator[Shell]:
     """Types commands at a daemon that the module's tests share."""
-    path = tmp_path_factory.mktemp("ifbusd") / "ifbusd.sock"
-    with running([IFBUSD, "--dev", "--socket", path]):
-        wait_until_there(path)
-        yield Shell(path)
+    with daemon() as running:
+        yield Shell(running.socket)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ifbus.testing import daemon
 from tests.integration.cli.shell import Shell, validate
 
 pytestmark = pytest.mark.slow
@@ -221,12 +222,9 @@ def test_status_with_check_finds_a_tripped_breaker(new_swarm: Callable[..., Shel
 
 def test_a_tampered_store_is_found_without_its_daemon(tmp_path: Path) -> None:
     """`witness verify --state` checks a stopped daemon's files; one flipped byte is exit 8 and a place."""
-    from tests.integration.systemd.running import IFBUSD, running, wait_until_there
-
-    state, path = tmp_path / "state", tmp_path / "s.sock"
-    shell = Shell(path)
-    with running([IFBUSD, "--dev", "--socket", path, "--state", state]):
-        wait_until_there(path)
+    state = tmp_path / "state"
+    with daemon(state_dir=state) as running:
+        shell = Shell(running.socket)
         for number in range(5):
             assert shell("task", "add", f"watched {number}").exit == 0
     sound = shell("witness", "verify", "--state", str(state), "--json")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ifbus.testing import daemon
 from tests.integration.cli.shell import BIN, IFBUS, Ran, Shell
 from tests.integration.systemd.running import IFBUSD, PATIENCE_S, running, wait_until_there
 
@@ -87,12 +88,10 @@ def test_socket_denied(open_directory: Path) -> None:
         assert shell.as_user(4242, [4343], "task", "ls").exit == 0
 
 
-def test_socket_blocked(tmp_path: Path) -> None:
+def test_socket_blocked() -> None:
     """A sandbox that forbids connect is not reported as a missing daemon; outside of it the command works."""
-    path = tmp_path / "ifbusd.sock"
-    shell = Shell(path)
-    with running([IFBUSD, "--dev", "--socket", path]):
-        wait_until_there(path)
+    with daemon() as there:
+        shell = Shell(there.socket)
         done = subprocess.run(
             [sys.executable, "-c", BLOCKED, str(IFBUS), "task", "ls"],
             env=shell.environ(),
