@@ -69,7 +69,7 @@ class Link:
             key: Idempotency key. Without one an uncertain request is not repeated.
 
         Raises:
-            IfbusError: The daemon's error. One whose outcome is unknown has the key in ``data["idempotency_key"]``.
+            IfbusError: The daemon's error. One whose outcome is unknown has the key in ``data["key"]``.
         """
         timeout_ms = TIMEOUT_MS + wait_ms
         deadline = time.monotonic() + timeout_ms / 1000
@@ -87,7 +87,7 @@ class Link:
                     wait_s = next_try(error, attempt, _chance(), left_s=left_ms / 1000, was_connected=True)
                 if wait_s is None:
                     if key is not None:
-                        error.data.setdefault("idempotency_key", key)
+                        error.data.setdefault("key", key)
                     raise
             time.sleep(wait_s)
             attempt += 1

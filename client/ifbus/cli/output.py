@@ -136,9 +136,9 @@ def render_error(error: IfbusError, view: View, *, subject: str = "") -> list[st
         from ifbus.catalogue import remedies
 
         calls = remedies(error.code, error.data)
+        if "key" not in error.data:
+            calls = [call.replace(" --key KEY", "") for call in calls]  # a question, safe to repeat as it is
         lines += [f"  try: {' | '.join(calls)}"] if calls else []
-    if key := error.data.get("idempotency_key"):
-        lines.append(f"  the same request again, without doing it twice: --key {key}")
     return lines
 
 
