@@ -36,7 +36,7 @@ from ifbusd.rpc.attention import Attention
 from ifbusd.rpc.daemon_methods import DaemonMethods
 from ifbusd.rpc.describe import describe
 from ifbusd.rpc.listener import open_listener, remove_socket
-from ifbusd.rpc.methods import Method, method_table
+from ifbusd.rpc.methods import method_table
 from ifbusd.rpc.server import Server
 from ifbusd.sdnotify import Notifier
 from ifbusd.status import Status
@@ -47,13 +47,13 @@ from ifbusd.store.embedded import EmbeddedStore
 from ifbusd.witness.service import IFWitness
 
 DATABASE: Final = "ifbusd.db"
-# What the daemon measures of itself, and by which method.
+# What the daemon measures of itself, by operation; each from its first read to what is durable and told.
 _MEASURED: Final = {
-    "claim": ("coordinator.claim_task",),
-    "push": ("coordinator.push_task_to_swarm",),
-    "blocker": ("coordinator.detect_blocker",),
-    "execute": ("chassis.execute_task",),
+    "claim": "coordinator.claim_task",
+    "push": "coordinator.push_task_to_swarm",
+    "blocker": "coordinator.detect_blocker",
 }
+_EXECUTE: Final = "chassis.execute_task"
 # A store or a loop that needs longer than this for one durable write is stuck: then the watchdog is not fed.
 _HEALTHY_WRITE_S: Final = 5.0
 
@@ -95,7 +95,10 @@ async def serve(
             await _start(stack, store.run)
 
             bus, claims = LocalBus(), Claims()
-            operations = Operations(store, bus, now_ms=now_ms)
+            latencies = {kind: LatencyWindow() for kind in (*_MEASURED, "execute")}
+            operations = Operations(
+                store, bus, now_ms=now_ms, latencies={op: latencies[kind] for kind, op in _MEASURED.items()}
+            )
             governor = IFGovernor(
                 store,
                 bus,
@@ -130,7 +133,6 @@ async def serve(
             await _start(stack, coordinator.run)  # offers tasks by what the governor knows
             await _start(stack, chassis.run)
 
-            latencies = {kind: LatencyWindow() for kind in _MEASURED}
             attention = Attention(bus, coordinator.attention, swarms_per_connection=config.rpc.swarms_per_connection)
             where = str(config.daemon.socket) if listener is None else _name_of(listener)
             status = Status(
@@ -170,8 +172,10 @@ async def serve(
                 optimise=IFOptimise(store),
                 attention=attention,
             )
+            execute = table[_EXECUTE]
+            table[_EXECUTE] = attrs.evolve(execute, handler=latencies["execute"].timed(execute.handler))
             server = Server(
-                _measured(table, latencies),
+                table,
                 limits=config.rpc,
                 operator_uids=frozenset(config.operators.uids),
                 operator_gids=config.operators.gids(),
@@ -226,14 +230,6 @@ async def _feed_watchdog(notifier: Notifier, store: Store, interval_s: float) ->
             await store.txn(Txn(then=[Put("daemon/heartbeat", pack(now_ms()))]))
             notifier.alive()
         await trio.sleep(interval_s)
-
-
-def _measured(table: dict[str, Method], latencies: dict[str, LatencyWindow]) -> dict[str, Method]:
-    measured = dict(table)
-    for kind, names in _MEASURED.items():
-        for name in names:
-            measured[name] = attrs.evolve(table[name], handler=latencies[kind].timed(table[name].handler))
-    return measured
 
 
 async def _open_escalations(governor: IFGovernor) -> list[dict[str, Any]]:

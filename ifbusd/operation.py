@@ -7,12 +7,14 @@ keys in between, the decision is made again on fresh reads, so two callers can n
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from ifbus.errors import IdempotencyConflict, IfbusError, Momentary, Unavailable
 from ifbusd.bus.base import Bus, Message
 from ifbusd.identity import Caller
+from ifbusd.latency import LatencyWindow
 from ifbusd.store.base import Compare, Delete, KeyValue, LeaseNotFound, Op, Put, Store, Txn, TxnResult
 from ifbusd.store.codec import pack, unpack
 
@@ -80,10 +82,24 @@ class Tx:
 class Operations:
     """Runs every state-changing operation of every component. The mutable state is the current window's lease."""
 
-    def __init__(self, store: Store, bus: Bus, *, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        bus: Bus,
+        *,
+        now_ms: Callable[[], int],
+        latencies: Mapping[str, LatencyWindow] = MappingProxyType({}),
+    ) -> None:
+        """Wire it up.
+
+        Args:
+            now_ms: Wall clock.
+            latencies: Where the time of an operation that succeeded goes, by its name; others are not measured.
+        """
         self._store = store
         self._bus = bus
         self._now_ms = now_ms
+        self._latencies = latencies
         self._window = 0
         self._window_lease = 0
 
@@ -105,6 +121,13 @@ class Operations:
 
         Durable on return. Cancelled, it may have been committed: retry with the same idempotency key.
         """
+        window = self._latencies.get(op)
+        if window is None:
+            return await self._run(caller, op, target, body)
+        with window.measuring():
+            return await self._run(caller, op, target, body)
+
+    async def _run(self, caller: Caller, op: str, target: str, body: Body) -> dict[str, Any]:
         idempotency = _idempotency_key(caller)
         for _ in range(MAX_TRIES):
             if idempotency:

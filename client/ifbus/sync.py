@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from ifbus import calls
+from ifbus import calls, module
+from ifbus.answers import ClaimEnd, CostEntry, Refusal, Registration
 from ifbus.calls import shown_signature
+from ifbus.claim import ClaimCore, SpendingCore
+from ifbus.errors import ConnectionFailed, DeadlineExceeded, LeaseLost
 from ifbus.exchange import Feed
+from ifbus.lease import Renewal, Tenure
 from ifbus.link import Link, Subscription
-from ifbus.models import InboxMessage
+from ifbus.models import BlockerAlert, Execution, InboxMessage, ResourceLimits, Task, TaskClaim
 from ifbus.request import Call
+from ifbus.steps import drive
+from ifbus.worker import WAIT_S, SwarmCore, registration_steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 def _blocking(build: Callable[P, Call[R]]) -> Callable[Concatenate[Client, P], R]:
@@ -94,3 +102,222 @@ class Client(Link):
     def subscribe_escalations(self) -> Subscription[dict[str, Any]]:
         """Open escalations and each new one (operator), as ``{"kind", "swarm_id", "reason", "at_ms", ...}``."""
         return self.subscribe(Feed("escalation", "governor.subscribe_escalations"), dict)
+
+    def register(
+        self,
+        swarm_id: str,
+        *,
+        capabilities: Sequence[str] | None = None,
+        cost_per_hour_usd: calls.Usd | None = None,
+        budget_usd: calls.Usd | None = None,
+        model: str | None = None,
+        orchestrator: bool | None = None,
+        lease_ms: int | None = None,
+        resume_token: str | None = None,
+        on_lease_lost: Callable[[LeaseLost], None] | None = None,
+    ) -> Swarm:
+        """Start a session and keep it alive until it is left: ``with bus.register("builder") as swarm``.
+
+        Its lease is renewed from a thread and a connection of its own, so a busy holder does not lose its claims.
+
+        Args:
+            on_lease_lost: Called once, in the renewing thread, when the session can no longer be proven: stop touching the
+                world. Every later call as its holder raises LeaseLost all the same.
+
+        Takes and raises, beside that, what `register_swarm` does.
+        """
+        registration, tenure = drive(
+            registration_steps(
+                swarm_id,
+                capabilities=capabilities,
+                cost_per_hour_usd=cost_per_hour_usd,
+                budget_usd=budget_usd,
+                model=model,
+                orchestrator=orchestrator,
+                lease_ms=lease_ms,
+                resume_token=resume_token,
+            ),
+            self.perform,
+        )
+        self._routes.swarms.append(swarm_id)
+        # An inherited connection cannot be opened a second time: there the renewals share it.
+        owns_link = self._inherited is None
+        link = Link(self.socket_path, timeout=self.timeout) if owns_link else self
+        return Swarm(self, registration, tenure, link, owns_link=owns_link, on_lease_lost=on_lease_lost)
+
+
+class Swarm(SwarmCore):
+    """A live session: takes tasks and letters for one swarm. Made by `Client.register`; leave it with `close` or ``with``.
+
+    Threads may share it: each claim belongs to whom it was given.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        registration: Registration,
+        tenure: Tenure,
+        link: Link,
+        *,
+        owns_link: bool,
+        on_lease_lost: Callable[[LeaseLost], None] | None,
+    ) -> None:
+        super().__init__(registration, tenure)
+        self._client = client
+        self._freed = threading.Condition()
+        self._in_flight = 0
+        self._renewal = Renewal(
+            link,
+            tenure,
+            registration.resume_token,
+            owns_link=owns_link,
+            on_lost=on_lease_lost or (lambda error: None),
+        )
+        self._renewal.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> tuple[str, ...]:
+        """End the session: what it still holds comes free at once; the ids of those tasks. Twice is fine."""
+        try:
+            return drive(self.leave_steps(), self._client.perform)
+        except (ConnectionFailed, DeadlineExceeded):
+            return ()  # the daemon is gone: the session ends with its lease
+        finally:
+            self._renewal.stop()
+            if self.swarm_id in self._client._routes.swarms:
+                self._client._routes.swarms.remove(self.swarm_id)
+
+    def tasks(self, spec: type[S] | None = None, *, max_in_flight: int = 1) -> Iterator[Claim[S]]:
+        """Tasks for this swarm, the best ready one each time, waiting in the daemon while there is none.
+
+        Ends when the swarm is drained. The next one is claimed when fewer than `max_in_flight` are held, so a loop that
+        works on each before it goes on has one at a time, and one that hands them to threads as many as it says.
+
+        Args:
+            spec: An attrs class or dataclass that `Claim.spec` fills from the payload.
+
+        Raises:
+            BreakerTripped: The swarm is stopped until an operator resets it.
+            LeaseLost: The session has ended.
+        """
+        while True:
+            with self._freed:
+                while self._in_flight >= max_in_flight:
+                    self._freed.wait()
+            if self._is_draining:
+                return
+            grant = drive(self.next_steps(wait=WAIT_S), self._client.perform)
+            if isinstance(grant, TaskClaim):
+                yield self._held(grant, spec)
+
+    def claim(self, task_id: str, spec: type[S] | None = None, *, wait: float = 0) -> Claim[S] | Refusal:
+        """Claim one task in this session; a falsy `Refusal` if somebody else holds it.
+
+        Args:
+            wait: Seconds to wait for it, if it is held or not ready.
+
+        Raises:
+            NotFound, NotReady, NotQualified, BreakerTripped, BudgetExceeded: The daemon's no.
+            LeaseLost: The session has ended.
+        """
+        grant = drive(self.claim_steps(task_id, wait=wait), self._client.perform)
+        return self._held(grant, spec) if isinstance(grant, TaskClaim) else grant
+
+    def inbox(self, *, after_seq: int = 0) -> Iterator[InboxMessage]:
+        """The swarm's letters, those that wait first; each is acknowledged when the next one is asked for.
+
+        Whoever dies over a letter finds it again. Ends when the client is closed.
+        """
+        with self._client.subscribe_inbox(self.swarm_id, after_seq=after_seq) as letters:
+            for letter in letters:
+                yield letter
+                drive(self.read_steps(letter), self._client.perform)
+
+    def _held(self, grant: TaskClaim, spec: type[S] | None) -> Claim[S]:
+        with self._freed:
+            self._in_flight += 1
+        return Claim(grant, self._tenure, self._loaded, spec, self._client.perform, self._let_go)
+
+    def _let_go(self) -> None:
+        with self._freed:
+            self._in_flight -= 1
+            self._freed.notify_all()
+
+
+class Claim(ClaimCore[S], Generic[S]):
+    """A task in our hands: ``with task:`` and say how it went; an exception fails it, no verdict gives it back.
+
+    Every call as the holder carries the fencing token, and raises LeaseLost once the claim has ended: then stop.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        drive(self.leave_steps(error), self._perform)
+
+    def progress(self, percent: int, note: str | None = None) -> Task:
+        """Say how far it is, 0 to 100; the task as it stands. Raises LeaseLost."""
+        return drive(self.progress_steps(percent, note), self._perform)
+
+    def complete(self, result: Any = None) -> ClaimEnd:
+        """End the task with a result, any plain value of at most 32 KiB. Raises LeaseLost."""
+        return drive(self.complete_steps(result), self._perform)
+
+    def fail(self, error: str, *, retry: bool = False) -> ClaimEnd:
+        """End the claim with a failure, and the task too, unless it is to be offered again. Raises LeaseLost."""
+        return drive(self.fail_steps(error, retry=retry), self._perform)
+
+    def release(self, note: str | None = None) -> ClaimEnd:
+        """Give the task back without a verdict; others may claim it at once. Raises LeaseLost."""
+        return drive(self.release_steps(note), self._perform)
+
+    def blocked(
+        self, reason: str, *, needs: Sequence[str] | None = None, severity: calls.Severity | None = None
+    ) -> BlockerAlert:
+        """Give the task back because it cannot go on; it stays blocked until somebody resolves that. Raises LeaseLost.
+
+        Args:
+            needs: Capabilities that would help; the best qualified swarms are asked.
+        """
+        return drive(self.blocked_steps(reason, needs=needs, severity=severity), self._perform)
+
+    def execute(
+        self,
+        source: module.Source,
+        *,
+        input: Any = None,
+        limits: ResourceLimits | None = None,
+        kind: module.Kind | None = None,
+        export: str = "",
+        profile: str = "default",
+    ) -> Execution:
+        """Run WebAssembly in a sandbox for this task; uploaded and loaded once per content. See `ClaimCore.execute_steps`."""
+        steps = self.execute_steps(source, input=input, limits=limits, kind=kind, export=export, profile=profile)
+        return drive(steps, self._perform)
+
+    def spend(self, operation: str, estimate_usd: calls.Usd) -> Spending:
+        """Set money aside for one operation: ``with task.spend("llm", estimate_usd="0.12") as cost: ... cost.settle(usd=...)``."""
+        return Spending(self, operation, estimate_usd)
+
+
+class Spending(SpendingCore):
+    """Money set aside while the ``with`` block runs; what was not settled is given back at its end."""
+
+    def __enter__(self) -> Self:
+        drive(self.reserve_steps(), self._perform)
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        drive(self.give_back_steps(error), self._perform)
+
+    def settle(
+        self, *, usd: calls.Usd | None = None, model: str | None = None, usage: Mapping[str, int] | None = None
+    ) -> CostEntry:
+        """Record what it really cost, once. See `SpendingCore.settle_steps`."""
+        return drive(self.settle_steps(usd=usd, model=model, usage=usage), self._perform)

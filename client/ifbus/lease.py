@@ -1,0 +1,176 @@
+"""How long a holder may believe that it is one: decided pessimistically, from its own clock alone.
+
+A lease proves nothing to the daemon (only the fencing token does), but a holder must know when to stop touching the world.
+The lease began, for the daemon, when the renewal *arrived*; the holder counts from when it was *sent*, so it always stops
+first. The clock is CLOCK_BOOTTIME, which goes on while the machine sleeps.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ifbus import calls
+from ifbus.backoff import backoff
+from ifbus.errors import ConnectionFailed, IfbusError, LeaseLost, Momentary
+from ifbus.link import GRACE_S, Link
+
+# A renewal may be tried this often within a lease, so that one lost or slow one does not cost the claims.
+RENEWALS_PER_LEASE: Final = 3
+# A last try close to the deadline still gets this long: a local answer takes far less.
+LEAST_TIMEOUT_S: Final = 0.05
+
+
+def now_s() -> float:
+    """Seconds of CLOCK_BOOTTIME."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Tenure:
+    """Until when a session, and each claim in it, can be proven. Pure: every time is an argument, in seconds of one clock.
+
+    Attributes:
+        lost: Set once, when the session cannot be proven any more; it never comes back.
+    """
+
+    def __init__(self, swarm_id: str, *, lease_ms: int, sent_s: float, pid: int) -> None:
+        self.swarm_id = swarm_id
+        self.lease_s = lease_ms / 1000
+        self.proven_until_s = sent_s + self.lease_s
+        self.lost: LeaseLost | None = None
+        self._pid = pid
+        self._held_since_s: dict[str, float] = {}
+        self._gone: set[str] = set()
+        self._last_sent_s = sent_s
+
+    def hold(self, handle: str, at_s: float) -> None:
+        """A claim was won."""
+        self._held_since_s[handle] = at_s
+
+    def let_go(self, handle: str) -> None:
+        """A claim has ended by its holder's own word."""
+        self._held_since_s.pop(handle, None)
+
+    def renewed(self, *, lease_ms: int, sent_s: float, listed: Iterable[str]) -> list[str]:
+        """The daemon renewed the session and listed its claims; the handles that were found to be gone.
+
+        A claim counts as gone only if it was held already when the renewal before this one was sent: the list may be a
+        moment older than a claim that was won meanwhile.
+        """
+        if self.lost is not None:
+            return []
+        before_s, self._last_sent_s = self._last_sent_s, sent_s
+        self.lease_s = lease_ms / 1000
+        self.proven_until_s = max(self.proven_until_s, sent_s + self.lease_s)
+        known = set(listed)
+        gone = [handle for handle, since_s in list(self._held_since_s.items()) if since_s < before_s and handle not in known]
+        for handle in gone:
+            self._held_since_s.pop(handle, None)
+        self._gone.update(gone)
+        return gone
+
+    def next_renewal_s(self, now_s: float) -> float:
+        """Seconds from now until the next renewal is due."""
+        return max(0.0, self._last_sent_s + self.lease_s / RENEWALS_PER_LEASE - now_s)
+
+    def lose(self, reason: str) -> LeaseLost:
+        """The session is over; the error that every later call as its holder raises."""
+        if self.lost is None:
+            self.lost = LeaseLost(
+                f"cannot act for {self.swarm_id} any more: {reason}; nothing was written",
+                data={"swarm_id": self.swarm_id},
+                would_change=[{"by": "self", "what": "stop this work, register again", "call": f"ifbus swarm register {self.swarm_id}"}],
+            )
+        return self.lost
+
+    def check(self, now_s: float, pid: int, handle: str | None = None) -> None:
+        """Return if the session, and the claim if one is named, can be proven at this moment.
+
+        Raises:
+            LeaseLost: It cannot; the holder must stop now.
+        """
+        if self.lost is None and pid != self._pid:
+            raise LeaseLost(f"cannot act for {self.swarm_id}: this process is a fork of the one that registered it")
+        if self.lost is None and now_s >= self.proven_until_s:
+            self.lose(f"its lease of {self.lease_s:g} s was not renewed in time")
+        if self.lost is not None:
+            # A new instance for each caller: a shared one would collect everybody's tracebacks.
+            raise LeaseLost(self.lost.message, data=self.lost.data)
+        if handle is not None and handle in self._gone:
+            raise LeaseLost(f"{handle} has ended: the daemon lists it no more; nothing was written", data={"handle": handle})
+
+
+class Renewal:
+    """Renews a session from a thread and a connection of its own, so that a busy holder does not lose its claims.
+
+    Args:
+        link: The connection that renews; closed with this if `owns_link`.
+        on_lost: Called once in this thread when the session is lost, with the error.
+    """
+
+    def __init__(
+        self, link: Link, tenure: Tenure, resume_token: str, *, owns_link: bool, on_lost: Callable[[LeaseLost], None]
+    ) -> None:
+        self._link = link
+        self._tenure = tenure
+        self._resume_token = resume_token
+        self._owns_link = owns_link
+        self._on_lost = on_lost
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"ifbus renewal {tenure.swarm_id}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to renew."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Renew no more; comes back when the thread has ended, which a renewal under way delays by its connection's end."""
+        self._stopped.set()
+        if self._owns_link:
+            self._link.close()
+        if self._thread is not threading.current_thread() and self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        failures = 0
+        wait_s = self._tenure.next_renewal_s(now_s())
+        while not self._stopped.wait(wait_s):
+            sent_s = now_s()
+            left_s = self._tenure.proven_until_s - sent_s
+            timeout_s = max(LEAST_TIMEOUT_S, min(left_s, self._tenure.lease_s / RENEWALS_PER_LEASE) - GRACE_S)
+            try:
+                answer = self._link.perform(
+                    calls.renew_session(self._tenure.swarm_id, self._resume_token, timeout=timeout_s)
+                )
+            except (Momentary, ConnectionFailed) as error:
+                if self._stopped.is_set():
+                    return
+                left_s = self._tenure.proven_until_s - now_s()
+                if left_s <= 0:
+                    self._lose(f"its lease of {self._tenure.lease_s:g} s could not be renewed in time ({error.message})")
+                    return
+                wait_s = min(backoff(failures, random.random()), left_s)
+                failures += 1
+            except IfbusError as error:
+                if not self._stopped.is_set():
+                    self._lose(error.message)
+                return
+            else:
+                failures = 0
+                self._tenure.renewed(lease_ms=answer.lease_ms, sent_s=sent_s, listed=answer.claims)
+                if self._tenure.lost is not None:
+                    self._lose(self._tenure.lost.message)
+                    return
+                wait_s = self._tenure.next_renewal_s(now_s())
+
+    def _lose(self, reason: str) -> None:
+        self._on_lost(self._tenure.lose(reason))
+
+
+def check(tenure: Tenure, handle: str | None = None) -> None:
+    """As `Tenure.check`, now and in this process."""
+    tenure.check(now_s(), os.getpid(), handle)
