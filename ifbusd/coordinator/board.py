@@ -7,10 +7,10 @@ try, never a double owner.
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 import attrs
-import structlog
 import trio
 
 from ifbus.errors import Unavailable
@@ -33,7 +33,7 @@ from ifbusd.coordinator.model import (
 from ifbusd.coordinator.offers import Entry, Held, Offers
 from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 
-_log = structlog.get_logger()
+_log = logging.getLogger(__name__)
 _PAGE: Final = 1_000
 # A watch that broke is opened again after this.
 _RETRY_S: Final = 0.5
@@ -95,7 +95,7 @@ class Board:
                     async for batch in watch:
                         self.apply(batch)
             except Compacted:
-                _log.info("board reads everything anew", revision=self.revision)
+                _log.info("board reads everything anew", extra={"revision": self.revision})
             except Unavailable:
                 if task_status is not trio.TASK_STATUS_IGNORED:
                     raise

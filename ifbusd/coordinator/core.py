@@ -8,7 +8,9 @@ from typing import Any
 from ifbus.errors import IfbusError, LimitExceeded, NotFound, StaleToken
 from ifbus.models import check_identifier
 from ifbusd.bus.base import Bus
+from ifbusd.codec import pack
 from ifbusd.coordinator import rules
+from ifbusd.coordinator.admission import Admission
 from ifbusd.coordinator.board import Board
 from ifbusd.coordinator.holder import Claims
 from ifbusd.coordinator.leases import RetiredLeases
@@ -22,11 +24,9 @@ from ifbusd.coordinator.model import (
     MessageRecord,
     TaskRecord,
 )
-from ifbusd.governor.interface import Admission
 from ifbusd.identity import Caller
 from ifbusd.operation import Operations, Tx
 from ifbusd.store.base import Get, KeyValue, Store, Txn
-from ifbusd.store.codec import pack
 
 Answer = dict[str, Any]
 

@@ -35,6 +35,9 @@ class Inbox(Core):
         """See `interface.Coordinator.push_task_to_swarm`."""
         check_identifier(swarm_id, "swarm_id")
 
+        if not self._has_room(swarm_id):
+            await self.board.catch_up()  # it may just have been acknowledged
+
         async def push(tx: Tx) -> Answer:
             task = await self._task(tx, task_id)
             held = await tx.get_stored(CLAIMS + task_id)
@@ -91,6 +94,7 @@ class Inbox(Core):
                 _MAX_BODY_BYTES,
                 "a shorter body; it can name where more is",
             )
+        await self.board.catch_up()
         at_ms = self._now_ms()
         message = MessageRecord(kind="broadcast", body={"topic": topic, **body}, sender=sender, at_ms=at_ms)
         answer: Answer = {}

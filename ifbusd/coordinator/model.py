@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 import attrs
 from attrs.validators import and_, ge, le
 
-from ifbusd.store.codec import unpack
+from ifbusd.codec import unpack
 
 TASKS: Final = "tasks/"
 CLAIMS: Final = "claims/"

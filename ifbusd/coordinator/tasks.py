@@ -7,13 +7,13 @@ from typing import Any
 from ifbus.errors import AlreadyExists, IfbusError, InvalidParams, NotFound
 from ifbus.models import check_identifier
 from ifbus.money import NO_MONEY, MicroUsd
+from ifbusd.codec import unpack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
 from ifbusd.coordinator.model import CLAIMS, TASK_COUNTER, TASKS, ClaimRecord, TaskRecord
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import KeyValue
-from ifbusd.store.codec import unpack
 
 
 class Tasks(Core):
@@ -47,6 +47,9 @@ class Tasks(Core):
         )
         if task_id is not None:
             check_identifier(task_id, "task_id")
+
+        if self.board.open_tasks() >= self._config.open_tasks:
+            await self.board.catch_up()  # some may just have ended
 
         async def create(tx: Tx) -> Answer:
             used, allowed = self.board.open_tasks(), self._config.open_tasks

@@ -167,7 +167,9 @@ async def test_a_swarm_is_its_users_alone(world: World) -> None:
     ):
         with pytest.raises(PermissionDenied):
             await attempt
-    assert [entry["outcome"] for entry in await world.record() if entry["uid"] == STRANGER] == ["permission_denied"] * 10
+    assert [entry["outcome"] for entry in await world.record() if entry["uid"] == STRANGER] == [
+        "permission_denied"
+    ] * 10
     for look in (world.it.read_inbox(stranger, "docs"), world.it.attention(stranger, "docs")):
         with pytest.raises(PermissionDenied):
             await look

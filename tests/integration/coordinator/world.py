@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from ifbusd.bus.local import LocalBus
+from ifbusd.codec import unpack
 from ifbusd.coordinator.holder import Claims
 from ifbusd.coordinator.model import CoordinatorConfig
 from ifbusd.coordinator.service import IFCoordinator
@@ -23,7 +24,6 @@ from ifbusd.governor.model import ACCOUNTS, Account, Policy
 from ifbusd.governor.service import IFGovernor
 from ifbusd.identity import Caller, Peer
 from ifbusd.operation import Operations
-from ifbusd.store.codec import unpack
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.store.embedded import EmbeddedStore
 

@@ -8,12 +8,12 @@ import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ifbusd.codec import pack
 from ifbusd.coordinator.board import Board
 from ifbusd.coordinator.mailboxes import Listener
 from ifbusd.coordinator.model import BlockerRecord, ClaimRecord, MessageRecord, TaskRecord
 from ifbusd.coordinator.offers import Waiter
 from ifbusd.store.base import KeyValue, WatchEvent
-from ifbusd.store.codec import pack
 
 TASKS = ["a", "b", "c", "d", "e", "f"]
 SWARMS = ["s1", "s2"]
@@ -74,7 +74,9 @@ def step(model: Model, draw: Any) -> list[WatchEvent]:
     if kind == "create":
         if not free:
             return []
-        depends_on = draw(st.lists(st.sampled_from(sorted(model.tasks)), unique=True, max_size=2)) if model.tasks else []
+        depends_on = (
+            draw(st.lists(st.sampled_from(sorted(model.tasks)), unique=True, max_size=2)) if model.tasks else []
+        )
         task = TaskRecord(
             n=len(model.tasks) + 1,
             title="t",

@@ -75,9 +75,7 @@ def test_no_ready_task_is_forgotten(data: st.DataObject) -> None:
     assert not len(offers)
 
 
-def look(
-    offers: Offers, waiter: Waiter, can: frozenset[str], data: st.DataObject, waiting: dict[Waiter, Any]
-) -> None:
+def look(offers: Offers, waiter: Waiter, can: frozenset[str], data: st.DataObject, waiting: dict[Waiter, Any]) -> None:
     """What the service does with a waiter: take the best or find nothing, and look again if something came up meanwhile."""
     while True:
         found = offers.candidates(waiter, lambda kind: kind[0] <= can, most=3)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ifbus.errors import IfbusError, InvalidParams
 from ifbus.models import BlockerAlert, Task
+from ifbusd.codec import pack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.model import BlockerRecord, ClaimRecord, MessageRecord, SessionRecord, TaskRecord
-from ifbusd.store.codec import pack
 
 TASK = TaskRecord(n=1, title="Write it")
 CLAIM = ClaimRecord(swarm_id="docs", incarnation=1, uid=1000, lease_ms=30_000, claimed_at_ms=1_000, percent=40)
@@ -220,7 +220,9 @@ def test_checks_read_alike() -> None:
 
 def test_a_blocker_reads_as_the_model() -> None:
     """With and without a task."""
-    blocker = BlockerRecord(swarm_id="docs", reason="stuck", uid=1, task_id="T-1", token=4, needs=["a:b"], helpers=["h"])
+    blocker = BlockerRecord(
+        swarm_id="docs", reason="stuck", uid=1, task_id="T-1", token=4, needs=["a:b"], helpers=["h"]
+    )
     alert = BlockerAlert.from_wire(rules.blocker_view("B-1", blocker))
     assert (alert.task_id, alert.token, alert.needs, alert.helpers) == ("T-1", 4, ("a:b",), ("h",))
     assert "task_id" not in rules.blocker_view("B-1", attrs.evolve(blocker, task_id=""))

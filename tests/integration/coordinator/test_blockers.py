@@ -1,0 +1,134 @@
+"""Blockers: heard by those who decide and those who can help; the task waits if it was given back."""
+
+import pytest
+
+from ifbus.errors import InvalidParams, LimitExceeded, NotFound, NotReady, PermissionDenied
+from ifbus.models import BlockerAlert
+from ifbusd.coordinator.blockers import _ORCHESTRATORS
+from ifbusd.coordinator.model import CoordinatorConfig
+from tests.integration.coordinator.world import STRANGER, World, open_world
+
+
+async def test_a_blocker_is_heard(world: World) -> None:
+    """Orchestrators get a letter, the best qualified swarms a call for help, operators an escalation; the claim goes on."""
+    told = []
+    world.bus.subscribe("escalations", lambda _, message: told.append(message["kind"]))
+    await world.swarm("boss", orchestrator=True)
+    await world.swarm("gpu", "gpu:cuda")
+    await world.swarm("docs", budget=1_000)
+    await world.task("T-1", estimate_usd=10)
+    token = await world.token("T-1", "docs")
+    answer = await world.it.detect_blocker(
+        world.me,
+        "docs",
+        {"reason": "no GPU", "task_id": "T-1", "token": token, "severity": "high", "needs": ["gpu:cuda"]},
+    )
+    alert = BlockerAlert.from_wire(answer["blocker"])
+    assert (alert.swarm_id, alert.task_id, alert.token, alert.helpers) == ("docs", "T-1", token, ("gpu",))
+    assert [(letter["kind"], letter["urgent"]) for letter in await world.inbox("boss")] == [("blocker", True)]
+    assert [(letter["kind"], letter["sender"]) for letter in await world.inbox("gpu")] == [("help", "docs")]
+    assert told == ["blocker"]
+    assert (await world.it.list_blockers(world.me))["blockers"] == [answer["blocker"]]
+    assert (await world.show("T-1"))["state"] == "claimed"
+    await world.it.complete_task(world.me, "T-1", "docs", token)
+
+
+async def test_a_task_given_back_waits_for_its_blocker(world: World) -> None:
+    """Released with the report, it is blocked, its money is back; resolved, it is ready and whoever waits gets it."""
+    await world.swarm("docs", budget=1_000)
+    await world.task("T-1", estimate_usd=10)
+    token = await world.token("T-1", "docs", lease_ms=3_600_000)
+    await world.it.report_progress(world.me, "T-1", "docs", token, 30)
+    answer = await world.it.detect_blocker(
+        world.me, "docs", {"reason": "no key", "task_id": "T-1", "token": token, "release": True}
+    )
+    blocker_id = answer["blocker"]["blocker_id"]
+    task = await world.show("T-1")
+    assert (task["state"], task["blocker_id"], task["percent"], task["note"]) == ("blocked", blocker_id, 30, "no key")
+    assert (await world.account("docs")).reserved == 0
+    with pytest.raises(NotReady) as blocked:
+        await world.it.claim_task(world.me, "T-1", "docs")
+    assert blocked.value.data["blocker_id"] == blocker_id
+    assert blocked.value.would_change
+    with pytest.raises(NotReady):
+        await world.it.push_task_to_swarm(world.me, "T-1", "docs")
+    assert not (await world.it.claim_next(world.me, "docs"))["claimed"]
+    await world.it.resolve_blocker(world.me, blocker_id, swarm_id="docs", note="here it is")
+    task = await world.show("T-1")
+    assert (task["state"], task["note"]) == ("ready", "here it is")
+    assert (await world.inbox("docs"))[0]["body"]["resolved"] is True
+    assert (await world.it.list_blockers(world.me))["blockers"] == []
+    await world.token("T-1", "docs")
+
+
+async def test_resolving_is_for_those_concerned(world: World) -> None:
+    """A stranger is refused with who may; a helper, an orchestrator and an operator may; once it is resolved there is none."""
+    await world.swarm("docs")
+    await world.swarm("gpu", "gpu:cuda", uid=2001)
+    await world.swarm("boss", uid=2002, orchestrator=True)
+    for caller, swarm_id in ((world.caller(2001), "gpu"), (world.caller(2002), "boss"), (world.caller(0), "")):
+        answer = await world.it.detect_blocker(world.me, "docs", {"reason": "stuck", "needs": ["gpu:cuda"]})
+        blocker_id = answer["blocker"]["blocker_id"]
+        with pytest.raises(PermissionDenied) as refused:
+            await world.it.resolve_blocker(world.caller(STRANGER), blocker_id)
+        assert set(refused.value.data["may"]) == {"docs", "gpu", "boss"}
+        with pytest.raises(PermissionDenied):
+            await world.it.resolve_blocker(world.caller(STRANGER), blocker_id, swarm_id="gpu")
+        await world.it.resolve_blocker(caller, blocker_id, swarm_id=swarm_id)
+        with pytest.raises(NotFound):
+            await world.it.resolve_blocker(caller, blocker_id, swarm_id=swarm_id)
+
+
+async def test_a_blocker_of_a_task_that_moved_on_changes_nothing_of_it(world: World) -> None:
+    """Resolved after its task was completed, the task stays as it is."""
+    await world.swarm("docs")
+    await world.task("T-1")
+    token = await world.token("T-1", "docs")
+    answer = await world.it.detect_blocker(world.me, "docs", {"reason": "stuck", "task_id": "T-1", "token": token})
+    await world.it.complete_task(world.me, "T-1", "docs", token, result=1)
+    before = await world.show("T-1")
+    await world.it.resolve_blocker(world.me, answer["blocker"]["blocker_id"], swarm_id="docs", note="late")
+    assert await world.show("T-1") == before
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {},
+        {"reason": ""},
+        {"reason": 1},
+        {"reason": "x", "severity": "huge"},
+        {"reason": "x", "needs": "gpu:cuda"},
+        {"reason": "x", "needs": ["gpu"]},
+        {"reason": "x", "token": True},
+        {"reason": "x", "release": 1},
+        {"reason": "x", "unknown": 1},
+        {"reason": "x" * 5000},
+        {"reason": "x", "task_id": "../T-1", "token": 1},
+    ],
+)
+async def test_a_report_that_makes_no_sense_is_refused(world: World, info: dict[str, object]) -> None:
+    """The refusal names the field."""
+    await world.swarm("docs")
+    with pytest.raises(InvalidParams):
+        await world.it.detect_blocker(world.me, "docs", info)
+    assert world.it.statistics().blockers == 0
+
+
+async def test_blockers_are_bounded_however_many_listen(tmp_path: object) -> None:
+    """Open blockers have a limit with figures, and many orchestrators or full inboxes do not keep a report from being made."""
+    config = CoordinatorConfig(blockers=3, inbox_messages=2)
+    async with open_world(tmp_path, config=config) as world:  # type: ignore[arg-type]
+        for n in range(_ORCHESTRATORS + 10):
+            await world.swarm(f"boss{n:03d}", orchestrator=True)
+        await world.swarm("docs")
+        full: list[str] = []
+        for n in range(3):
+            answer = await world.it.detect_blocker(world.me, "docs", {"reason": f"r{n}"})
+            full = answer["full_inboxes"]
+        assert len(full) == _ORCHESTRATORS
+        with pytest.raises(LimitExceeded) as refused:
+            await world.it.detect_blocker(world.me, "docs", {"reason": "one more"})
+        assert refused.value.data.items() >= {"limit": "blockers", "used": 3, "allowed": 3}.items()
+        assert refused.value.would_change
+        assert (await world.outcomes("detect_blocker"))[-1] == "limit_exceeded"
