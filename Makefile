@@ -25,7 +25,7 @@ $(BIN)/python:
 
 # Two stamps, so that who only wants to see the demo need not download the tools of those who change the code.
 .venv/.runtime: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) --editable '.[cli,daemon]'
+	$(PIP_INSTALL) --editable '.[cli,daemon,tool]'
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -24,6 +24,7 @@ import trio
 
 from ifbusd.bus.local import LocalBus
 from ifbusd.chassis.service import IFChassis
+from ifbusd.codec import pack
 from ifbusd.config import Config
 from ifbusd.coordinator.holder import Claims
 from ifbusd.coordinator.service import IFCoordinator
@@ -41,7 +42,6 @@ from ifbusd.rpc.server import Server
 from ifbusd.sdnotify import Notifier
 from ifbusd.status import Status
 from ifbusd.store.base import Put, Store, Txn
-from ifbusd.store.codec import pack
 from ifbusd.store.dirlock import lock_directory
 from ifbusd.store.embedded import EmbeddedStore
 from ifbusd.witness.service import IFWitness

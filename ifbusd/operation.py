@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from ifbus.errors import IdempotencyConflict, IfbusError, Momentary, Unavailable
 from ifbusd.bus.base import Bus, Message
+from ifbusd.codec import pack, unpack
 from ifbusd.identity import Caller
 from ifbusd.latency import LatencyWindow
 from ifbusd.store.base import Compare, Delete, KeyValue, LeaseNotFound, Op, Put, Store, Txn, TxnResult
-from ifbusd.store.codec import pack, unpack
 
 Body = Callable[["Tx"], Awaitable[dict[str, Any]]]
 

@@ -5,13 +5,13 @@ One compilation runs at a time; others wait in a bounded queue. The same module 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import attrs
-import structlog
 import trio
 
 from ifbus.errors import CompileLimit, IfbusError, InvalidModule, Overloaded, Unavailable
@@ -24,7 +24,7 @@ from ifbusd.chassis.worker import CompileOrder
 
 T = TypeVar("T")
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 # File work of the chassis: its own threads, so that a slow disk does not take those of others.
 FILE_THREADS: Final = 4
@@ -116,7 +116,7 @@ class Compiler:
             found = await self._in_thread(lambda: self._cache.load(key))
         except cache.Tampered as error:
             self.tampered += 1
-            _log.warning("chassis.cache_tampered", file=str(error))
+            _log.warning("chassis.cache_tampered", extra={"file": str(error)})
             return None
         if found is None:
             return None
@@ -191,7 +191,7 @@ def _failure(
         case ["failed", "invalid", str(message)]:
             return InvalidModule(f"cannot load the module: {message}", data={"module_sha256": contract.module_sha256})
         case ["failed", "lockdown", str(message)]:
-            _log.error("chassis.lockdown_failed", reason=message)
+            _log.error("chassis.lockdown_failed", extra={"reason": message})
             return Unavailable(f"cannot compile safely on this host: {message}")
         case ["failed", "code_bytes", _]:
             return _compile_limit(contract, "code_bytes", profile.code_bytes, profile.code_bytes)
@@ -201,7 +201,7 @@ def _failure(
         used_ms = max(ended.cpu_us // 1000, profile.cpu_s * 1000)
         return _compile_limit(contract, "cpu_ms", used_ms, profile.cpu_s * 1000)
     # Out of memory, the compiler aborts; its abort's own system call is one that the filter kills for.
-    _log.info("chassis.compiler_ended", signal=str(ended.signal), module=contract.module_sha256)
+    _log.info("chassis.compiler_ended", extra={"signal": str(ended.signal), "module_sha256": contract.module_sha256})
     return _compile_limit(contract, "data_bytes", profile.data_bytes, profile.data_bytes)
 
 

@@ -7,6 +7,7 @@ that crossed one is killed and replaced at the next execution.
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import time
 from collections import deque
@@ -14,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import attrs
-import structlog
 import trio
 
 from ifbus.errors import GuestFailed, IfbusError, LimitExceeded, Overloaded
@@ -23,7 +23,7 @@ from ifbusd.chassis.messages import BrokenWorker, Outcome, pack, unpack_outcome
 from ifbusd.chassis.model import LoadedModule, SandboxReport
 from ifbusd.chassis.processes import Exit, Worker
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 # Executions that a promise is measured over: enough for a p99, forgotten in minutes by a busy module.
 _SAMPLES: Final = 256
@@ -174,7 +174,9 @@ class Sandbox:
             else:
                 return
             ended = await self._end()
-            _log.warning("chassis.idle_sandbox_killed", swarm=self.swarm_id, reason=reason, signal=_name(ended))
+            _log.warning(
+                "chassis.idle_sandbox_killed", extra={"swarm": self.swarm_id, "reason": reason, "signal": _name(ended)}
+            )
 
     def report(self) -> SandboxReport:
         """The sandbox as it stands."""
@@ -225,7 +227,7 @@ class Sandbox:
     async def _worker(self) -> Ready:
         if self._ready is not None and not self._ready.worker.is_alive():
             ended = await self._end()
-            _log.warning("chassis.sandbox_ended", swarm=self.swarm_id, signal=_name(ended))
+            _log.warning("chassis.sandbox_ended", extra={"swarm": self.swarm_id, "signal": _name(ended)})
         elif self._ready is not None and self._cpu_used_up(self._ready.worker):
             await self._end()
         if self._ready is None:
@@ -260,7 +262,7 @@ class Sandbox:
                 return outcome, self._idle_cpu_us - before_us
         except BrokenWorker as error:
             await self._end()
-            _log.error("chassis.broken_worker", swarm=self.swarm_id, reason=str(error))
+            _log.error("chassis.broken_worker", extra={"swarm": self.swarm_id, "reason": str(error)})
             raise GuestFailed(f"stopped the module: its sandbox broke the protocol ({error})") from error
         except OSError:
             answer = b""
@@ -337,7 +339,7 @@ class Sandbox:
             return rules.exceeded(
                 "cpu_ms", used_ms, limits.wall_ms, "stopped the module: its sandbox used up its processor time"
             )
-        _log.error("chassis.sandbox_died", swarm=self.swarm_id, signal=_name(ended))
+        _log.error("chassis.sandbox_died", extra={"swarm": self.swarm_id, "signal": _name(ended)})
         if killer is signal.SIGSYS:
             # The abort of a process that is out of memory is such a call, too.
             return GuestFailed("stopped the module: its sandbox made a forbidden system call, or ran out of memory")

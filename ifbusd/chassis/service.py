@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import attrs
-import structlog
 import trio
 
 from ifbus.errors import IfbusError, InvalidModule, InvalidParams, LimitExceeded, NotFound, Overloaded, Unavailable
@@ -25,14 +25,14 @@ from ifbusd.chassis.processes import Worker, become_subreaper
 from ifbusd.chassis.sandbox import Ready, Run, Sandbox
 from ifbusd.chassis.supervisor import Supervisor
 from ifbusd.chassis.worker import ServeOrder
+from ifbusd.codec import unpack
 from ifbusd.identity import Caller
 from ifbusd.operation import Operations, Tx
 from ifbusd.store.base import Store
-from ifbusd.store.codec import unpack
 
 T = TypeVar("T")
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 # Mapping 33 MB of code and locking down takes 10 ms; the rest is for a busy machine.
 _LOAD_S: Final = 10.0
@@ -304,7 +304,7 @@ class IFChassis:
                 return ready
             # Written by this very engine on this very machine, and refused: another processor than before, or a bug.
             code.release()
-            _log.warning("chassis.code_refused", module=sandbox.module.contract.module_sha256)
+            _log.warning("chassis.code_refused", extra={"module_sha256": sandbox.module.contract.module_sha256})
             await self._get_compiler().forget(sandbox.module.contract)
         raise Unavailable("cannot start a sandbox: the engine refuses its own code")
 
@@ -367,11 +367,13 @@ class IFChassis:
                 case ["failed", "invalid", str(message)]:
                     failure = InvalidModule(f"cannot load the module: {message}")
                 case ["failed", "lockdown", str(message)]:
-                    _log.error("chassis.lockdown_failed", reason=message)
+                    _log.error("chassis.lockdown_failed", extra={"reason": message})
                     failure = Unavailable(f"cannot run guests safely on this host: {message}")
                 case _:
                     ended = await worker.end()
-                    _log.error("chassis.worker_not_ready", answer=str(answer)[:200], signal=str(ended.signal))
+                    _log.error(
+                        "chassis.worker_not_ready", extra={"answer": str(answer)[:200], "signal": str(ended.signal)}
+                    )
                     failure = Unavailable("cannot start a sandbox: its process ended while loading")
         except BaseException:
             if worker is not None:

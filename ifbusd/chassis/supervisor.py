@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
-import structlog
 import trio
 
 from ifbus.errors import Unavailable
 from ifbusd.chassis import rules
 from ifbusd.chassis.processes import Worker, Zygote
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 # A zygote that lived this long was well: its end starts a new count.
 _WELL_AFTER_S: Final = 10.0
@@ -50,7 +50,7 @@ class Supervisor:
                 status = await zygote.end()
             failures = 0 if trio.current_time() - began > _WELL_AFTER_S else failures + 1
             self.restarts += 1
-            _log.warning("chassis.zygote_ended", status=status, failures=failures)
+            _log.warning("chassis.zygote_ended", extra={"status": status, "failures": failures})
             zygote = await self._start_again(failures)
 
     async def _start_again(self, failures: int) -> Zygote:
@@ -60,7 +60,7 @@ class Supervisor:
                 return await Zygote.start()
             except Unavailable as error:
                 failures += 1
-                _log.error("chassis.zygote_not_started", reason=error.message, failures=failures)
+                _log.error("chassis.zygote_not_started", extra={"reason": error.message, "failures": failures})
 
     async def fork(self) -> Worker:
         """A new worker without an order; waits for a zygote that is just being replaced, and tries twice.

@@ -11,6 +11,7 @@ import attrs
 from ifbus.errors import InvalidParams, LimitExceeded, NotFound, PermissionDenied
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import to_usd
+from ifbusd.codec import unpack
 from ifbusd.governor import rules
 from ifbusd.governor.model import ACCOUNTS, PPM, SWARMS, TRIPPED, Account, Policy, Profile
 from ifbusd.governor.registry import Registry
@@ -18,14 +19,13 @@ from ifbusd.governor.rules import Check, Event
 from ifbusd.governor.view import RegistryView
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
-from ifbusd.store.codec import unpack
 
 ESCALATIONS: Final = "escalations"
 MAX_MODEL_CHARS: Final = 100
 
 
 class Admissions:
-    """`ifbusd.governor.interface.Admission`. It has no state of its own beside the view."""
+    """`ifbusd.coordinator.admission.Admission`, structurally. It has no state of its own beside the view."""
 
     def __init__(self, view: RegistryView, policy: Policy, now_ms: Callable[[], int]) -> None:
         self._view = view

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ifbusd.bus.base import Bus, Message
+from ifbusd.codec import unpack
 from ifbusd.governor.admission import ESCALATIONS
 from ifbusd.governor.model import BLOCKERS, TRIPPED
 from ifbusd.identity import Session
 from ifbusd.store.base import Store
-from ifbusd.store.codec import unpack
 
 # Of each kind; an operator with more open than this has another problem than reading them.
 MAX_OPEN: Final = 200

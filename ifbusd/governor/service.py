@@ -12,6 +12,7 @@ from ifbus.errors import InvalidParams, InvalidRequest, NotFound, PermissionDeni
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import MAX_MICRO_USD, MicroUsd, to_usd
 from ifbusd.bus.base import Bus
+from ifbusd.codec import unpack
 from ifbusd.governor import rules
 from ifbusd.governor.admission import MAX_MODEL_CHARS, Admissions, check_text
 from ifbusd.governor.escalations import Escalations
@@ -31,7 +32,6 @@ from ifbusd.governor.view import RegistryView
 from ifbusd.identity import Caller
 from ifbusd.operation import Body, Operations, Tx
 from ifbusd.store.base import Store
-from ifbusd.store.codec import unpack
 
 MAX_PAGE: Final = 200
 MAX_MATCHES: Final = 50
@@ -41,7 +41,7 @@ _RESERVATION: Final = "r:"
 
 
 class IFGovernor(Admissions):
-    """`ifbusd.governor.interface.Governor` and `Admission`. Its mutable state is the view, fed by `run`, and who listens."""
+    """`ifbusd.governor.interface.Governor` and `ifbusd.coordinator.admission.Admission`. Its mutable state is the view, fed by `run`, and who listens."""
 
     def __init__(
         self,

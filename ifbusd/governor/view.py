@@ -9,10 +9,10 @@ from typing import Final
 import trio
 
 from ifbus.errors import Unavailable
+from ifbusd.codec import unpack
 from ifbusd.governor.model import ACCOUNTS, SWARMS, Account, Profile
 from ifbusd.governor.registry import Registry, standing_of
 from ifbusd.store.base import Compacted, KeyValue, Store
-from ifbusd.store.codec import unpack
 
 _log = logging.getLogger(__name__)
 

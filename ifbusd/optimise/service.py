@@ -8,12 +8,12 @@ from typing import Final
 import trio
 
 from ifbus.errors import InvalidParams, Overloaded
+from ifbusd.codec import unpack
 from ifbusd.identity import Caller
 from ifbusd.optimise import rules
 from ifbusd.optimise.interface import Answer
 from ifbusd.optimise.model import CLAIMS, HOUR_MS, LEDGER, TASKS, Cost, TaskFate
 from ifbusd.store.base import Store
-from ifbusd.store.codec import unpack
 
 _log = logging.getLogger(__name__)
 

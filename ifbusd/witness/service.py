@@ -7,10 +7,10 @@ from typing import Any, Final
 import trio
 
 from ifbus.errors import InvalidParams, Overloaded
+from ifbusd.codec import unpack
 from ifbusd.identity import Caller
 from ifbusd.store.base import LogEntry, Store
 from ifbusd.store.chain import entry_hash
-from ifbusd.store.codec import unpack
 from ifbusd.witness import rules
 from ifbusd.witness.interface import Answer
 

@@ -17,7 +17,7 @@ from ifbus.errors import (
 )
 from ifbus.models import Execution
 from ifbusd.chassis.model import ChassisConfig
-from ifbusd.store.codec import unpack
+from ifbusd.codec import unpack
 from tests.integration.chassis.harness import OWNER_UID, STRANGER_UID, Harness, caller, running, wait_for
 
 

@@ -10,11 +10,11 @@ import trio
 
 from ifbus.errors import BreakerTripped, BudgetExceeded, InvalidParams, InvalidRequest, NotFound, PermissionDenied
 from ifbus.money import MicroUsd
+from ifbusd.codec import pack
 from ifbusd.coordinator.model import BlockerRecord
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import Put, Txn
-from ifbusd.store.codec import pack
 from tests.integration.governor.world import Ear, World, open_world
 
 DOLLAR = MicroUsd(1_000_000)

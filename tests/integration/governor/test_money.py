@@ -22,9 +22,9 @@ from ifbus.errors import (
 )
 from ifbus.models import BudgetReport
 from ifbus.money import MAX_MICRO_USD, MicroUsd, to_usd
+from ifbusd.codec import unpack
 from ifbusd.governor.model import Account, Policy
 from ifbusd.operation import Tx
-from ifbusd.store.codec import unpack
 from tests.integration.governor.world import World, open_world
 
 DOLLAR = MicroUsd(1_000_000)

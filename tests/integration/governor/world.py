@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from ifbusd.bus.local import LocalBus
+from ifbusd.codec import unpack
 from ifbusd.coordinator.holder import Claims
 from ifbusd.coordinator.model import CLAIMS, ClaimRecord
 from ifbusd.governor.model import Account, Policy
@@ -17,7 +18,6 @@ from ifbusd.governor.service import IFGovernor
 from ifbusd.identity import Caller, Peer
 from ifbusd.operation import Operations, Tx
 from ifbusd.store.base import Store
-from ifbusd.store.codec import unpack
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.store.embedded import EmbeddedStore
 from tests.conformance.backends import boottime_ms, running, wall_ms

@@ -9,12 +9,12 @@ import trio
 
 from ifbus.errors import InvalidParams, Overloaded
 from ifbus.money import MicroUsd
+from ifbusd.codec import pack, unpack
 from ifbusd.coordinator.model import CLAIMS, COMPLETED, FAILED, OPEN, TASKS, ClaimRecord, TaskRecord
 from ifbusd.governor.model import HOUR_MS, LedgerEntry
 from ifbusd.optimise.model import Cost
 from ifbusd.optimise.service import IFOptimise
 from ifbusd.store.base import Put, Txn
-from ifbusd.store.codec import pack, unpack
 from tests.integration.governor.world import World, open_world
 
 

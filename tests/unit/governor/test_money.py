@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from ifbus.errors import InvalidParams
+from ifbusd.codec import pack, unpack
 from ifbusd.governor import rules
 from ifbusd.governor.model import Account, Breaker, BreakerState, Cause, Hold
-from ifbusd.store.codec import pack, unpack
 
 amounts = st.integers(0, 1000)
 tasks = st.sampled_from(["T-1", "T-2", "T-3"])

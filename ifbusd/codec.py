@@ -1,4 +1,4 @@
-"""How values stand in the store: MessagePack of plain maps, lists, strings, integers and bytes."""
+"""How values stand in the store: MessagePack of plain maps, lists, strings, integers and bytes. Pure."""
 
 from __future__ import annotations
 
