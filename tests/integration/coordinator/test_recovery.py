@@ -13,7 +13,6 @@ from ifbus.errors import StaleToken, Unavailable
 from ifbusd.codec import pack
 from ifbusd.coordinator.model import TASKS, TaskRecord
 from ifbusd.store.base import Put, Txn
-from ifbusd.store.config import EmbeddedConfig
 from tests.integration.coordinator.world import Connection, World, open_world
 
 HOUR_MS = 3_600_000
@@ -155,9 +154,8 @@ async def test_keyed_requests_go_on_after_a_failed_commit(tmp_path: Path) -> Non
 
 
 async def test_a_board_that_fell_behind_reads_everything_anew(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """With a short history: states, letters and lost claims are right again, listeners and waiters miss nothing."""
-    short = EmbeddedConfig(flush="inline", history_events=1)
-    async with open_world(tmp_path, store_config=short) as world:
+    """Too slow again and again: states, letters and lost claims are right again, listeners and waiters miss nothing."""
+    async with open_world(tmp_path, is_forgetful=True) as world:
         await world.swarm("docs", budget=1_000, lease_ms=HOUR_MS)
         await world.swarm("other", lease_ms=HOUR_MS)
         connection = Connection()
@@ -165,7 +163,7 @@ async def test_a_board_that_fell_behind_reads_everything_anew(autojump_clock: Mo
         for n in range(30):
             await world.task(f"T-{n}", estimate_usd=1)
         tokens = [await world.token(f"T-{n}", "docs", lease_ms=HOUR_MS) for n in range(5)]
-        waits = [n for n in range(5)]
+        waits = range(5)
 
         async def lose(n: int) -> None:
             held = await world.store.get(f"claims/T-{n}")
@@ -190,12 +188,12 @@ async def test_a_board_that_fell_behind_reads_everything_anew(autojump_clock: Mo
         for token, n in zip(tokens, waits, strict=True):
             with pytest.raises(StaleToken):
                 await world.it.report_progress(world.me, f"T-{n}", "docs", token, 1)
+        assert world.store.forgot > 3  # type: ignore[attr-defined]
 
 
 async def test_a_waiter_survives_a_board_read_anew(tmp_path: Path) -> None:
     """A task that became ready in the gap is offered to who waits."""
-    short = EmbeddedConfig(flush="inline", history_events=1)
-    async with open_world(tmp_path, store_config=short) as world:
+    async with open_world(tmp_path, is_forgetful=True) as world:
         await world.swarm("docs", "docs:writing")
         answers: list[Any] = []
 
@@ -212,10 +210,10 @@ async def test_a_waiter_survives_a_board_read_anew(tmp_path: Path) -> None:
             await wait_all_tasks_blocked()
             for n in range(40):
                 nursery.start_soon(write, n)
-                if n % 5 == 0:
-                    await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
         assert answers[0]["claim"]["task_id"] == "T-7"
         assert len(world.it.board.tasks) == 40
+        assert world.store.forgot > 3  # type: ignore[attr-defined]
 
 
 async def test_a_task_may_change_under_a_decision(world: World) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ifbusd.governor.model import ACCOUNTS, Account, Policy
 from ifbusd.governor.service import IFGovernor
 from ifbusd.identity import Caller, Peer
 from ifbusd.operation import Operations
+from ifbusd.store.base import Compacted, WatchEvent
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.store.embedded import EmbeddedStore
 
@@ -176,20 +177,49 @@ def steady_ms() -> int:
     return round(trio.current_time() * 1000)
 
 
+class ForgetfulStore:
+    """The real store, but whoever watches everything is too slow for its history at every third commit."""
+
+    def __init__(self, store: EmbeddedStore) -> None:
+        self._store = store
+        self._commits = 0
+        self.forgot = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def watch(self, prefix: str, *, start_revision: int | None = None) -> Any:
+        watch = self._store.watch(prefix, start_revision=start_revision)
+        return watch if prefix else self._forgetting(watch)
+
+    @asynccontextmanager
+    async def _forgetting(self, watch: Any) -> AsyncIterator[AsyncIterator[list[WatchEvent]]]:
+        async def batches() -> AsyncIterator[list[WatchEvent]]:
+            async for batch in watch:
+                self._commits += 1
+                if self._commits % 3 == 0:
+                    self.forgot += 1
+                    raise Compacted("too slow")
+                yield batch
+
+        async with watch, aclosing(batches()) as told:
+            yield told
+
+
 @asynccontextmanager
 async def open_world(
     directory: Path,
     *,
     config: CoordinatorConfig | None = None,
     policy: Policy | None = None,
-    store_config: EmbeddedConfig | None = None,
+    is_forgetful: bool = False,
 ) -> AsyncIterator[World]:
     """Everything started in the daemon's order; opened again on the same directory, it finds what was left."""
     numbers = itertools.count(1)
     start = f"{steady_ms():x}" if (directory / "ifbusd.db").exists() else "0"
     store = EmbeddedStore(
         directory / "ifbusd.db",
-        config=store_config or EmbeddedConfig(flush="inline"),
+        config=EmbeddedConfig(flush="inline"),
         now_ms=wall_ms,
         boottime_ms=steady_ms,
     )
@@ -204,8 +234,9 @@ async def open_world(
         now_ms=wall_ms,
         new_id=lambda: f"g{start}-{next(numbers):06d}",
     )
+    seen: Any = ForgetfulStore(store) if is_forgetful else store
     coordinator = IFCoordinator(
-        store=store,
+        store=seen,
         bus=bus,
         operations=operations,
         governor=governor,
@@ -220,6 +251,6 @@ async def open_world(
         async with trio.open_nursery() as inner:
             await inner.start(governor.run)
             await inner.start(coordinator.run)
-            yield World(directory, store, bus, operations, governor, coordinator, claims)
+            yield World(directory, seen, bus, operations, governor, coordinator, claims)
             inner.cancel_scope.cancel()
         outer.cancel_scope.cancel()
