@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ifbus.errors import IdempotencyConflict, IfbusError, Momentary, Unavailable
 from ifbusd.bus.base import Bus, Message
@@ -28,11 +28,36 @@ IDEMPOTENCY_WINDOW_MS: Final = 60 * 60 * 1000
 _TARGET_CHARS: Final = 128
 
 
+T = TypeVar("T")
+# Decoded values kept; about 1 kB each.
+_MAX_DECODED: Final = 4096
+
+
+class Decoded:
+    """Values by key as they were decoded last: the same profile, session or task is read by many operations in a row."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[int, Any]] = {}
+
+    def of(self, stored: KeyValue, decode: Callable[[bytes], T]) -> T:
+        """The decoded value; a revision never names two values of one key, so it says whether the kept one is current."""
+        kept = self._values.get(stored.key)
+        if kept is not None and kept[0] == stored.mod_revision:
+            known: T = kept[1]
+            return known
+        if len(self._values) >= _MAX_DECODED:
+            self._values.clear()
+        value = decode(stored.value)
+        self._values[stored.key] = (stored.mod_revision, value)
+        return value
+
+
 class Tx:
     """A transaction under construction: reads are remembered, writes are kept back until the decision is made."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, decoded: Decoded | None = None) -> None:
         self._store = store
+        self._decoded = Decoded() if decoded is None else decoded
         self._reads: dict[str, int] = {}
         self._seen: dict[str, KeyValue | None] = {}
         self._writes: dict[str, Put | Delete] = {}
@@ -55,6 +80,18 @@ class Tx:
         self._seen[key] = found
         self._reads[key] = 0 if found is None else found.mod_revision
         return found
+
+    async def read(self, key: str, decode: Callable[[bytes], T]) -> T | None:
+        """As `get`, decoded; a value that did not change since somebody decoded it is not decoded again.
+
+        Args:
+            decode: Always the same for one key, and its results are frozen: they are shared.
+        """
+        if key in self._writes:
+            written = await self.get(key)
+            return None if written is None else decode(written)
+        found = await self.get_stored(key)
+        return None if found is None else self._decoded.of(found, decode)
 
     def put(self, key: str, value: Any, *, lease: int = 0) -> None:
         """Write a plain value at commit."""
@@ -80,7 +117,7 @@ class Tx:
 
 
 class Operations:
-    """Runs every state-changing operation of every component. The mutable state is the current window's lease."""
+    """Runs every state-changing operation of every component. The mutable state: the current window's lease, and decoded values."""
 
     def __init__(
         self,
@@ -100,6 +137,7 @@ class Operations:
         self._bus = bus
         self._now_ms = now_ms
         self._latencies = latencies
+        self._decoded = Decoded()
         self._window = 0
         self._window_lease = 0
 
@@ -132,7 +170,7 @@ class Operations:
         for _ in range(MAX_TRIES):
             if idempotency:
                 await self._ensure_window()
-            tx = Tx(self._store)
+            tx = Tx(self._store, self._decoded)
             if idempotency:
                 earlier = await tx.get_stored(idempotency)
                 if earlier is not None:

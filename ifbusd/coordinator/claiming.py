@@ -211,7 +211,7 @@ class Claiming(Core):
             await self._governor.require_owner(tx, caller, swarm_id)
             task = await self._task(tx, task_id)
             session_stored = await tx.get_stored(SESSIONS + swarm_id)
-            session = None if session_stored is None else SessionRecord.from_bytes(session_stored.value)
+            session = await tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
             held = await tx.get_stored(CLAIMS + task_id)
             if held is not None:
                 holder = ClaimRecord.from_bytes(held.value)

@@ -71,10 +71,10 @@ class Core:
 
     async def _task(self, tx: Tx, task_id: str) -> TaskRecord:
         check_identifier(task_id, "task_id")
-        stored = await tx.get_stored(TASKS + task_id)
-        if stored is None:
+        task = await tx.read(TASKS + task_id, TaskRecord.from_bytes)
+        if task is None:
             raise self._no_task(task_id)
-        return TaskRecord.from_bytes(stored.value)
+        return task
 
     async def _read_tasks(self, task_ids: list[str]) -> list[tuple[KeyValue | None, KeyValue | None]]:
         """Each task and its claim as they stand together, durable."""
@@ -96,8 +96,7 @@ class Core:
         """The dependencies that are not completed, with their states, read inside the transaction."""
         waiting = {}
         for name in task.depends_on:
-            stored = await tx.get_stored(TASKS + name)
-            record = None if stored is None else TaskRecord.from_bytes(stored.value)
+            record = await tx.read(TASKS + name, TaskRecord.from_bytes)
             if record is None or record.state != COMPLETED:
                 entry = self.board.tasks.get(name)
                 waiting[name] = "missing" if record is None else entry.shown if entry else record.state

@@ -42,14 +42,15 @@ class Admissions:
     # --- reading and writing a swarm -----------------------------------------------------------------
 
     async def _read_profile(self, tx: Tx, swarm_id: str) -> Profile:
-        stored = await tx.get(SWARMS + check_identifier(swarm_id, "swarm_id"))
-        if stored is None:
+        key = SWARMS + check_identifier(swarm_id, "swarm_id")
+        profile = await tx.read(key, lambda stored: Profile.from_stored(swarm_id, unpack(stored)))
+        if profile is None:
             raise no_swarm(swarm_id)
-        return Profile.from_stored(swarm_id, unpack(stored))
+        return profile
 
     async def _read_account(self, tx: Tx, swarm_id: str) -> Account:
-        stored = await tx.get(ACCOUNTS + swarm_id)
-        return Account.from_stored(None if stored is None else unpack(stored))
+        account = await tx.read(ACCOUNTS + swarm_id, lambda stored: Account.from_stored(unpack(stored)))
+        return account or Account()
 
     def _write_account(self, tx: Tx, swarm_id: str, before: Account, after: Account, *, why: str = "") -> None:
         """Write a changed account, and tell whom it concerns what happened to it; nothing if it is as before."""
@@ -93,9 +94,7 @@ class Admissions:
         before = await self._read_account(tx, swarm_id)
         # What an earlier claim of the same task left behind must not be in the way of this one.
         account, _ = rules.end_claim(before, task_id)
-        for check in self._checks(profile, account, capabilities, estimate_micro_usd):
-            if not check.ok:
-                raise check.error()
+        self._require(profile, account, capabilities, estimate_micro_usd)
         account = rules.hold_claim(account, task_id, estimate_micro_usd)
         self._require_holds(swarm_id, account)
         self._write_account(tx, swarm_id, before, account)
@@ -105,9 +104,7 @@ class Admissions:
     async def check_route(self, tx: Tx, swarm_id: str, capabilities: frozenset[str]) -> None:
         """As `admit` for a push: breaker and match, nothing set aside; a broke swarm is refused."""
         profile = await self._read_profile(tx, swarm_id)
-        for check in self._checks(profile, await self._read_account(tx, swarm_id), capabilities, 0):
-            if not check.ok:
-                raise check.error()
+        self._require(profile, await self._read_account(tx, swarm_id), capabilities, 0)
 
     async def explain(
         self, tx: Tx, swarm_id: str, capabilities: frozenset[str], estimate_micro_usd: int
@@ -116,6 +113,11 @@ class Admissions:
         profile = await self._read_profile(tx, swarm_id)
         account = await self._read_account(tx, swarm_id)
         return [check.to_wire() for check in self._checks(profile, account, capabilities, estimate_micro_usd)]
+
+    def _require(self, profile: Profile, account: Account, capabilities: frozenset[str], amount: int) -> None:
+        # The words of a no are only worked out for a no: they cost five times as much as the decision.
+        if not rules.admits(profile, account, capabilities, amount, self._policy.similarity, self._threshold):
+            raise next(check.error() for check in self._checks(profile, account, capabilities, amount) if not check.ok)
 
     def _checks(self, profile: Profile, account: Account, capabilities: frozenset[str], amount: int) -> list[Check]:
         return [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
 import attrs
@@ -188,7 +189,7 @@ class Account:
     failures_in_a_row: int = 0
     failed: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def reserved(self) -> int:
         """All that is set aside."""
         return sum(hold.amount for hold in self.holds.values())

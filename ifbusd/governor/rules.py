@@ -246,6 +246,22 @@ def _is_low(account: Account, low: Fraction) -> bool:
 # --- the checks of an admission ----------------------------------------------------------------------
 
 
+def admits(
+    profile: Profile,
+    account: Account,
+    required: frozenset[str],
+    amount: int,
+    similarity: Similarity,
+    threshold: Fraction,
+) -> bool:
+    """Whether all checks below say yes; keep in step with them (a test compares the two)."""
+    return (
+        not account.is_tripped
+        and overlap(profile.capabilities, required).reaches(similarity, threshold)
+        and fits(account, amount)
+    )
+
+
 class Check(NamedTuple):
     """One question of an admission, answered: with its figures, and, for a no, what would turn it."""
 

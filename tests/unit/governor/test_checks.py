@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ifbus.errors import BY_CODE
 from ifbus.money import to_micro_usd
 from ifbusd.governor import rules
-from ifbusd.governor.model import Account, Cause, Hold, Profile
+from ifbusd.governor.model import Account, Breaker, BreakerState, Cause, Hold, Policy, Profile, Similarity
 from ifbusd.governor.rules import Check
 
 THRESHOLD = Fraction("0.7")
@@ -104,3 +104,36 @@ def test_a_tripped_breaker_says_who_can_reset_it() -> None:
     assert check.would_change[0]["call"] == "ifbus breaker reset builder --reason TEXT"
     broke = rules.check_breaker("builder", attrs.evolve(tripped, limit=0))
     assert broke.would_change[0]["call"] == "ifbus breaker reset builder --reason TEXT --budget-usd AMOUNT"
+
+
+@given(
+    capabilities=st.frozensets(st.sampled_from(["a:a", "a:b", "a:c", "a:d"])),
+    required=st.frozensets(st.sampled_from(["a:a", "a:b", "a:c", "a:d"])),
+    limit=st.none() | st.integers(0, 10),
+    spent=st.integers(0, 12),
+    held=st.integers(0, 12),
+    amount=st.integers(0, 12),
+    is_tripped=st.booleans(),
+    similarity=st.sampled_from(["jaccard", "coverage"]),
+)
+def test_the_quick_answer_is_the_one_that_the_checks_give(
+    capabilities: frozenset[str],
+    required: frozenset[str],
+    limit: int | None,
+    spent: int,
+    held: int,
+    amount: int,
+    is_tripped: bool,
+    similarity: Similarity,
+) -> None:
+    """An admission decides without the words of its checks, and never otherwise than they do."""
+    swarm = Profile(swarm_id="s", uid=1, gid=1, capabilities=capabilities)
+    state = BreakerState.TRIPPED if is_tripped else BreakerState.CLOSED
+    account = Account(limit=limit, spent=spent, holds={"t": Hold("t", held, "claim")}, breaker=Breaker(state=state))
+    threshold = Policy().exact_threshold
+    checks = (
+        rules.check_breaker("s", account),
+        rules.check_match(swarm, required, similarity, threshold),
+        rules.check_budget("s", account, amount),
+    )
+    assert rules.admits(swarm, account, required, amount, similarity, threshold) == all(check.ok for check in checks)
