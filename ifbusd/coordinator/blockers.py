@@ -30,7 +30,7 @@ class Blockers(Core):
         blocker_id = f"B-{self._new_id()}"
 
         own_lease = 0
-        await self.board.catch_up()
+        await self.board.show_told()
 
         async def report(tx: Tx) -> Answer:
             nonlocal own_lease

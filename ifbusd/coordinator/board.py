@@ -72,9 +72,12 @@ class Board:
         # Up to here the events only bring the pages that were read at different revisions into step.
         self._settled_at = 0
         # Claims of before everything was read anew: those that are gone by then were lost, or ended with a verdict.
-        self._suspects: dict[str, Held] = {}
-        # Unbounded on purpose: at most one entry per claim, and claims are bounded by the number of open tasks.
-        self.lost_send, self.lost_receive = trio.open_memory_channel[LostClaim](float("inf"))
+        self._suspects: dict[str, LostClaim] = {}
+        # Lost claims in order, until somebody has cleaned up after them and takes them out; bounded by the claims.
+        self.lost: dict[tuple[str, int], LostClaim] = {}
+        # Everything was read anew, so a claim may have come and gone unseen; whoever has looked for those sets it back.
+        self.has_gap = False
+        self._to_clean = trio.lowlevel.ParkingLot()
 
     # --- feeding -------------------------------------------------------------------------------------
 
@@ -103,7 +106,7 @@ class Board:
 
     async def _load(self) -> int:
         """Read everything; the newest revision that some of it is as of."""
-        self._suspects |= self._claims
+        self._suspects |= {task_id: _lost(task_id, held) for task_id, held in self._claims.items()}
         for entry in self.tasks.values():
             entry.shown = ""  # somebody may still have been offered it
         self.tasks.clear()
@@ -146,11 +149,22 @@ class Board:
     def _settled(self) -> None:
         self._settled_at = 0
         suspects, self._suspects = self._suspects, {}
-        for task_id, held in suspects.items():
+        for task_id, suspect in suspects.items():
             now = self._claims.get(task_id)
-            if now is None or now.token != held.token:
-                self.lost_send.send_nowait(_lost(task_id, held))
+            if now is None or now.token != suspect.token:
+                self._note_lost(suspect)
         self.mail.deliver_all()
+        self.has_gap = True
+        self._to_clean.unpark_all()
+
+    def _note_lost(self, lost: LostClaim) -> None:
+        self.lost[lost.task_id, lost.token] = lost
+        self._to_clean.unpark_all()
+
+    async def wait_lost(self) -> None:
+        """Return once there are lost claims to clean up after, or there was a gap."""
+        while not (self.lost or self.has_gap):
+            await self._to_clean.park()
 
     def apply(self, batch: list[WatchEvent]) -> None:
         """Take over one commit's changes: the view, who is woken, who is told, which claims were lost."""
@@ -184,14 +198,16 @@ class Board:
             if (entry := self.tasks.get(task_id)) is not None:
                 entry.is_taken = False
                 self.offers.offer(entry)
-        if self._settled_at and batch[-1].revision >= self._settled_at:
-            self._settled()
-        elif not self._settled_at:
+        if self._settled_at:
+            self._suspects |= {lost.task_id: lost for _, lost in ended}
+            if batch[-1].revision >= self._settled_at:
+                self._settled()
+        else:
             written = {(event.revision, event.key) for event in batch}
             for revision, lost in ended:
                 # A verdict writes the task and drops the claim in one revision.
                 if (revision, TASKS + lost.task_id) not in written:
-                    self.lost_send.send_nowait(lost)
+                    self._note_lost(lost)
             for swarm_id in mail:
                 self.mail.deliver(swarm_id)
         if changed:
@@ -317,6 +333,10 @@ class Board:
             Unavailable: What was being written could not be committed.
         """
         await self._store.barrier()
+        await self.show_told()
+
+    async def show_told(self) -> None:
+        """Return once the board shows all that anybody was answered; unlike `catch_up` it waits for no commit."""
         await self.wait_for(self._store.told_revision)
 
     def waits_for(self, task_id: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import attrs
 import trio
 
-from ifbus.errors import IfbusError, InvalidParams, StaleToken
+from ifbus.errors import IfbusError, InvalidParams, StaleToken, Unavailable
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
@@ -177,23 +177,36 @@ class Holding(Core):
     async def reconcile(self) -> int:
         """Find money that is set aside for claims which are gone, and give it back; how many claims that were.
 
-        A crash between a lease's end and its clean-up leaves such holds behind; so this runs before the first request.
+        A crash between a lease's end and its clean-up leaves such holds behind, so this runs before the first request.
         """
         await self.board.catch_up()
+        holds = await self._governor.list_holds()
+        known = {(lost.swarm_id, lost.task_id) for lost in self.board.lost.values()}
         left = [
             LostClaim(task_id=task_id, swarm_id=swarm_id, token=0)
-            for swarm_id, task_id in await self._governor.list_holds()
-            if self.board.holder_of(task_id) != swarm_id
+            for swarm_id, task_id in holds
+            if self.board.holder_of(task_id) != swarm_id and (swarm_id, task_id) not in known
         ]
         return await self._record_all(left)
 
-    async def handle_lost_claims(self) -> None:
-        """Give back what lost claims held and put them on record, until cancelled."""
-        async for lost in self.board.lost_receive:
-            batch = [lost]
-            while len(batch) < _AT_ONCE and self.board.lost_receive.statistics().current_buffer_used:
-                batch.append(self.board.lost_receive.receive_nowait())
-            await self._record_all(batch)
+    async def handle_lost_claims(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Give back what lost claims held and put them on record, until cancelled; ready once the ledger was reconciled."""
+        while True:
+            await self.board.wait_lost()
+            batch = list(self.board.lost.items())[:_AT_ONCE]
+            await self._record_all([lost for _, lost in batch])
+            for key, _ in batch:
+                del self.board.lost[key]
+            if self.board.has_gap and not self.board.lost:
+                self.board.has_gap = False
+                try:
+                    await self.reconcile()
+                except Unavailable:
+                    self.board.has_gap = True
+                    await trio.sleep(_RETRY_S)
+                else:
+                    task_status.started()
+                    task_status = trio.TASK_STATUS_IGNORED
 
     async def _record_all(self, lost: list[LostClaim]) -> int:
         recorded = 0

@@ -35,8 +35,7 @@ class Inbox(Core):
         """See `interface.Coordinator.push_task_to_swarm`."""
         check_identifier(swarm_id, "swarm_id")
 
-        if not self._has_room(swarm_id):
-            await self.board.catch_up()  # it may just have been acknowledged
+        await self.board.show_told()
 
         async def push(tx: Tx) -> Answer:
             task = await self._task(tx, task_id)
@@ -94,7 +93,7 @@ class Inbox(Core):
                 _MAX_BODY_BYTES,
                 "a shorter body; it can name where more is",
             )
-        await self.board.catch_up()
+        await self.board.show_told()
         at_ms = self._now_ms()
         message = MessageRecord(kind="broadcast", body={"topic": topic, **body}, sender=sender, at_ms=at_ms)
         answer: Answer = {}

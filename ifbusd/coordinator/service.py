@@ -40,8 +40,7 @@ class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
         async with trio.open_nursery() as nursery:
             await nursery.start(self.board.run)
             nursery.start_soon(self._retired.run)
-            nursery.start_soon(self.handle_lost_claims)
-            await self.reconcile()
+            await nursery.start(self.handle_lost_claims)
             task_status.started()
 
     async def attention(self, caller: Caller, swarm_id: str) -> list[Answer]:

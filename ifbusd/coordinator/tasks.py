@@ -48,8 +48,7 @@ class Tasks(Core):
         if task_id is not None:
             check_identifier(task_id, "task_id")
 
-        if self.board.open_tasks() >= self._config.open_tasks:
-            await self.board.catch_up()  # some may just have ended
+        await self.board.show_told()
 
         async def create(tx: Tx) -> Answer:
             used, allowed = self.board.open_tasks(), self._config.open_tasks
