@@ -215,7 +215,5 @@ def _nats_command(directory: Path, ports: list[int]) -> list[str]:
     return [binary, f"--addr={HOST}", f"--port={ports[0]}", "--jetstream", f"--store_dir={store}"]
 
 
-_ETCD = _Kind(
-    port_count=2, command=_etcd_command, request=b"GET /health HTTP/1.0\r\n\r\n", answer=b'"health":"true"'
-)
+_ETCD = _Kind(port_count=2, command=_etcd_command, request=b"GET /health HTTP/1.0\r\n\r\n", answer=b'"health":"true"')
 _NATS = _Kind(port_count=1, command=_nats_command, request=b"", answer=b"INFO {")
