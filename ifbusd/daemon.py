@@ -104,6 +104,8 @@ async def serve(
                 bus,
                 operations,
                 claims,
+                # Asked only by clients' requests, which come when both are there.
+                presence=lambda swarm_ids: coordinator.presence(swarm_ids),
                 policy=config.governor,
                 now_ms=now_ms,
                 new_id=new_id,

@@ -165,8 +165,10 @@ class Holding(Core):
             unblocked = [
                 name for name in sorted(self.board.dependants_of(task_id)) if self.board.tasks[name].unmet <= {task_id}
             ]
+        view = rules.task_view(task_id, task)
+        view["claimed_at_ms"] = task.last_claimed_at_ms  # of the claim that ended, also where the task goes on
         return {
-            "task": rules.task_view(task_id, task),
+            "task": view,
             "spent_usd": to_usd(task.spent_micro_usd),
             "released_usd": to_usd(given_back),
             "unblocked": unblocked,

@@ -154,7 +154,7 @@ class Coordinator(Protocol):
         Completing twice with one token answers the first result again, ``"replayed": true`` in the receipt.
 
         Returns:
-            ``{"task": Task, "spent_usd": ..., "released_usd": given back to the budget, "unblocked": [task ids], "receipt": ...}``.
+            ``{"task": Task with the ended claim's `claimed_at_ms`, "spent_usd": ..., "released_usd": given back to the budget, "unblocked": [task ids], "receipt": ...}``.
 
         Raises:
             stale_token, not_owner: The claim has ended; it is another swarm's.

@@ -117,6 +117,7 @@ class TaskRecord(_Record):
     ended_at_ms: int = 0
     last_holder: str = ""
     last_token: int = 0
+    last_claimed_at_ms: int = 0
 
 
 @attrs.frozen(kw_only=True)

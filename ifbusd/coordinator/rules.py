@@ -150,10 +150,14 @@ def already_claimed(
 
 
 def after_claim(task: TaskRecord, claim: ClaimRecord | None, swarm_id: str, token: int, spent: int) -> TaskRecord:
-    """The task with what any end of a claim leaves on it: how far it came, what it cost, whose it was."""
+    """The task with what any end of a claim leaves on it: how far it came, what it cost, whose it was and since when."""
     if claim is not None:
         task = attrs.evolve(
-            task, percent=claim.percent, note=claim.note, progress_at_ms=claim.progress_at_ms or task.progress_at_ms
+            task,
+            percent=claim.percent,
+            note=claim.note,
+            progress_at_ms=claim.progress_at_ms or task.progress_at_ms,
+            last_claimed_at_ms=claim.claimed_at_ms,
         )
     return attrs.evolve(
         task,
@@ -215,6 +219,8 @@ def task_view(
         view.update(holder=claim.swarm_id, token=token, claimed_at_ms=claim.claimed_at_ms)
     elif task.state in (COMPLETED, FAILED) and task.last_holder:
         view.update(holder=task.last_holder, token=task.last_token)
+        if task.last_claimed_at_ms:
+            view["claimed_at_ms"] = task.last_claimed_at_ms
     return view
 
 

@@ -68,6 +68,11 @@ class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
             )
         return items
 
+    async def presence(self, swarm_ids: list[str]) -> list[tuple[bool, list[str]]]:
+        """Of each swarm whether its session is alive and the claim handles it holds, as of all that anybody was answered."""
+        await self.board.show_told()
+        return [(swarm_id in self.board.sessions, self.board.handles_of(swarm_id)) for swarm_id in swarm_ids]
+
     def statistics(self) -> CoordinatorStatistics:
         """Figures of now."""
         return CoordinatorStatistics(

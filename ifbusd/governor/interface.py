@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal, Protocol
 
 from ifbus.money import MicroUsd
@@ -9,6 +10,8 @@ from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
 Answer = dict[str, Any]
+# Of each of these swarms: whether its session is alive, and the claim handles that it holds. What only the coordinator knows.
+Presence = Callable[[list[str]], Awaitable[list[tuple[bool, list[str]]]]]
 
 
 class Claims(Protocol):
@@ -40,7 +43,7 @@ class Governor(Protocol):
         ...
 
     async def get_swarm(self, caller: Caller, swarm_id: str) -> Answer:
-        """``{"profile": SwarmProfile}``, or not_found. Whether it is alive, and its claims, the coordinator knows."""
+        """``{"profile": SwarmProfile}``, or not_found."""
         ...
 
     async def list_swarms(self, caller: Caller, *, after: str = "", limit: int = 50) -> Answer:

@@ -16,7 +16,7 @@ from ifbusd.codec import unpack
 from ifbusd.governor import rules
 from ifbusd.governor.admission import MAX_MODEL_CHARS, Admissions, check_text
 from ifbusd.governor.escalations import Escalations
-from ifbusd.governor.interface import Answer, Claims
+from ifbusd.governor.interface import Answer, Claims, Presence
 from ifbusd.governor.model import (
     ACCOUNTS,
     SWARMS,
@@ -50,6 +50,7 @@ class IFGovernor(Admissions):
         operations: Operations,
         claims: Claims,
         *,
+        presence: Presence,
         policy: Policy,
         now_ms: Callable[[], int],
         new_id: Callable[[], str],
@@ -59,6 +60,7 @@ class IFGovernor(Admissions):
 
         Args:
             claims: Says whether a fencing token is current.
+            presence: Says who is alive and holds what; asked once the answer's own facts are durable.
             now_ms: Wall clock.
             new_id: A fresh id at each call, of characters that a key may have.
             operators: Who has the operator role, for refusals: ``uid 0 or group ifbus-admin``.
@@ -67,6 +69,7 @@ class IFGovernor(Admissions):
         self._store = store
         self._operations = operations
         self._claims = claims
+        self._presence = presence
         self._new_id = new_id
         self._operators = operators
         self._escalations = Escalations(store, bus)
@@ -133,24 +136,33 @@ class IFGovernor(Admissions):
             )
             return {"profile": profile}
 
-        return await self._change(caller, "register_profile", swarm_id, body)
+        answer = await self._change(caller, "register_profile", swarm_id, body)
+        return answer | {"profile": (await self._with_presence([answer["profile"]]))[0]}
 
     async def get_swarm(self, caller: Caller, swarm_id: str) -> Answer:
-        """``{"profile": SwarmProfile}``, or not_found. Whether it is alive, and its claims, the coordinator knows."""
+        """``{"profile": SwarmProfile}``, or not_found."""
         tx = Tx(self._store)
         profile = await self._read_profile(tx, swarm_id)
         account = await self._read_account(tx, swarm_id)
         await self._store.barrier()
-        return {"profile": rules.describe_profile(profile, account)}
+        return {"profile": (await self._with_presence([rules.describe_profile(profile, account)]))[0]}
 
     async def list_swarms(self, caller: Caller, *, after: str = "", limit: int = 50) -> Answer:
         """``{"swarms": [SwarmProfile], "total": n, "next": swarm id to go on after or None}``, by name."""
         page, next_after = await self._page(after, limit)
+        swarms = [rules.describe_profile(profile, account) for profile, account in page]
         return {
-            "swarms": [rules.describe_profile(profile, account) for profile, account in page],
+            "swarms": await self._with_presence(swarms),
             "total": len(self._registry),
             "next": next_after,
         }
+
+    async def _with_presence(self, profiles: list[Answer]) -> list[Answer]:
+        present = await self._presence([profile["swarm_id"] for profile in profiles])
+        return [
+            profile | {"alive": is_alive, "claims": handles}
+            for profile, (is_alive, handles) in zip(profiles, present, strict=True)
+        ]
 
     async def _page(self, after: str, limit: int) -> tuple[list[tuple[Profile, Account]], str | None]:
         check_limit(limit, MAX_PAGE)

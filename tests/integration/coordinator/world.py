@@ -230,6 +230,7 @@ async def open_world(
         bus,
         operations,
         claims,
+        presence=lambda swarm_ids: coordinator.presence(swarm_ids),
         policy=policy or Policy(),
         now_ms=wall_ms,
         new_id=lambda: f"g{start}-{next(numbers):06d}",

@@ -107,6 +107,11 @@ class World:
         return record
 
 
+async def _nobody(swarm_ids: list[str]) -> list[tuple[bool, list[str]]]:
+    """Sessions and claims are the coordinator's, which is not part of this world."""
+    return [(False, []) for _ in swarm_ids]
+
+
 @asynccontextmanager
 async def open_world(
     directory: Path, *, policy: Policy | None = None, kind: type[EmbeddedStore] = EmbeddedStore
@@ -122,6 +127,7 @@ async def open_world(
             bus,
             operations,
             Claims(),
+            presence=_nobody,
             policy=policy or Policy(),
             now_ms=wall_ms,
             new_id=lambda: f"{next(ids):08d}",
