@@ -15,7 +15,7 @@ def main() -> None:
     for source in sorted(HERE.glob("*.c")):
         target = source.with_suffix(".wasm")
         compiler = [sys.executable, "-m", "ziglang", "cc", "--target=wasm32-wasi", "-Os", "-s"]
-        subprocess.run([*compiler, "-o", target, source], check=True)
+        subprocess.run([*compiler, "-o", target.resolve(), source], check=True)  # one stands in the package
         target.chmod(0o644)
 
 
