@@ -3,6 +3,8 @@
 interface.py   the typed interface; its signatures are the wire's methods
 model.py       stored records and the configuration
 rules.py       pure decisions: states, checks, refusals
-board.py       the view in memory, fed by the store's watch: what is ready, who waits
-holder.py tasks.py sessions.py inbox.py blockers.py   the shell, by concern; service.py joins them as IFCoordinator
+board.py       the view in memory, fed by the store's watch; offers.py: what is ready and who waits; mailboxes.py: who listens
+holder.py      the fence, also for other components; leases.py: leases that are no longer needed
+core.py        what the shell's parts share: tasks.py claiming.py holding.py sessions.py inbox.py blockers.py;
+               service.py joins them as IFCoordinator
 """

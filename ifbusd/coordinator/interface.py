@@ -40,7 +40,7 @@ class Coordinator(Protocol):
             task_id: Its name; made up (``T-1``, ``T-2``, ...) if not given.
             description: Free text, at most 16 KiB.
             capabilities: What a swarm must be able to do, each ``area:skill``; none fits everybody.
-            depends_on: Existing tasks that must be completed first.
+            depends_on: Existing tasks that must be completed first, at most 100.
             filler: Offer it only while nothing better is ready for a swarm.
             priority: Higher is offered first, -100 to 100.
             estimate_usd: What it will probably cost; reserved in the budget of the swarm that claims it.
@@ -54,6 +54,7 @@ class Coordinator(Protocol):
             already_exists: A task has this id.
             not_found: A task in `depends_on` does not exist.
             invalid_params: Something is out of its range.
+            limit_exceeded: Too many tasks are open.
         """
         ...
 
@@ -103,7 +104,7 @@ class Coordinator(Protocol):
             ``{"claimed": true, "claim": TaskClaim, "receipt": Receipt}``, or, if somebody else holds it,
             ``{"claimed": false, "refusal": {"code": "already_claimed", "message": ..., "data": {"owner": swarm, "token": fence,
             "held_ms": ..., "percent": ..., "lease_left_ms": ..., "would_change": [...]}}}``: losing a race is no error.
-            Claiming again what this session holds already gives the same claim.
+            Claiming again what this session holds already gives the same claim. `TaskClaim` has ``bound_to``: ``session`` or ``lease``.
 
         Raises:
             not_found, permission_denied: No such task or swarm; the swarm belongs to another user.
@@ -121,10 +122,12 @@ class Coordinator(Protocol):
             wait_ms: Wait in the daemon until there is one, at most 10 min; 0 answers at once.
 
         Returns:
-            As `claim_task`; without one ``{"claimed": false, "refusal": {"code": "not_ready", ...}}``.
+            As `claim_task`; without one ``{"claimed": false, "refusal": {"code": "not_ready", ...}}``, whose data has
+            ``too_dear_usd`` if something ready fits that the swarm cannot pay.
 
         Raises:
             not_found, permission_denied, breaker_tripped: As `claim_task`.
+            budget_exceeded: The swarm is broke, so that no task whatsoever is for it.
         """
         ...
 
@@ -154,7 +157,8 @@ class Coordinator(Protocol):
         Completing twice with one token answers the first result again, ``"replayed": true`` in the receipt.
 
         Returns:
-            ``{"task": Task with the ended claim's `claimed_at_ms`, "spent_usd": ..., "released_usd": given back to the budget, "unblocked": [task ids], "receipt": ...}``.
+            ``{"task": Task with the ended claim's `claimed_at_ms`, "spent_usd": on the task by all its
+            claims, "released_usd": given back to the budget, "unblocked": [task ids], "receipt": ...}``.
 
         Raises:
             stale_token, not_owner: The claim has ended; it is another swarm's.
@@ -191,8 +195,8 @@ class Coordinator(Protocol):
     ) -> Answer:
         """Start a session of a swarm: its name belongs to the caller's uid from now on.
 
-        Each registration is a new *incarnation*: claims of an earlier one are freed, unless `resume_token` proves that this is
-        the same process group coming back. The session is a lease: renew it (`renew_session`) or lose all claims in it.
+        Each registration is a new *incarnation*: claims of an earlier one are void and freed, also those on leases of their
+        own (but not those made without a session), unless `resume_token` proves that this is the same process group coming back. The session is a lease: renew it (`renew_session`) or lose all claims in it.
 
         Args:
             capabilities, cost_per_hour_usd, model: The profile; what is not given stays as it was.
@@ -218,17 +222,25 @@ class Coordinator(Protocol):
         ...
 
     async def end_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
-        """End a session: its claims are free at once: ``{"freed": [task ids], "receipt": ...}``. Ended already is fine."""
+        """End a session: its claims are free at once: ``{"freed": [task ids], "receipt": ...}``. Ended already is fine.
+
+        Claims on leases of their own go on.
+
+        Raises:
+            stale_token: Another incarnation took its place.
+        """
         ...
 
     async def push_task_to_swarm(self, caller: Caller, task_id: str, swarm_id: str) -> Answer:
         """Put a task into a swarm's durable inbox and tell it; withdrawn when anybody claims the task.
 
         Returns:
-            ``{"seq": revision, "delivered": connections that heard it now, "receipt": ...}``.
+            ``{"seq": revision, "delivered": connections here that listen to the inbox, "receipt": ...}``. Pushing again what lies
+            in this inbox already gives the letter's ``seq`` and sends nothing.
 
         Raises:
-            not_found, not_ready, not_qualified, breaker_tripped: A push never reaches a swarm that could not claim it.
+            not_found, not_ready, not_qualified, breaker_tripped, budget_exceeded: A push never reaches a swarm that could not claim it.
+            limit_exceeded: The inbox is full.
         """
         ...
 
@@ -241,10 +253,13 @@ class Coordinator(Protocol):
         capabilities: list[str] | None = None,
         sender: str = "",
     ) -> Answer:
-        """Put a message into the inbox of every registered swarm that has all `capabilities`: ``{"broadcast": TaskBroadcast, "receipt"}``.
+        """Put a message into the inbox of every registered swarm that has all `capabilities`; full inboxes are left out.
 
         Args:
-            sender: The caller's swarm, if it speaks for one; must be its own.
+            sender: The caller's swarm, if it speaks for one; must be its own, and does not get the message.
+
+        Returns:
+            ``{"broadcast": TaskBroadcast, "full": number left out, "full_inboxes": [the first 20 of them], "receipt": ...}``.
         """
         ...
 
@@ -257,14 +272,22 @@ class Coordinator(Protocol):
                 ``blocked`` until the blocker is resolved.
 
         Returns:
-            ``{"blocker": BlockerAlert, "receipt": ...}``.
+            ``{"blocker": BlockerAlert, "full_inboxes": [swarms that could not be told by letter], "receipt": ...}``.
+
+        Raises:
+            stale_token, not_owner: As any act of a holder.
+            limit_exceeded: Too many blockers are open.
         """
         ...
 
     async def resolve_blocker(self, caller: Caller, blocker_id: str, *, swarm_id: str = "", note: str = "") -> Answer:
         """End a blocker; its task is ready again. For its reporter, its helpers, orchestrators and operators.
 
-        Resolving twice is fine. Answers ``{"blocker": BlockerAlert, "receipt": ...}``.
+        Answers ``{"blocker": BlockerAlert, "receipt": ...}``.
+
+        Raises:
+            not_found: No such blocker is open; it may be resolved already.
+            permission_denied: The caller is none of these.
         """
         ...
 
@@ -278,6 +301,8 @@ class Coordinator(Protocol):
 
     async def subscribe_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0) -> Answer:
         """Send this connection a notification ``inbox [InboxMessage]`` for each message above `after_seq`, now and from now on.
+
+        Each once, in order of ``seq``. Subscribing again on one connection replaces the subscription.
 
         Returns:
             ``{"swarm_id": ..., "replayed": how many were waiting}``; the waiting ones are sent before the answer.
