@@ -142,6 +142,7 @@ async def test_a_claim_that_came_to_nothing_is_in_nobodys_way(world: World) -> N
     await world.swarm("next", "gpu:cuda", lease_ms=HOUR_MS)
     for n in range(8):
         await world.task(f"T-{n}", "gpu:cuda")
+        await world.it.board.catch_up()
         with pytest.raises(NotQualified):
             await world.it.claim_task(world.me, f"T-{n}", "other")
         with trio.CancelScope() as scope:
