@@ -145,8 +145,7 @@ def explain(paths: Sequence[str], error_number: int, facts: Facts) -> NoDaemon:
             data=data,
             would_change=[
                 {"by": "other", "what": "start this program with a connection", "call": "ifbus run"},
-                {"by": "other", "what": "or speak through the harness", "call": "ifbus mcp"},
-            ],
+                ],
         )
     return NoDaemon(
         f"cannot connect to {path}: {os.strerror(error_number)}", data={**data, "errno": errno.errorcode[error_number]}

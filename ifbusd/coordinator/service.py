@@ -63,7 +63,7 @@ class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
                     "kind": "mail",
                     "letters": len(letters),
                     "urgent": urgent,
-                    "message": f"{len(letters)} letters wait, {urgent} urgent: ifbus inbox",
+                    "message": f"{len(letters)} {'letter waits' if len(letters) == 1 else 'letters wait'}, {urgent} urgent: ifbus inbox",
                 }
             )
         return items

@@ -10,7 +10,20 @@ from ifbus.errors import Usage
 # `ifbus.cli.commands`, imported only when it is typed.
 NOUNS: Final[dict[str, tuple[str, ...]]] = {
     "status": (),
-    "task": ("add", "ls", "show", "next", "claim", "progress", "complete", "fail", "release", "blocked", "import"),
+    "task": (
+        "add",
+        "ls",
+        "show",
+        "next",
+        "claim",
+        "progress",
+        "complete",
+        "fail",
+        "release",
+        "blocked",
+        "unblock",
+        "import",
+    ),
     "swarm": ("ls", "show", "register"),
     "inbox": ("ls", "ack"),
     "budget": ("show", "set"),
@@ -29,7 +42,9 @@ NOUNS: Final[dict[str, tuple[str, ...]]] = {
 # Commands whose code is in another module than their noun's.
 _MODULES: Final[dict[tuple[str, ...], str]] = {
     **dict.fromkeys((("task", verb) for verb in ("next", "claim")), "task_claim"),
-    **dict.fromkeys((("task", verb) for verb in ("progress", "complete", "fail", "release", "blocked")), "task_holder"),
+    **dict.fromkeys(
+        (("task", verb) for verb in ("progress", "complete", "fail", "release", "blocked", "unblock")), "task_holder"
+    ),
     ("__complete",): "complete",
 }
 # Not for people: completion scripts call it at every TAB.
@@ -61,7 +76,7 @@ _NOUN_SYNONYMS: Final = {
 
 # Same thing, other word: too far off for spelling, so the answer names the right one instead of doing it.
 _MEANS: Final = {
-    "deliver": "complete", "submit": "complete", "resolve": "complete", "end": "complete", "take": "claim",
+    "deliver": "complete", "submit": "complete", "resolve": "unblock", "end": "complete", "take": "claim",
     "start": "claim", "grab": "claim", "lock": "claim", "assign": "claim", "unclaim": "release", "drop": "release",
     "unlock": "release", "stop": "release", "cancel": "release", "abort": "fail", "update": "progress",
     "report": "progress", "block": "blocked", "pop": "next", "poll": "next", "load": "import", "find": "ls",
@@ -71,7 +86,7 @@ _MEANS: Final = {
 _EXAMPLE_ARGUMENTS: Final = {
     ("task", "add"): '"Count the words"', ("task", "show"): "T-7", ("task", "claim"): "T-7",
     ("task", "progress"): 'T-7@41 50 "half"', ("task", "complete"): "T-7@41", ("task", "fail"): 'T-7@41 "why"',
-    ("task", "release"): "T-7@41", ("task", "blocked"): 'T-7@41 "why"', ("task", "import"): "board.md",
+    ("task", "release"): "T-7@41", ("task", "blocked"): 'T-7@41 "why"', ("task", "unblock"): 'T-7 --note "port 8080"', ("task", "import"): "board.md",
     ("swarm", "show"): "docs-2", ("swarm", "register"): "docs-2 --can docs:writing", ("inbox", "ack"): "12",
     ("budget", "set"): "docs-2 5.00", ("breaker", "show"): "docs-2",
     ("breaker", "reset"): 'docs-2 --reason "looked at it"', ("breaker", "trip"): 'docs-2 --reason "too dear"',

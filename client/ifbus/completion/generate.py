@@ -15,7 +15,7 @@ from ifbus.cli.commands.completion import FOLDER, SHELLS
 from ifbus.cli.reference import full_parser
 
 # What an argument's metavar says about the words that fit there.
-_IDS = {"TASK": "task", "SWARM": "swarm", "NAME": "swarm", "CODE|COMMAND": "code"}
+_IDS = {"TASK": "task", "SWARM": "swarm", "NAME": "swarm", "CODE|COMMAND": "code", "TASK|BLOCKER": "blocker"}
 _FILES = ("BOARD", "SOURCE", "FILE", "PATH")
 
 

@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/ifbus
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_ifbus_task_subparsers=(add ls show next claim progress complete fail release blocked import)
+_shtab_ifbus_task_subparsers=(add ls show next claim progress complete fail release blocked unblock import)
 _shtab_ifbus_swarm_subparsers=(ls show register)
 _shtab_ifbus_inbox_subparsers=(ls ack)
 _shtab_ifbus_budget_subparsers=(show set)
@@ -26,6 +26,7 @@ _shtab_ifbus_task_complete_option_strings=(-h --help --result --swarm --key --dr
 _shtab_ifbus_task_fail_option_strings=(-h --help --retry --swarm --key --dry-run --json --color --socket)
 _shtab_ifbus_task_release_option_strings=(-h --help --swarm --key --dry-run --json --color --socket)
 _shtab_ifbus_task_blocked_option_strings=(-h --help --need --severity --release --swarm --key --dry-run --json --color --socket)
+_shtab_ifbus_task_unblock_option_strings=(-h --help --note --swarm --key --dry-run --json --color --socket)
 _shtab_ifbus_task_import_option_strings=(-h --help --usd-per-hour --key --dry-run --json --color --socket)
 _shtab_ifbus_task_option_strings=(-h --help)
 _shtab_ifbus_swarm_ls_option_strings=(-h --help --limit --after --fields -q --quiet --json --color --socket)
@@ -35,7 +36,7 @@ _shtab_ifbus_swarm_option_strings=(-h --help)
 _shtab_ifbus_inbox_ls_option_strings=(-h --help --swarm --limit --after --fields -q --quiet --json --color --socket)
 _shtab_ifbus_inbox_ack_option_strings=(-h --help --swarm --key --dry-run --json --color --socket)
 _shtab_ifbus_inbox_option_strings=(-h --help)
-_shtab_ifbus_budget_show_option_strings=(-h --help --all --swarm --fields -q --quiet --json --color --socket)
+_shtab_ifbus_budget_show_option_strings=(-h --help --all --swarm --limit --after --fields -q --quiet --json --color --socket)
 _shtab_ifbus_budget_set_option_strings=(-h --help --key --dry-run --json --color --socket)
 _shtab_ifbus_budget_option_strings=(-h --help)
 _shtab_ifbus_breaker_ls_option_strings=(-h --help --tripped --limit --after --fields -q --quiet --json --color --socket)
@@ -81,6 +82,9 @@ _shtab_ifbus_task_release___swarm_COMPGEN=_shtab_cmd_compgen_8b52eff4
 _shtab_ifbus_task_release___socket_COMPGEN=_shtab_compgen_files
 _shtab_ifbus_task_blocked___swarm_COMPGEN=_shtab_cmd_compgen_8b52eff4
 _shtab_ifbus_task_blocked___socket_COMPGEN=_shtab_compgen_files
+_shtab_ifbus_task_unblock_pos_0_COMPGEN=_shtab_cmd_compgen_ab4c294c
+_shtab_ifbus_task_unblock___swarm_COMPGEN=_shtab_cmd_compgen_8b52eff4
+_shtab_ifbus_task_unblock___socket_COMPGEN=_shtab_compgen_files
 _shtab_ifbus_task_import_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_ifbus_task_import___socket_COMPGEN=_shtab_compgen_files
 _shtab_ifbus_swarm_ls___socket_COMPGEN=_shtab_compgen_files
@@ -136,8 +140,9 @@ _shtab_ifbus_task_fail___color_choices=(auto always never)
 _shtab_ifbus_task_release___color_choices=(auto always never)
 _shtab_ifbus_task_blocked___severity_choices=(low medium high critical)
 _shtab_ifbus_task_blocked___color_choices=(auto always never)
+_shtab_ifbus_task_unblock___color_choices=(auto always never)
 _shtab_ifbus_task_import___color_choices=(auto always never)
-_shtab_ifbus_task_pos_0_choices=(add ls show next claim progress complete fail release blocked import)
+_shtab_ifbus_task_pos_0_choices=(add ls show next claim progress complete fail release blocked unblock import)
 _shtab_ifbus_swarm_ls___color_choices=(auto always never)
 _shtab_ifbus_swarm_show___color_choices=(auto always never)
 _shtab_ifbus_swarm_register___color_choices=(auto always never)
@@ -225,6 +230,10 @@ _shtab_ifbus_task_blocked___help_nargs=0
 _shtab_ifbus_task_blocked___release_nargs=0
 _shtab_ifbus_task_blocked___dry_run_nargs=0
 _shtab_ifbus_task_blocked___json_nargs=0
+_shtab_ifbus_task_unblock__h_nargs=0
+_shtab_ifbus_task_unblock___help_nargs=0
+_shtab_ifbus_task_unblock___dry_run_nargs=0
+_shtab_ifbus_task_unblock___json_nargs=0
 _shtab_ifbus_task_import__h_nargs=0
 _shtab_ifbus_task_import___help_nargs=0
 _shtab_ifbus_task_import___dry_run_nargs=0
@@ -362,6 +371,11 @@ _shtab_cmd_compgen_07c57bbc() {
 # $1=COMP_WORDS[1]
 _shtab_cmd_compgen_8b52eff4() {
   compgen -W "$(ifbus __complete swarm 2>/dev/null)" -- $1
+}
+
+# $1=COMP_WORDS[1]
+_shtab_cmd_compgen_ab4c294c() {
+  compgen -W "$(ifbus __complete blocker 2>/dev/null)" -- $1
 }
 
 # $1=COMP_WORDS[1]

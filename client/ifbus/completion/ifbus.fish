@@ -50,8 +50,8 @@ function _shtab_ifbus_using
   test "$_shtab_ifbus_cmdpath" = "$argv"
 end
 
-set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task import' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --budget-usd --by --can --color --cost-per-hour-usd --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --milestone --model --need --op --outcome --output --payload --priority --reason --receipt --result --severity --since --socket --state --swarm --target --until --usd-per-hour --wait -o
+set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' run why guide rpc help completion demo
+set -g _shtab_ifbus_opts_with_value --after --budget-usd --by --can --color --cost-per-hour-usd --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --milestone --model --need --note --op --outcome --output --payload --priority --reason --receipt --result --severity --since --socket --state --swarm --target --until --usd-per-hour --wait -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -63,7 +63,7 @@ complete -c ifbus -n '_shtab_ifbus_using status' -l check -d 'exit 8 if an alarm
 complete -c ifbus -n '_shtab_ifbus_using status' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using status' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using status' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a task -d 'add, ls, show, next, claim, progress, complete, fail, release, blocked, import'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a task -d 'add, ls, show, next, claim, progress, complete, fail, release, blocked, unblock, import'
 complete -c ifbus -n '_shtab_ifbus_using task' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a add -d 'Create a task; waiting swarms that qualify hear of it at once'
 complete -c ifbus -n '_shtab_ifbus_using task add' -s h -l help -d 'show this help message and exit'
@@ -172,6 +172,16 @@ complete -c ifbus -n '_shtab_ifbus_using task blocked' -l dry-run -d 'show what 
 complete -c ifbus -n '_shtab_ifbus_using task blocked' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using task blocked' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using task blocked' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a unblock -d 'Resolve a blocker: for its reporter, its helpers, orchestrators and operators'
+complete -c ifbus -n '_shtab_ifbus_using task unblock' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task unblock' -l note -x -d 'what the next holder and the reporter should know'
+complete -c ifbus -n '_shtab_ifbus_using task unblock' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
+complete -c ifbus -n '_shtab_ifbus_using task unblock' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using task unblock' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using task unblock' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using task unblock' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using task unblock' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using task unblock; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete blocker 2>/dev/null)" -d 'T-7, or the blocker'"'"'s id B-...'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a import -d 'Create the tasks of a Markdown board; those that exist stay as they are'
 complete -c ifbus -n '_shtab_ifbus_using task import' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using task import' -l usd-per-hour -x -d 'turn the board'"'"'s hours into estimates in dollars'
@@ -239,6 +249,8 @@ complete -c ifbus -n '_shtab_ifbus_using budget; and test $_shtab_ifbus_npos -eq
 complete -c ifbus -n '_shtab_ifbus_using budget show' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using budget show' -l all -d 'all swarms, whoever this is'
 complete -c ifbus -n '_shtab_ifbus_using budget show' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
+complete -c ifbus -n '_shtab_ifbus_using budget show' -l limit -x -d 'at most N, 1 to 200 (50)'
+complete -c ifbus -n '_shtab_ifbus_using budget show' -l after -x -d 'go on after this one'
 complete -c ifbus -n '_shtab_ifbus_using budget show' -l fields -x -d 'only these fields'
 complete -c ifbus -n '_shtab_ifbus_using budget show' -s q -l quiet -d 'ids only'
 complete -c ifbus -n '_shtab_ifbus_using budget show' -l json -d 'one JSON document in one line'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_a_task_from_creation_to_receipt(me: Shell) -> None:
     assert f"{task_id} at 50 %: half" in me("task", "progress", handle, "50", "half").out
     done = me("task", "complete", handle, "--result", '{"words": 3}')
     assert done.exit == 0
-    assert f"{task_id} completed for 0.00 USD, 0.05 back in the budget" in done.out
+    assert re.search(rf"^{task_id} completed in \d+ m?s for 0.00 USD, 0.05 back in the budget", done.out)
     receipt = done.out.partition("--receipt ")[2].strip().rstrip(")")
     verified = me("witness", "verify", "--receipt", receipt)
     assert (verified.exit, verified.out.split("    ")[0]) == (0, "witness verify: ok")
@@ -67,17 +68,9 @@ def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path:
     check("task_complete", "task", "complete", handle(claim), "--result", "[1]")
     check("task_fail", "task", "fail", me.claim(second), "no such file", "--retry")
     check("task_release", "task", "release", me.claim(third))
-    check(
-        "task_blocked",
-        "task",
-        "blocked",
-        me.claim(fourth),
-        "which port?",
-        "--need",
-        "docs:writing",
-        "--severity",
-        "high",
-    )
+    asked = ("which port?", "--need", "docs:writing", "--severity", "high")
+    check("task_blocked", "task", "blocked", me.claim(fourth), *asked)
+    check("task_unblock", "task", "unblock", fourth, "--note", "8080")
     claim = check("task_next", "task", "next", shell=other)["claim"]
     check("task_show", "task", "show", first)
     check("task_ls", "task", "ls", "--limit", "3")
@@ -172,6 +165,49 @@ def test_the_same_key_has_the_effect_of_one(shell: Shell) -> None:
     assert again["receipt"]["replayed"] is True
     other = shell("task", "add", "something else", "--key", "k-once", "--json")
     assert (other.exit, other.error["code"]) == (2, "idempotency_conflict")
+
+
+def test_a_blocker_is_resolved_by_task_or_by_id(me: Shell, new_swarm: Callable[..., Shell]) -> None:
+    """Who can help ends a blocker; the task is ready again and its reporter hears what was said."""
+    helper = new_swarm()
+    task_id = me.new_task("open a port", "--need", "docs:writing")
+    said = me("task", "blocked", me.claim(task_id), "which port?", "--need", "docs:writing", "--release")
+    blocker = re.findall(r"B-\w+", said.out)[0]
+    assert f"when it is resolved: ifbus task unblock {blocker} --note TEXT" in said.out
+    assert me("task", "show", task_id, "--json").data["task"]["state"] == "blocked"
+    assert {task_id, blocker} <= set(helper("__complete", "blocker").out.split())
+    assert f"{task_id} blocked" in me("status").out
+    done = helper("task", "unblock", task_id, "--note", "take 8080")
+    assert (done.exit, done.out.split("    ")[0]) == (0, f"{task_id} ready")
+    assert "take 8080" in me("inbox").out
+    again = helper("task", "unblock", task_id)
+    assert (again.exit, "nothing blocks it" in again.err) == (4, True)
+    # A task may have more than one: then the id says which.
+    handle = me.claim(task_id)
+    first, second = (
+        re.findall(r"B-\w+", me("task", "blocked", handle, reason).out)[0] for reason in ("which host?", "which user?")
+    )
+    both = me("task", "unblock", task_id)
+    assert (both.exit, first in both.err, second in both.err) == (2, True, True)
+    for blocker in (first, second):
+        assert me("task", "unblock", blocker).exit == 0
+
+
+def test_a_live_session_shows_as_alive(shell: Shell) -> None:
+    """`swarm ls`, `swarm show` and `status` tell a swarm with a session from one without."""
+    before = shell("status", "--json").data["swarms"]["alive"]
+    shell("swarm", "register", "quiet", "--can", "a:b")
+    inside = ("run", "--swarm", "lively", "--can", "a:b", "--", "ifbus", "status", "--json")
+    # `ifbus run` talks on stderr, the command that it starts does not.
+    assert shell(*inside)._replace(err="").data["swarms"]["alive"] == before + 1
+    shown = shell("run", "--swarm", "lively", "--", "ifbus", "swarm", "show", "lively")
+    assert shown.out.startswith("lively alive")
+    alive = {
+        swarm["swarm_id"]: swarm["alive"] for swarm in shell("swarm", "ls", "--json", "--limit", "200").data["swarms"]
+    }
+    assert (alive["lively"], alive["quiet"]) == (False, False)
+    assert shell("swarm", "show", "lively").out.startswith("lively silent")
+    assert shell("swarm", "show", "quiet").out.startswith("quiet has no session yet")
 
 
 def test_attention_ends_the_answer(me: Shell) -> None:

@@ -7,7 +7,6 @@ import argparse
 from ifbus.cli.command import Command, Data, Invocation, Outcome
 from ifbus.cli.commands.budget import render_report
 from ifbus.cli.text import View, fields, one_line, table
-from ifbus.errors import NotFound
 
 BREAKER_FIELDS = ("swarm_id", "state", "reason", "tripped_at_ms", "failures_in_a_row")
 
@@ -18,13 +17,11 @@ def _ls_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _ls(invocation: Invocation) -> Outcome:
     args = invocation.args
-    answer = invocation.ask("governor.list_breakers", tripped_only=args.tripped or None)
-    # The daemon gives all of them; pages are made here, so that no `ls` floods its reader.
-    breakers = sorted(answer["breakers"], key=lambda breaker: str(breaker["swarm_id"]))
-    following = [breaker for breaker in breakers if breaker["swarm_id"] > (args.after or "")]
-    shown = following[: args.limit]
-    more = shown[-1]["swarm_id"] if len(following) > len(shown) > 0 else None
-    return Outcome({"breakers": shown}, {"returned": len(shown), "total": len(breakers), "next": more})
+    answer = invocation.ask(
+        "governor.list_breakers", tripped_only=args.tripped or None, after=args.after, limit=args.limit
+    )
+    breakers = answer["breakers"]
+    return Outcome({"breakers": breakers}, {"returned": len(breakers), "total": None, "next": answer["next"]})
 
 
 def render_breakers(data: Data, view: View) -> list[str]:
@@ -54,11 +51,14 @@ def _subject_argument(parser: argparse.ArgumentParser) -> None:
 def _show(invocation: Invocation) -> Outcome:
     swarm_id = invocation.args.subject
     report = invocation.ask("governor.get_budget_report", swarm_id=swarm_id)["reports"]
-    breakers = invocation.ask("governor.list_breakers")["breakers"]
-    for breaker in breakers:
-        if breaker["swarm_id"] == swarm_id:
-            return Outcome({"breaker": breaker, "report": report[0] if report else None})
-    raise NotFound(f"no swarm {swarm_id}", data={"swarm_id": swarm_id})
+    # The question above has made sure that there is such a swarm: it is the first one in this page.
+    (breaker,) = invocation.ask("governor.list_breakers", after=_just_before(swarm_id), limit=1)["breakers"]
+    return Outcome({"breaker": breaker, "report": report[0]})
+
+
+def _just_before(swarm_id: str) -> str:
+    """A text that sorts before this name and after every other one before it: names have at most 64 characters, up to z."""
+    return swarm_id[:-1] + chr(ord(swarm_id[-1]) - 1) + "z" * 64
 
 
 def render_breaker(data: Data, view: View) -> list[str]:

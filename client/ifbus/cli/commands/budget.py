@@ -18,13 +18,15 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 def _show(invocation: Invocation) -> Outcome:
     args = invocation.args
     swarm_id = None if args.all else args.subject or invocation.swarm
-    return Outcome(invocation.ask("governor.get_budget_report", swarm_id=swarm_id))
+    answer = invocation.ask("governor.get_budget_report", swarm_id=swarm_id, after=args.after, limit=args.limit)
+    reports = answer["reports"]
+    return Outcome({"reports": reports}, {"returned": len(reports), "total": None, "next": answer["next"]})
 
 
 def render_reports(data: Data, view: View) -> list[str]:
     """Limit, spent, reserved and free of each."""
     if not data["reports"]:
-        return ["no budget is set"]
+        return ["no swarm yet: ifbus swarm register NAME --can area:skill"]
     return table(
         ("SWARM", "LIMIT", "SPENT", "RESERVED", "FREE", "BREAKER"),
         [
@@ -83,6 +85,7 @@ COMMANDS = {
         arguments=_show_arguments,
         run=_show,
         render=render_reports,
+        kind="list",
         acts=True,
         items="reports",
         id_field="swarm_id",

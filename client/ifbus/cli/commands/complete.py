@@ -14,7 +14,7 @@ _LIMIT = 200
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("task", "swarm", "code"))
+    parser.add_argument("what", choices=("task", "swarm", "code", "blocker"))
 
 
 def _complete(invocation: Invocation) -> Outcome:
@@ -31,6 +31,10 @@ def _words(invocation: Invocation, what: str) -> list[str]:
         return sorted(CATALOGUE)
     if what == "swarm":
         return [swarm["swarm_id"] for swarm in invocation.ask("governor.list_swarms", limit=_LIMIT)["swarms"]]
+    if what == "blocker":
+        blockers = invocation.ask("coordinator.list_blockers")["blockers"]
+        named = [[blocker["task_id"]] if blocker.get("task_id") else [] for blocker in blockers]
+        return [word for blocker, task in zip(blockers, named, strict=True) for word in (*task, blocker["blocker_id"])]
     # Never a handle: the daemon's current one would hand a former holder the key (UX 2).
     open_states = ["waiting", "ready", "claimed", "blocked"]
     return [

@@ -56,7 +56,8 @@ def _says(message: Data) -> str:
     for name in ("message", "reason", "title"):
         if isinstance(body.get(name), str):
             task = f"{body['task_id']}: " if body.get("task_id") else ""
-            return one_line(task + body[name], 120)
+            resolved = f"; resolved: {body.get('note') or 'without a note'}" if body.get("resolved") else ""
+            return one_line(f"{task}{body[name]}{resolved}", 200)
     return one_line(cell(body), 120)
 
 

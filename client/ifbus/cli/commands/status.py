@@ -10,8 +10,10 @@ from ifbus.cli.exits import DONE, FOUND_SOMETHING
 from ifbus.cli.text import View, fields, one_line, plural, span
 
 _STATES = ("ready", "claimed", "blocked", "waiting", "failed", "completed")
-# More alarms than this would break the ceiling of 900 bytes; the rest is counted.
-_SHOWN = 3
+# The most that the daemon gives at once.
+_PAGE = 200
+# What an agent pays for reading it (UX 4); alarms that do not fit are counted.
+_MAX_BYTES = 900
 # Breakers and blockers come with more than their alarm has.
 _SHOWN_BY_THEMSELVES = ("breaker_tripped", "blocker")
 
@@ -24,23 +26,19 @@ def _status(invocation: Invocation) -> Outcome:
     ask, now_ms = invocation.ask, invocation.view.now_ms
     day = time.mktime((*time.localtime(now_ms / 1000)[:3], 0, 0, 0, 0, 0, -1))
     daemon = ask("daemon.status")
-    counts = ask("coordinator.list_tasks", limit=1)["counts"]
-    swarms = _all_swarms(invocation)
-    reports = ask("governor.get_budget_report")["reports"]
+    counts = daemon["coordinator"]["tasks"]
+    total, alive = daemon["governor"]["swarms"], daemon["coordinator"]["sessions"]
+    limits, reserved = _money(invocation)
     data = {
         "daemon": daemon,
         "tasks": {state: counts.get(state, 0) for state in _STATES},
-        "swarms": {
-            "total": len(swarms),
-            "alive": sum(bool(swarm.get("alive")) for swarm in swarms),
-            "silent": sum(not swarm.get("alive") for swarm in swarms),
-        },
-        "tripped": ask("governor.list_breakers", tripped_only=True)["breakers"],
+        "swarms": {"total": total, "alive": alive, "silent": max(0, total - alive)},
+        "tripped": ask("governor.list_breakers", tripped_only=True, limit=_PAGE)["breakers"],
         "blockers": ask("coordinator.list_blockers")["blockers"],
         "money": {
             "spent_today_usd": ask("optimise.report", since_ms=int(day * 1000), limit=1)["total_usd"],
-            "limit_usd": _sum(reports, "limit_usd"),
-            "reserved_usd": _sum(reports, "reserved_usd"),
+            "limit_usd": limits,
+            "reserved_usd": reserved,
         },
         "witness": ask("witness.head"),
     }
@@ -48,21 +46,19 @@ def _status(invocation: Invocation) -> Outcome:
     return Outcome(data, exit=FOUND_SOMETHING if invocation.args.check and alarmed else DONE)
 
 
-def _all_swarms(invocation: Invocation) -> list[Data]:
-    swarms: list[Data] = []
-    after = None
-    while True:
-        page = invocation.ask("governor.list_swarms", limit=200, after=after)
-        swarms += page["swarms"]
-        after = page["next"]
-        if after is None:
-            return swarms
-
-
-def _sum(reports: list[Data], name: str) -> str:
+def _money(invocation: Invocation) -> tuple[str | None, str]:
+    """All budgets together, None if no swarm has one, and all that is set aside."""
     from ifbus.money import to_micro_usd, to_usd
 
-    return to_usd(sum(to_micro_usd(report[name]) for report in reports if report.get(name) is not None))
+    limits: list[int] = []
+    reserved, after = 0, None
+    while True:
+        page = invocation.ask("governor.get_budget_report", limit=_PAGE, after=after)
+        limits += [to_micro_usd(report["limit_usd"]) for report in page["reports"] if report.get("limit_usd")]
+        reserved += sum(to_micro_usd(report["reserved_usd"]) for report in page["reports"])
+        after = page["next"]
+        if after is None:
+            return to_usd(sum(limits)) if limits else None, to_usd(reserved)
 
 
 def render_status(data: Data, view: View) -> list[str]:
@@ -72,7 +68,7 @@ def render_status(data: Data, view: View) -> list[str]:
     lines = fields(
         [
             f"ifbusd {daemon.get('build', '?')} up {span(daemon.get('uptime_ms', 0))}",
-            f"{daemon.get('backend', 'embedded')} store, pid {daemon.get('pid', '?')}",
+            f"{daemon.get('backend', '?')} store{_flush(daemon.get('store') or {})}, pid {daemon.get('pid', '?')}",
             str(daemon.get("socket", "")),
         ],
         view,
@@ -90,13 +86,22 @@ def render_status(data: Data, view: View) -> list[str]:
     lines += fields(
         [
             f"swarms  {swarms['total']}: {swarms['alive']} alive, {swarms['silent']} silent{tripped}",
-            f"today {money['spent_today_usd']} of {money['limit_usd']} USD, {money['reserved_usd']} reserved",
+            f"today {money['spent_today_usd']} USD{_of(money['limit_usd'])}, {money['reserved_usd']} reserved",
             f"witness {data['witness']['seq']} entries",
         ],
         view,
         indent=8,
     )
-    return lines + [f"! {line}" for line in _alarms(data, view)]
+    alarms = _alarms(data, view)
+    more = 0
+    while alarms and len("\n".join([*lines, *alarms, _more(len(alarms))]).encode()) >= _MAX_BYTES:
+        alarms.pop()
+        more += 1
+    return [*lines, *alarms, *([_more(more)] if more else [])]
+
+
+def _more(number: int) -> str:
+    return f"! {plural(number, 'more thing')} to look at: ifbus status --json"
 
 
 def _alarms(data: Data, view: View) -> list[str]:
@@ -109,7 +114,8 @@ def _alarms(data: Data, view: View) -> list[str]:
         )
     for blocker in data["blockers"]:
         lines.append(
-            f"{blocker['swarm_id']} blocked: {one_line(blocker['reason'], 80)}    ifbus rpc coordinator.list_blockers"
+            f"{blocker.get('task_id') or blocker['swarm_id']} blocked {view.ago(blocker.get('at_ms'))} ago:"
+            f" {one_line(blocker['reason'], 80)}    ifbus task unblock {blocker['blocker_id']} --note TEXT"
         )
     for alarm in data["daemon"].get("alarms") or ():
         kind = str(alarm.get("kind") or alarm.get("code") or "alarm")
@@ -118,9 +124,16 @@ def _alarms(data: Data, view: View) -> list[str]:
         about = f"{alarm['swarm_id']}: " if alarm.get("swarm_id") else ""
         said = str(alarm.get("message") or alarm.get("reason") or "")
         lines.append(f"{kind.replace('_', ' ')}: {one_line(about + said, 80)}    {alarm.get('remedy') or ''}".rstrip())
-    if len(lines) > _SHOWN:
-        lines = [*lines[:_SHOWN], f"{plural(len(lines) - _SHOWN, 'more thing')} to look at: ifbus status --json"]
-    return lines
+    return [f"! {line}" for line in lines]
+
+
+def _of(limit_usd: str | None) -> str:
+    return ", no budget set" if limit_usd is None else f" of {limit_usd} in budgets"
+
+
+def _flush(store: Data) -> str:
+    flush_us = store.get("flush_us") or store.get("flush_estimate_us")
+    return f", flush {flush_us / 1000:.2f} ms" if flush_us else ""
 
 
 def _ms(figures: Data) -> str:

@@ -31,7 +31,7 @@ def render_swarms(data: Data, view: View) -> list[str]:
         [
             (
                 swarm["swarm_id"],
-                view.state("yes" if swarm.get("alive") else "silent"),
+                _alive(swarm, view),
                 view.state(swarm.get("breaker", "closed")),
                 _free(swarm),
                 swarm.get("cost_per_hour_usd", "0.00"),
@@ -58,7 +58,7 @@ def render_swarm(data: Data, view: View) -> list[str]:
     return [
         *fields(
             [
-                f"{swarm['swarm_id']} {view.state('alive' if swarm.get('alive') else 'silent')}",
+                f"{swarm['swarm_id']} {_session(swarm, view)}",
                 f"breaker {view.state(swarm.get('breaker', 'closed'))}",
                 f"{_free(swarm)} USD free" if swarm.get("free_usd") is not None else "no budget set",
                 f"{swarm.get('cost_per_hour_usd', '0.00')} USD/h",
@@ -71,6 +71,18 @@ def render_swarm(data: Data, view: View) -> list[str]:
         f"  can: {', '.join(swarm.get('capabilities') or ()) or 'nothing registered'}",
         *([f"  holds: {', '.join(swarm['claims'])}"] if swarm.get("claims") else []),
     ]
+
+
+def _alive(swarm: Data, view: View) -> str:
+    if swarm.get("alive"):
+        return view.state("yes")
+    return view.state("silent") if swarm.get("incarnation") else "-"
+
+
+def _session(swarm: Data, view: View) -> str:
+    """A swarm that had a session is silent without one; one that never had any is not to be missed."""
+    alive = _alive(swarm, view)
+    return "has no session yet" if alive == "-" else alive.replace("yes", "alive")
 
 
 def _free(swarm: Data) -> str:

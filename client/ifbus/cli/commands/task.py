@@ -7,7 +7,7 @@ from typing import Any
 
 from ifbus.cli.command import Command, Data, DryRun, Invocation, Outcome, parse_json
 from ifbus.cli.commands import TASK_FIELDS
-from ifbus.cli.text import View, fields, one_line, plural, table
+from ifbus.cli.text import View, fields, one_line, plural, span, table
 from ifbus.errors import AlreadyExists, InvalidParams, Usage
 
 STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
@@ -150,7 +150,8 @@ def render_task(data: Data, view: View) -> list[str]:
         f"{'held by' if task['state'] == 'claimed' else 'last held by'} {task['holder']}" if task.get("holder") else ""
     )
     if task.get("claimed_at_ms"):
-        held += f" for {view.ago(task['claimed_at_ms'])}"
+        ended_at_ms = task.get("ended_at_ms") or view.now_ms
+        held += f" for {span(max(0, ended_at_ms - task['claimed_at_ms']))}"
     lines = fields(
         [
             f"{task['task_id']} {view.state(task['state'])}: {one_line(task['title'])}",

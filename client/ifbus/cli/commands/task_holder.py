@@ -1,4 +1,7 @@
-"""What a holder does with its claim: `ifbus task progress`, `complete`, `fail`, `release`, `blocked`. All take the handle."""
+"""What a holder does with its claim: `ifbus task progress`, `complete`, `fail`, `release`, `blocked`. All take the handle.
+
+And `unblock`, by which whoever can help ends what `blocked` began.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Any
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome, parse_handle, parse_json
 from ifbus.cli.text import View, fields, one_line, span
-from ifbus.errors import Usage
+from ifbus.errors import NotFound, Usage
+
+BLOCKER_PREFIX = "B-"
 
 
 def _handle_argument(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +86,8 @@ def _release(invocation: Invocation) -> Outcome:
 def render_ended(verdict: str, data: Data, view: View) -> list[str]:
     """What became of the task, what it cost, what it made ready, and the receipt."""
     task, receipt = data["task"], data.get("receipt") or {}
-    started, ended = task.get("claimed_at_ms"), task.get("ended_at_ms")
-    took = f" in {span(ended - started)}" if started and ended and ended >= started else ""
+    started, ended = task.get("claimed_at_ms"), task.get("ended_at_ms") or view.now_ms
+    took = f" in {span(max(0, ended - started))}" if started else ""
     again = " (already so)" if receipt.get("replayed") else ""
     facts = [
         f"{task['task_id']} {verdict}{took} for {data.get('spent_usd', '0.00')} USD, {data.get('released_usd', '0.00')} back in the budget{again}",
@@ -103,7 +108,7 @@ def _render_failed(data: Data, view: View) -> list[str]:
 
 
 def _render_released(data: Data, view: View) -> list[str]:
-    return render_ended("released", data, view)
+    return render_ended(f"released, {data['task']['state']} again", data, view)
 
 
 # --- blocked -----------------------------------------------------------------------------------------
@@ -150,8 +155,64 @@ def render_blocked(data: Data, view: View) -> list[str]:
             ],
             view,
         ),
-        f'  when it is resolved: ifbus rpc coordinator.resolve_blocker \'{{"blocker_id": "{name}"}}\'',
+        f"  when it is resolved: ifbus task unblock {name} --note TEXT",
     ]
+
+
+# --- unblock -----------------------------------------------------------------------------------------
+
+
+def _unblock_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="TASK|BLOCKER", help="T-7, or the blocker's id B-...")
+    parser.add_argument("--note", metavar="TEXT", help="what the next holder and the reporter should know")
+
+
+def _unblock(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    answer = invocation.change(
+        "coordinator.resolve_blocker",
+        {"blocker_id": _blocker_of(invocation, args.subject), "swarm_id": invocation.swarm, "note": args.note},
+    )
+    task_id = answer["blocker"].get("task_id")
+    task = invocation.ask("coordinator.get_task", task_id=task_id)["task"] if task_id else None
+    return Outcome({"blocker": answer["blocker"], "task": task, "receipt": answer["receipt"]})
+
+
+def _blocker_of(invocation: Invocation, subject: str) -> str:
+    """The blocker that is meant by its own id or by its task's.
+
+    Raises:
+        Usage: The task has several.
+        NotFound: It has none, or there is no such task.
+    """
+    task_id = subject.partition("@")[0]
+    blockers = invocation.ask("coordinator.list_blockers")["blockers"]
+    found = [str(blocker["blocker_id"]) for blocker in blockers if blocker.get("task_id") == task_id]
+    if len(found) > 1:
+        raise Usage(
+            f"{task_id} has {len(found)} open blockers, say which: {', '.join(found)}",
+            data={"command": "task unblock", "example": f"ifbus task unblock {found[0]}"},
+        )
+    if found:
+        return found[0]
+    if any(blocker["blocker_id"] == subject for blocker in blockers) or subject.startswith(BLOCKER_PREFIX):
+        return subject
+    # The list ends somewhere; a task that waits for its blocker names it itself.
+    task = invocation.ask("coordinator.get_task", task_id=task_id)["task"]
+    if task.get("blocker_id"):
+        return str(task["blocker_id"])
+    raise NotFound(
+        f"{task_id} is {task['state']}: nothing blocks it",
+        data={"task_id": task_id, "state": task["state"]},
+        would_change=[{"by": "self", "what": "see what is open", "call": "ifbus status"}],
+    )
+
+
+def render_unblocked(data: Data, view: View) -> list[str]:
+    """What goes on again and who hears of it."""
+    blocker, task = data["blocker"], data["task"]
+    again = f"{task['task_id']} {view.state(task['state'])}" if task else f"{blocker['swarm_id']} unblocked"
+    return fields([again, f"blocker {blocker['blocker_id']} resolved", f"{blocker['swarm_id']} told"], view)
 
 
 COMMANDS = {
@@ -210,6 +271,20 @@ COMMANDS = {
         arguments=_blocked_arguments,
         run=_blocked,
         render=render_blocked,
+        kind="change",
+        acts=True,
+    ),
+    "unblock": Command(
+        words="task unblock",
+        summary="Resolve a blocker: for its reporter, its helpers, orchestrators and operators",
+        examples=(
+            'ifbus task unblock T-7 --note "port 8080"',
+            'ifbus task unblock B-0198c2f41ab5e3d2a17 --note "see docs/ports.md"',
+            "ifbus task unblock T-7 --json",
+        ),
+        arguments=_unblock_arguments,
+        run=_unblock,
+        render=render_unblocked,
         kind="change",
         acts=True,
     ),
