@@ -206,7 +206,7 @@ class ClaimCore(Generic[S]):
 
     def execute_steps(
         self,
-        source: module.Source,
+        source: module.Source | module.Module,
         *,
         input: Any = None,
         limits: ResourceLimits | None = None,
@@ -229,12 +229,14 @@ class ClaimCore(Generic[S]):
             InvalidModule, CompileLimit: It cannot be loaded.
             LeaseLost: The claim has ended.
         """
-        wasm = module.read(source)
+        wasm = module.find(source)
         known = self._loaded.get(wasm.sha256)
-        if kind is None:
-            kind = known.kind if known is not None and wasm.data is None else module.kind_of(wasm.data)  # type: ignore[assignment]
         contract = ServiceContract(
-            module_sha256=wasm.sha256, kind=kind, export=export, limits=limits or ResourceLimits(), profile=profile
+            module_sha256=wasm.sha256,
+            kind=kind or wasm.kind or (known.kind if known is not None else module.unknown_kind()),
+            export=export,
+            limits=limits or ResourceLimits(),
+            profile=profile,
         )
         call = calls.execute_task(
             self.swarm_id, input, module_sha256=wasm.sha256, task_id=self.task_id, token=self.token
@@ -276,7 +278,7 @@ def load(swarm_id: str, wasm: module.Module, contract: ServiceContract) -> Steps
     try:
         yield from ask(calls.load_swarm(swarm_id, contract))
     except NotFound:
-        if wasm.data is None:
+        if not wasm.has_data:
             raise
         yield from module.upload(wasm)
         yield from ask(calls.load_swarm(swarm_id, contract))

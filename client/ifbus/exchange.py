@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final, Protocol
 
-from ifbus.errors import ConnectionLost, IfbusError, ProtocolError, Refused, RequestError, from_wire
+from ifbus.errors import ConnectionLost, IfbusError, Overloaded, ProtocolError, Refused, RequestError, from_wire
 from ifbus.protocol import END_OF_STREAM, NEED_DATA, PROTOCOL_VERSIONS, Connection, Malformed, Notification, Response
 from ifbus.request import Call, untyped
 from ifbus.steps import Steps, ask
@@ -38,14 +38,12 @@ class Waiter:
         wake: Set while it is parked because somebody else reads.
     """
 
-    __slots__ = ("done", "error", "msgid", "result", "wake")
-
-    def __init__(self) -> None:
-        self.msgid: int | None = None
-        self.done = False
-        self.error: IfbusError | None = None
-        self.result: Any = None
-        self.wake: Wake | None = None
+    # Defaults of the class: one is made for every request, and most change two of them.
+    msgid: int | None = None
+    done: bool = False
+    error: IfbusError | None = None
+    result: Any = None
+    wake: Wake | None = None
 
     def finish(self) -> None:
         """Mark as done and let it go on. First the mark, then the wake: who parks looks at them the other way round."""
@@ -61,6 +59,7 @@ class Feed:
         method: Of the notifications that belong here.
         swarm_id: Only those of this swarm's inbox, or None.
         error: Why the daemon refused to go on with it after a reconnect.
+        connection: Number of the connection that it was last subscribed on (`Routes.connections`).
         last_seq: Of the last message taken; where an inbox resumes.
         dropped: Messages lost because the queue was full; for an inbox they are fetched again.
     """
@@ -69,6 +68,7 @@ class Feed:
         self.method = method
         self.swarm_id = swarm_id
         self.error: IfbusError | None = None
+        self.connection = 0
         self.last_seq = after_seq
         self.dropped = 0
         self.has_overflowed = False
@@ -133,6 +133,11 @@ class Feed:
         self._queue.clear()
         self.wake()
 
+    def end(self, error: IfbusError) -> None:
+        """As `close`, and the subscriber is told why; wakes nobody."""
+        self.error = error
+        self.is_closed = True
+
 
 class Routes:
     """What outlives a connection: open subscriptions, attention that came before replies, and whom this client speaks for.
@@ -140,11 +145,13 @@ class Routes:
     Attributes:
         swarms: Swarms of this client, whose attention each new connection is to hear.
         has_unheard: Attention has arrived that nobody was told of yet.
+        connections: How many were greeted; a feed of another number is not subscribed on the present one.
     """
 
     def __init__(self) -> None:
         self.feeds: list[Feed] = []
         self.swarms: list[str] = []
+        self.connections = 0
         self.attention: deque[dict[str, Any]] = deque(maxlen=MAX_ATTENTION)
         self.has_unheard = False
 
@@ -173,6 +180,7 @@ def greet(routes: Routes, client: str) -> Steps[dict[str, Any]]:
         VersionMismatch: No protocol version in common.
         Momentary, ConnectionFailed: Try another time.
     """
+    routes.connections += 1
     hello: dict[str, Any] = yield from ask(
         Call("daemon.hello", {"protocol": list(PROTOCOL_VERSIONS), "client": client}, untyped)
     )
@@ -188,6 +196,8 @@ def greet(routes: Routes, client: str) -> Steps[dict[str, Any]]:
         except (RequestError, Refused) as error:
             feed.error = error
             feed.close()
+        else:
+            feed.connection = routes.connections
     return hello
 
 
@@ -202,6 +212,7 @@ class Exchange:
         self._wire = Connection()
         self._routes = routes
         self._waiters: dict[int, Waiter] = {}
+        self._farewell: IfbusError | None = None
         self.failure: IfbusError | None = None
 
     def start(self, waiter: Waiter, method: str, params: list[Any], meta: dict[str, Any] | None) -> bytes:
@@ -246,12 +257,17 @@ class Exchange:
                             waiter.error = from_wire(event.error)
                         waiter.result = event.result
                         waiter.finish()
+                    if not wire.has_buffered:  # the usual case: one reply in one read
+                        return
                 elif event is NEED_DATA:
                     return
                 elif type(event) is Notification:
-                    self._routes.deliver(event)
+                    if event.method == "closing":
+                        self._farewell = from_wire(event.params[0] if event.params else None)
+                    else:
+                        self._routes.deliver(event)
                 elif event is END_OF_STREAM:
-                    self.fail(ConnectionLost("the daemon closed the connection"))
+                    self.fail(_end_of_stream(self._farewell))
                     return
                 elif type(event) is Malformed and event.msgid is None:
                     self.fail(ProtocolError(f"the daemon sent no MessagePack-RPC: {event.error.message}"))
@@ -270,3 +286,13 @@ class Exchange:
             waiter.finish()
         for feed in self._routes.feeds:
             feed.wake()
+
+
+def _end_of_stream(farewell: IfbusError | None) -> IfbusError:
+    """What the end of the connection means, by the reason that the daemon gave before it."""
+    if farewell is None:
+        return ConnectionLost("the daemon closed the connection")
+    if isinstance(farewell, Overloaded | ProtocolError):
+        return farewell
+    # It is stopping, perhaps to start again: whoever waits tries to connect until its time is up.
+    return ConnectionLost(f"the daemon ended the connection: {farewell.message}", data=farewell.data)

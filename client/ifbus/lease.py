@@ -12,12 +12,16 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from ifbus import calls
 from ifbus.backoff import backoff
 from ifbus.errors import ConnectionFailed, IfbusError, LeaseLost, Momentary
-from ifbus.link import GRACE_S, Link
+from ifbus.link import GRACE_S
+from ifbus.request import Call
+from ifbus.steps import Steps, drive
+
+R = TypeVar("R")
 
 # A renewal may be tried this often within a lease, so that one lost or slow one does not cost the claims.
 RENEWALS_PER_LEASE: Final = 3
@@ -51,6 +55,14 @@ class Tenure:
         """A claim was won."""
         self._held_since_s[handle] = at_s
 
+    def holds(self, handle: str) -> bool:
+        """Whether a claim was won and has not ended."""
+        return handle in self._held_since_s
+
+    def is_foreign(self, pid: int) -> bool:
+        """Whether that process is a fork of the one that registered: it may not act for the swarm, nor end its session."""
+        return pid != self._pid
+
     def let_go(self, handle: str) -> None:
         """A claim has ended by its holder's own word."""
         self._held_since_s.pop(handle, None)
@@ -67,7 +79,9 @@ class Tenure:
         self.lease_s = lease_ms / 1000
         self.proven_until_s = max(self.proven_until_s, sent_s + self.lease_s)
         known = set(listed)
-        gone = [handle for handle, since_s in list(self._held_since_s.items()) if since_s < before_s and handle not in known]
+        gone = [
+            handle for handle, since_s in list(self._held_since_s.items()) if since_s < before_s and handle not in known
+        ]
         for handle in gone:
             self._held_since_s.pop(handle, None)
         self._gone.update(gone)
@@ -83,7 +97,13 @@ class Tenure:
             self.lost = LeaseLost(
                 f"cannot act for {self.swarm_id} any more: {reason}; nothing was written",
                 data={"swarm_id": self.swarm_id},
-                would_change=[{"by": "self", "what": "stop this work, register again", "call": f"ifbus swarm register {self.swarm_id}"}],
+                would_change=[
+                    {
+                        "by": "self",
+                        "what": "stop this work, register again",
+                        "call": f"ifbus swarm register {self.swarm_id}",
+                    }
+                ],
             )
         return self.lost
 
@@ -93,7 +113,7 @@ class Tenure:
         Raises:
             LeaseLost: It cannot; the holder must stop now.
         """
-        if self.lost is None and pid != self._pid:
+        if self.lost is None and self.is_foreign(pid):
             raise LeaseLost(f"cannot act for {self.swarm_id}: this process is a fork of the one that registered it")
         if self.lost is None and now_s >= self.proven_until_s:
             self.lose(f"its lease of {self.lease_s:g} s was not renewed in time")
@@ -101,7 +121,16 @@ class Tenure:
             # A new instance for each caller: a shared one would collect everybody's tracebacks.
             raise LeaseLost(self.lost.message, data=self.lost.data)
         if handle is not None and handle in self._gone:
-            raise LeaseLost(f"{handle} has ended: the daemon lists it no more; nothing was written", data={"handle": handle})
+            raise LeaseLost(
+                f"{handle} has ended: the daemon lists it no more; nothing was written", data={"handle": handle}
+            )
+
+
+class Performer(Protocol):
+    """What makes calls, blocking: a `Link`, or what hands them to an event loop."""
+
+    def perform(self, call: Call[R]) -> R: ...
+    def close(self) -> None: ...
 
 
 class Renewal:
@@ -109,11 +138,18 @@ class Renewal:
 
     Args:
         link: The connection that renews; closed with this if `owns_link`.
-        on_lost: Called once in this thread when the session is lost, with the error.
+        on_lost: Called once in this thread when the session is lost, with the error, and whether that is because the daemon
+            did not answer.
     """
 
     def __init__(
-        self, link: Link, tenure: Tenure, resume_token: str, *, owns_link: bool, on_lost: Callable[[LeaseLost], None]
+        self,
+        link: Performer,
+        tenure: Tenure,
+        resume_token: str,
+        *,
+        owns_link: bool,
+        on_lost: Callable[[LeaseLost, bool], None],
     ) -> None:
         self._link = link
         self._tenure = tenure
@@ -135,6 +171,27 @@ class Renewal:
         if self._thread is not threading.current_thread() and self._thread.is_alive():
             self._thread.join()
 
+    def settle(self, steps: Callable[[], Steps[None]]) -> None:
+        """Take steps that outlive their caller, in a thread of their own, until they are done or this has stopped.
+
+        They begin again after a momentary failure, so they must be such that a repetition is harmless.
+        """
+
+        def settle() -> None:
+            failures = 0
+            while not self._stopped.is_set() and self._tenure.lost is None:
+                try:
+                    drive(steps(), self._link.perform)
+                except (Momentary, ConnectionFailed):
+                    self._stopped.wait(backoff(failures, random.random()))
+                    failures += 1
+                except IfbusError:
+                    return  # refused: there is nothing of ours to settle any more
+                else:
+                    return
+
+        threading.Thread(target=settle, name=f"ifbus settles {self._tenure.swarm_id}", daemon=True).start()
+
     def _run(self) -> None:
         failures = 0
         wait_s = self._tenure.next_renewal_s(now_s())
@@ -151,7 +208,8 @@ class Renewal:
                     return
                 left_s = self._tenure.proven_until_s - now_s()
                 if left_s <= 0:
-                    self._lose(f"its lease of {self._tenure.lease_s:g} s could not be renewed in time ({error.message})")
+                    reason = f"its lease of {self._tenure.lease_s:g} s could not be renewed in time"
+                    self._lose(f"{reason} ({error.message})", is_silent=True)
                     return
                 wait_s = min(backoff(failures, random.random()), left_s)
                 failures += 1
@@ -167,8 +225,8 @@ class Renewal:
                     return
                 wait_s = self._tenure.next_renewal_s(now_s())
 
-    def _lose(self, reason: str) -> None:
-        self._on_lost(self._tenure.lose(reason))
+    def _lose(self, reason: str, *, is_silent: bool = False) -> None:
+        self._on_lost(self._tenure.lose(reason), is_silent)
 
 
 def check(tenure: Tenure, handle: str | None = None) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from ifbus.backoff import next_try
 from ifbus.connect import Inherited, candidates, connect, inherited
-from ifbus.errors import ConnectionFailed, ConnectionLost, DeadlineExceeded, IfbusError, Momentary
+from ifbus.errors import Cancelled, ConnectionFailed, ConnectionLost, DeadlineExceeded, IfbusError, Momentary
 from ifbus.exchange import Exchange, Feed, Routes, Waiter, greet
 from ifbus.request import KEYLESS, Call, Options, read_answer, to_wire, untyped
 from ifbus.steps import drive
@@ -31,6 +31,28 @@ DEFAULT_TIMEOUT_S: Final = 30.0
 # The daemon's own "deadline exceeded" is the better answer (it knows what it had done), so it gets this long to arrive.
 GRACE_S: Final = 0.25
 VERSION: Final = "ifbus-python"
+
+
+class Abort:
+    """Lets another thread end a call that waits in the daemon. One call at a time; once set, no further call is made."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._session: _Session | None = None
+        self._waiter: Waiter | None = None
+
+    def set(self) -> None:
+        """Ask the daemon to give the call up; it then raises Cancelled, or gives the answer that was faster."""
+        self.is_set = True
+        session, waiter = self._session, self._waiter
+        if session is not None and waiter is not None:
+            session.cancel(waiter)
+
+    def attach(self, session: _Session, waiter: Waiter) -> None:
+        """The call is under way. First the note, then the look: an abort at this moment is seen by one of the two."""
+        self._waiter, self._session = waiter, session
+        if self.is_set:
+            session.cancel(waiter)
 
 
 class _Session:
@@ -52,7 +74,14 @@ class _Session:
         """Why this connection has ended; None while it lives."""
         return self._exchange.failure
 
-    def ask(self, method: str, params: list[Any], meta: dict[str, Any] | None, timeout_s: float) -> Any:
+    def ask(
+        self,
+        method: str,
+        params: list[Any],
+        meta: dict[str, Any] | None,
+        timeout_s: float,
+        abort: Abort | None = None,
+    ) -> Any:
         """The answer to one request.
 
         Raises:
@@ -67,7 +96,9 @@ class _Session:
                 self._end(error)  # perhaps half a message went out: nothing may follow it
                 raise
         try:
-            if not self.wait(waiter, timeout_s):
+            if abort is not None:
+                abort.attach(self, waiter)
+            if not (self._read_own(waiter, timeout_s) or self.wait(waiter, timeout_s)):
                 raise DeadlineExceeded(
                     f"no answer to {method} in {timeout_s:g} s; it may have been done",
                     data={"method": method, "timeout_ms": int(timeout_s * 1000)},
@@ -79,32 +110,33 @@ class _Session:
             raise waiter.error
         return waiter.result
 
+    def _read_own(self, waiter: Waiter, timeout_s: float) -> bool:
+        """The hot path: nobody else reads and the answer comes in one read. False where it takes more than that."""
+        if not self._reading.acquire(False):
+            return False
+        try:
+            self._read(timeout_s)
+        finally:
+            self._reading.release()
+            if self._parked:
+                self._pass_lead_on()
+        return waiter.done
+
     def wait(self, waiter: Waiter, timeout_s: float | None) -> bool:
         """Wait until `waiter` is done, reading for everybody if nobody else does; False when the time is up."""
-        deadline: float | None = None
-        left_s = timeout_s
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not waiter.done:
             if self._reading.acquire(False):
                 try:
                     while not waiter.done:
-                        if deadline is not None:
-                            left_s = deadline - time.monotonic()
-                            if left_s <= 0:
-                                return False
-                        if not self._read(left_s):
+                        left_s = None if deadline is None else deadline - time.monotonic()
+                        if (left_s is not None and left_s <= 0) or not self._read(left_s):
                             return waiter.done
-                        if timeout_s is not None and deadline is None and not waiter.done:
-                            # Later than strictly right by the time of this read: the hot path, one reply in one read,
-                            # then needs no clock.
-                            deadline = time.monotonic() + timeout_s
                 finally:
                     self._reading.release()
                     self._pass_lead_on()
-            else:
-                if timeout_s is not None and deadline is None:
-                    deadline = time.monotonic() + timeout_s
-                if not self._park(waiter, deadline):
-                    return waiter.done
+            elif not self._park(waiter, deadline):
+                return waiter.done
         return True
 
     def _read(self, timeout_s: float | None) -> bool:
@@ -152,6 +184,10 @@ class _Session:
 
     def _give_up(self, waiter: Waiter) -> None:
         self._exchange.forget(waiter)
+        self.cancel(waiter)
+
+    def cancel(self, waiter: Waiter) -> None:
+        """Ask the daemon to give a request up; its answer still comes."""
         if self._exchange.failure is None:
             with self._sending:
                 try:
@@ -177,6 +213,10 @@ class _Session:
             error = ConnectionLost(f"the connection was given up: {type(error).__name__}")
         self._exchange.fail(error)
         self._stream.shut_down()
+
+    def drop(self, error: IfbusError) -> None:
+        """As `close`, but leaves the descriptor to whoever closes it."""
+        self._end(error)
 
     def close(self, error: IfbusError) -> None:
         """End the connection: everybody who waits on it goes on with `error`."""
@@ -218,14 +258,15 @@ class Link:
         self._on_attention = on_attention
         self._routes = Routes()
         self._session: _Session | None = None
+        self._dialing: _Session | None = None
         self._was_connected = False
-        self._is_closed = False
         self._hello: dict[str, Any] = {}
         self._start_anew()
         _links.add(self)
 
     def _start_anew(self) -> None:
         self._opening = threading.Lock()
+        self._closing = threading.Event()
         self._key_prefix = os.urandom(8).hex()
         self._key_numbers = itertools.count(1)
 
@@ -250,13 +291,14 @@ class Link:
 
     def close(self) -> None:
         """End the connection; calls under way in other threads fail, subscriptions end. Twice is fine."""
-        self._is_closed = True
+        self._closing.set()
+        self._drop(closed())
         for feed in list(self._routes.feeds):
             feed.close()
         with self._opening:
             session, self._session = self._session, None
         if session is not None:
-            session.close(_closed())
+            session.close(closed())
 
     @property
     def socket_path(self) -> str:
@@ -307,41 +349,60 @@ class Link:
         options = Options(timeout=timeout, idempotency_key=idempotency_key, traceparent=traceparent)
         return self.perform(Call(method, list(args) if args else params, untyped, options))
 
-    def perform(self, call: Call[R]) -> R:
-        """Make a call as often as needed within its time; the answer as `call.read` reads it. Raises as `call`."""
-        options = call.options
-        asked_s = options.get("timeout")
+    def new_key(self) -> str:
+        """An idempotency key that nobody else uses."""
+        return f"{self._key_prefix}-{next(self._key_numbers):x}"
+
+    def perform(self, call: Call[R], *, guard: Callable[[], None] | None = None, abort: Abort | None = None) -> R:
+        """Make a call as often as needed within its time; the answer as `call.read` reads it. Raises as `call`.
+
+        Args:
+            guard: Called before each repetition; what it raises ends the call.
+            abort: Lets another thread end it.
+        """
+        method, options = call.method, call.options
+        asked_s, key = (options.get("timeout"), options.get("idempotency_key")) if options else (None, None)
         patience_s = call.wait_s + (self._timeout_s if asked_s is None else asked_s + GRACE_S)
-        key = options.get("idempotency_key")
-        if key is None and call.method not in KEYLESS:
-            key = f"{self._key_prefix}-{next(self._key_numbers):x}"
+        if key is None and method not in KEYLESS:
+            key = self.new_key()
         started = time.monotonic()
         left_s, attempt, answer = patience_s, 0, None
+        params: list[Any]
         while True:
             try:
                 session = self._session
                 if session is None or session.failure is not None:
-                    session = self._live_session(left_s)
-                params, meta = to_wire(
-                    call, key=key, asked_timeout_s=None if asked_s is None else asked_s - (patience_s - left_s)
-                )
-                answer = session.ask(call.method, params, meta, left_s)
+                    session = self._live_session(left_s, guard)
+                if key is None and not options and not call.params:  # such as ping
+                    params, meta = [], None
+                else:
+                    waited_s = patience_s - left_s
+                    params, meta = to_wire(
+                        call, key=key, asked_timeout_s=None if asked_s is None else asked_s - waited_s
+                    )
+                answer = session.ask(method, params, meta, left_s, abort)
                 break
             except (Momentary, ConnectionFailed) as error:
+                if abort is not None and abort.is_set and not isinstance(error, Cancelled):
+                    raise Cancelled(f"{method} was given up; it may have been done") from error
                 left_s = started + patience_s - time.monotonic()
-                wait_s = next_try(error, attempt, random.random(), left_s=left_s, was_connected=self._can_return)
-                if wait_s is None:
-                    raise
-                time.sleep(wait_s)
-                left_s -= wait_s
+                self._pause_before_next_try(error, attempt, left_s)
+                if guard is not None:
+                    guard()
+                left_s = started + patience_s - time.monotonic()
                 attempt += 1
         if self._routes.has_unheard:
             self._tell_attention()
-        return read_answer(call, answer)
+        return answer if call.read is untyped else read_answer(call, answer)
 
-    @property
-    def _can_return(self) -> bool:
-        return self._was_connected and not self._is_closed and self._inherited is None
+    def _pause_before_next_try(self, error: IfbusError, attempt: int, left_s: float) -> None:
+        """Wait as long as is right after `error`; raises it where there is no next try."""
+        wait_s = None
+        if not self._closing.is_set():
+            was_connected = self._was_connected and self._inherited is None
+            wait_s = next_try(error, attempt, random.random(), left_s=left_s, was_connected=was_connected)
+        if wait_s is None or self._closing.wait(wait_s):
+            raise error
 
     def _tell_attention(self) -> None:
         self._routes.has_unheard = False
@@ -351,17 +412,19 @@ class Link:
 
     # --- connections -----------------------------------------------------------------------------
 
-    def _live_session(self, timeout_s: float) -> _Session:
+    def _live_session(self, timeout_s: float, guard: Callable[[], None] | None = None) -> _Session:
         with self._opening:
-            if self._is_closed:
-                raise _closed()
+            if self._closing.is_set():
+                raise closed()
+            if guard is not None:
+                guard()  # another thread may have tried to connect for long
             session = self._session
             if session is not None and session.failure is None:
                 return session
             if session is not None:
-                session.close(session.failure or _closed())
+                session.close(session.failure or closed())
                 if self._inherited is not None:
-                    raise session.failure or _closed()
+                    raise session.failure or closed()
             self._session = session = self._dial(timeout_s)
             self._was_connected = True
             return session
@@ -372,7 +435,7 @@ class Link:
             stream = InheritedStream(self._inherited, turn_timeout_s=timeout_s)
         else:
             stream = SocketStream(connect(self._paths))
-        session = _Session(stream, self._routes)
+        self._dialing = session = _Session(stream, self._routes)
 
         def ask(call: Call[Any]) -> Any:
             return session.ask(call.method, *to_wire(call, key=None, asked_timeout_s=None), timeout_s)
@@ -380,17 +443,25 @@ class Link:
         try:
             self._hello = drive(greet(self._routes, VERSION), ask)
         except BaseException:
-            session.close(_closed())
+            session.close(closed())
             raise
+        finally:
+            self._dialing = None
         return session
+
+    def _drop(self, error: IfbusError) -> None:
+        """Give the present connection up, so that whoever waits on it looks again; the next call makes a new one."""
+        for session in (self._dialing, self._session):
+            if session is not None:
+                session.drop(error)
 
     def subscribe(self, feed: Feed, read: Callable[[dict[str, Any]], T]) -> Subscription[T]:
         """Start a subscription; it goes on over reconnects until it is closed."""
-        self._routes.feeds.append(feed)
         try:
             self._start_feed(feed)
         except BaseException:
-            self._routes.feeds.remove(feed)
+            if feed in self._routes.feeds:
+                self._routes.feeds.remove(feed)
             raise
         return Subscription(self, feed, read)
 
@@ -400,23 +471,22 @@ class Link:
         while True:
             try:
                 with self._opening:
+                    if feed not in self._routes.feeds:
+                        self._routes.feeds.append(feed)
                     session = self._session
                     if session is not None and session.failure is None:
-                        subscribe = feed.subscribe
-                        session.ask(
-                            subscribe.method, *to_wire(subscribe, key=None, asked_timeout_s=None), self._timeout_s
-                        )
+                        if feed.connection != self._routes.connections:
+                            feed.connection = self._routes.connections
+                            call = feed.subscribe
+                            session.ask(call.method, *to_wire(call, key=None, asked_timeout_s=None), self._timeout_s)
                         return
                 self._live_session(self._timeout_s)
                 if feed.error is not None:
                     raise feed.error
                 return
             except (Momentary, ConnectionFailed) as error:
-                left_s = deadline - time.monotonic()
-                wait_s = next_try(error, attempt, random.random(), left_s=left_s, was_connected=self._can_return)
-                if wait_s is None:
-                    raise
-                time.sleep(wait_s)
+                feed.connection = 0
+                self._pause_before_next_try(error, attempt, deadline - time.monotonic())
                 attempt += 1
 
     def _next_message(self, feed: Feed, timeout_s: float | None) -> dict[str, Any] | None:
@@ -476,11 +546,18 @@ class Link:
 
     def _after_fork(self) -> None:
         # Locks may be held by threads that do not exist here, and the connection and its numbering are the parent's.
-        session, self._session = self._session, None
+        sessions = {self._session, self._dialing} - {None}
+        self._session = self._dialing = None
+        was_closed = self._closing.is_set()
+        for feed in self._routes.feeds:
+            feed.end(ConnectionLost("this subscription belongs to the process that this one was forked from"))
         self._routes = Routes()
         self._start_anew()
-        if session is not None and self._inherited is None:
-            session.abandon()
+        if was_closed:
+            self._closing.set()
+        for session in sessions:
+            if session is not None and self._inherited is None:
+                session.abandon()
 
 
 class Subscription(Generic[T]):
@@ -532,7 +609,8 @@ class Subscription(Generic[T]):
         self.close()
 
 
-def _closed() -> ConnectionLost:
+def closed() -> ConnectionLost:
+    """What every call on a closed client raises."""
     return ConnectionLost("this client is closed", data={"closed": True})
 
 

@@ -28,7 +28,7 @@ def drive(steps: Steps[R], perform: Callable[[Call[Any]], Any]) -> R:
         while True:
             try:
                 answer = perform(call)
-            except Exception as error:
+            except BaseException as error:  # an interruption too: the steps may have to settle what it left open
                 call = steps.throw(error)
             else:
                 call = steps.send(answer)
@@ -38,13 +38,13 @@ def drive(steps: Steps[R], perform: Callable[[Call[Any]], Any]) -> R:
 
 
 async def drive_async(steps: Steps[R], perform: Callable[[Call[Any]], Awaitable[Any]]) -> R:
-    """As `drive`, awaiting each call. Cancelled, the steps after the call under way are not taken."""
+    """As `drive`, awaiting each call. Cancelled, calls that the steps still want are cancelled too."""
     try:
         call = next(steps)
         while True:
             try:
                 answer = await perform(call)
-            except Exception as error:
+            except BaseException as error:  # an interruption too: the steps may have to settle what it left open
                 call = steps.throw(error)
             else:
                 call = steps.send(answer)

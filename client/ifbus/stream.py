@@ -101,6 +101,11 @@ class InheritedStream:
                 data={"fd": parts.fd, "waited_ms": int(turn_timeout_s * 1000)},
             )
 
+    @property
+    def fd(self) -> int:
+        """The connection's descriptor."""
+        return self._fd
+
     def send(self, data: bytes) -> None:
         deadline = time.monotonic() + SEND_TIMEOUT_S
         view = memoryview(data)
@@ -135,6 +140,11 @@ class InheritedStream:
         self._closing_write = -1
         if self._turn_write is not None:
             os.write(self._turn_write, b"\0")
+
+
+def is_writable(fd: int) -> bool:
+    """Whether a message can be written to a connection at this moment without blocking."""
+    return bool(_ready(0, write=[fd]))
 
 
 def _take_turn(fd: int, timeout_s: float) -> bool:

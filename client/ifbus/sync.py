@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from ifbus import calls, module
 from ifbus.answers import ClaimEnd, CostEntry, Refusal, Registration
 from ifbus.calls import shown_signature
 from ifbus.claim import ClaimCore, SpendingCore
-from ifbus.errors import ConnectionFailed, DeadlineExceeded, LeaseLost
+from ifbus.errors import Cancelled, ConnectionFailed, ConnectionLost, DeadlineExceeded, LeaseLost
 from ifbus.exchange import Feed
 from ifbus.lease import Renewal, Tenure
-from ifbus.link import Link, Subscription
+from ifbus.link import Abort, Link, Subscription
 from ifbus.models import BlockerAlert, Execution, InboxMessage, ResourceLimits, Task, TaskClaim
 from ifbus.request import Call
-from ifbus.steps import drive
+from ifbus.steps import Steps, drive
 from ifbus.worker import WAIT_S, SwarmCore, registration_steps
 
 P = ParamSpec("P")
@@ -145,11 +146,20 @@ class Client(Link):
         link = Link(self.socket_path, timeout=self.timeout) if owns_link else self
         return Swarm(self, registration, tenure, link, owns_link=owns_link, on_lease_lost=on_lease_lost)
 
+    def _forget_swarm(self, swarm_id: str) -> None:
+        if swarm_id in self._routes.swarms:
+            self._routes.swarms.remove(swarm_id)
+
+    def _give_up_connection(self, error: LeaseLost) -> None:
+        """The daemon does not answer and a lease is lost: holders that wait for it must hear of that now."""
+        if self._inherited is None:  # that one could not be made again
+            self._drop(ConnectionLost(error.message, data=error.data))
+
 
 class Swarm(SwarmCore):
     """A live session: takes tasks and letters for one swarm. Made by `Client.register`; leave it with `close` or ``with``.
 
-    Threads may share it: each claim belongs to whom it was given.
+    Threads may share it: each claim belongs to whom it was given. A forked child may not use it.
     """
 
     def __init__(
@@ -162,16 +172,15 @@ class Swarm(SwarmCore):
         owns_link: bool,
         on_lease_lost: Callable[[LeaseLost], None] | None,
     ) -> None:
-        super().__init__(registration, tenure)
+        super().__init__(registration, tenure, client.new_key)
         self._client = client
-        self._freed = threading.Condition()
-        self._in_flight = 0
+        self._on_lease_lost = on_lease_lost
+        # Guards `_in_flight` and `_aborts`; told when one of them, or whether to go on, has changed.
+        self._changed = threading.Condition()
+        self._aborts: set[Abort] = set()
+        self._letters: list[Subscription[InboxMessage]] = []
         self._renewal = Renewal(
-            link,
-            tenure,
-            registration.resume_token,
-            owns_link=owns_link,
-            on_lost=on_lease_lost or (lambda error: None),
+            link, tenure, registration.resume_token, owns_link=owns_link, on_lost=self._hear_of_the_loss
         )
         self._renewal.start()
 
@@ -181,22 +190,44 @@ class Swarm(SwarmCore):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def drain(self) -> None:
+        """Take no more tasks: `tasks` ends within 2 s, what is held may be finished. For signal handlers too."""
+        self._is_draining = True
+        with self._changed:
+            self._changed.notify_all()
+
     def close(self) -> tuple[str, ...]:
-        """End the session: what it still holds comes free at once; the ids of those tasks. Twice is fine."""
+        """End the session: what it still holds comes free at once; the ids of those tasks. Twice is fine.
+
+        Threads that wait for a task here stop waiting.
+        """
+        if self._tenure.is_foreign(os.getpid()):
+            return ()
+        with self._changed:
+            self._is_leaving = self._is_draining = True
+            aborts = tuple(self._aborts)
+            self._changed.notify_all()
+        for abort in aborts:
+            abort.set()
+        with self._changed:
+            # A claim that is won after the session's end would belong to nobody. The bound is for a daemon that hangs.
+            self._changed.wait_for(lambda: not self._aborts, timeout=WAIT_S)
         try:
             return drive(self.leave_steps(), self._client.perform)
         except (ConnectionFailed, DeadlineExceeded):
             return ()  # the daemon is gone: the session ends with its lease
         finally:
             self._renewal.stop()
-            if self.swarm_id in self._client._routes.swarms:
-                self._client._routes.swarms.remove(self.swarm_id)
+            self._client._forget_swarm(self.swarm_id)
+            for letters in self._letters:
+                letters.close()
 
     def tasks(self, spec: type[S] | None = None, *, max_in_flight: int = 1) -> Iterator[Claim[S]]:
         """Tasks for this swarm, the best ready one each time, waiting in the daemon while there is none.
 
-        Ends when the swarm is drained. The next one is claimed when fewer than `max_in_flight` are held, so a loop that
-        works on each before it goes on has one at a time, and one that hands them to threads as many as it says.
+        Claims that a resumed session brought back come first. Ends when the swarm is drained or left. The next task is claimed
+        when fewer than `max_in_flight` are held, so a loop that works on each before it goes on has one at a time, and one that
+        hands them to threads as many as it says.
 
         Args:
             spec: An attrs class or dataclass that `Claim.spec` fills from the payload.
@@ -205,15 +236,28 @@ class Swarm(SwarmCore):
             BreakerTripped: The swarm is stopped until an operator resets it.
             LeaseLost: The session has ended.
         """
-        while True:
-            with self._freed:
-                while self._in_flight >= max_in_flight:
-                    self._freed.wait()
-            if self._is_draining:
-                return
-            grant = drive(self.next_steps(wait=WAIT_S), self._client.perform)
-            if isinstance(grant, TaskClaim):
+        while self._wait_for_room(max_in_flight):
+            try:
+                grant = self._next_resumed() or self._ask(self.next_steps(wait=WAIT_S))
+            except (Cancelled, LeaseLost):
+                if self._is_leaving:
+                    return
+                raise
+            if grant is not None:
                 yield self._held(grant, spec)
+
+    def _wait_for_room(self, max_in_flight: int) -> bool:
+        """Wait until another task may be taken; False once none may any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._may_take(max_in_flight))
+        return not self._is_draining
+
+    def take_up(self, spec: type[S] | None = None) -> tuple[Claim[S], ...]:
+        """The claims that came back with ``register(resume_token=...)``, each once; `tasks` gives those that are left."""
+        claims = []
+        while (grant := self._next_resumed()) is not None:
+            claims.append(self._held(grant, spec))
+        return tuple(claims)
 
     def claim(self, task_id: str, spec: type[S] | None = None, *, wait: float = 0) -> Claim[S] | Refusal:
         """Claim one task in this session; a falsy `Refusal` if somebody else holds it.
@@ -225,28 +269,60 @@ class Swarm(SwarmCore):
             NotFound, NotReady, NotQualified, BreakerTripped, BudgetExceeded: The daemon's no.
             LeaseLost: The session has ended.
         """
-        grant = drive(self.claim_steps(task_id, wait=wait), self._client.perform)
+        try:
+            grant = self._ask(self.claim_steps(task_id, wait=wait))
+        except Cancelled:
+            if self._is_leaving:
+                raise self._left() from None
+            raise
         return self._held(grant, spec) if isinstance(grant, TaskClaim) else grant
 
     def inbox(self, *, after_seq: int = 0) -> Iterator[InboxMessage]:
         """The swarm's letters, those that wait first; each is acknowledged when the next one is asked for.
 
-        Whoever dies over a letter finds it again. Ends when the client is closed.
+        Whoever dies over a letter finds it again. Ends when the swarm is left or the client is closed.
         """
         with self._client.subscribe_inbox(self.swarm_id, after_seq=after_seq) as letters:
+            self._letters.append(letters)
             for letter in letters:
                 yield letter
                 drive(self.read_steps(letter), self._client.perform)
 
+    def _ask(self, steps: Steps[R]) -> R:
+        abort = Abort()
+        with self._changed:
+            if self._is_leaving:
+                raise self._left()
+            self._aborts.add(abort)
+        try:
+            return drive(steps, lambda call: self._client.perform(call, guard=self.check, abort=abort))
+        finally:
+            with self._changed:
+                self._aborts.discard(abort)
+                self._changed.notify_all()
+
+    def _settle(self, steps: Callable[[], Steps[None]]) -> None:
+        if not self._is_leaving:  # whatever is held is freed with the session
+            self._renewal.settle(steps)
+
     def _held(self, grant: TaskClaim, spec: type[S] | None) -> Claim[S]:
-        with self._freed:
+        with self._changed:
             self._in_flight += 1
-        return Claim(grant, self._tenure, self._loaded, spec, self._client.perform, self._let_go)
+        perform = partial(self._client.perform, guard=self.check)
+        return Claim(grant, self._tenure, self._loaded, spec, perform, self._let_go)
 
     def _let_go(self) -> None:
-        with self._freed:
+        with self._changed:
             self._in_flight -= 1
-            self._freed.notify_all()
+            self._changed.notify_all()
+
+    def _hear_of_the_loss(self, error: LeaseLost, is_silent: bool) -> None:
+        if is_silent:
+            self._client._give_up_connection(error)
+        with self._changed:
+            self._changed.notify_all()
+        if self._on_lease_lost is not None:
+            self._on_lease_lost(error)
 
 
 class Claim(ClaimCore[S], Generic[S]):
@@ -289,7 +365,7 @@ class Claim(ClaimCore[S], Generic[S]):
 
     def execute(
         self,
-        source: module.Source,
+        source: module.Source | module.Module,
         *,
         input: Any = None,
         limits: ResourceLimits | None = None,

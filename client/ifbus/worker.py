@@ -7,14 +7,16 @@ awaiting form.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ifbus import calls, lease
 from ifbus.answers import Refusal, Registration
-from ifbus.errors import StaleToken
+from ifbus.errors import ConnectionFailed, IdempotencyConflict, IfbusError, LeaseLost, Momentary, StaleToken
 from ifbus.lease import Tenure
 from ifbus.models import InboxMessage, ServiceContract, SwarmProfile, TaskClaim
+from ifbus.request import Call
 from ifbus.steps import Steps, ask
 
 # How long one request waits in the daemon for the next task. A task that gets ready answers it at once; the end of a wait only
@@ -23,14 +25,26 @@ WAIT_S: Final = 2.0
 
 
 class SwarmCore:
-    """The state of one session; see `ifbus.sync.Swarm`. The mutable state: what is held, and whether it takes more."""
+    """The state of one session; see `ifbus.sync.Swarm`. The mutable state: what is held, and whether it takes more.
 
-    def __init__(self, registration: Registration, tenure: Tenure) -> None:
+    Args:
+        new_key: Makes an idempotency key.
+    """
+
+    def __init__(self, registration: Registration, tenure: Tenure, new_key: Callable[[], str]) -> None:
         self._registration = registration
         self._tenure = tenure
+        self._new_key = new_key
         self._loaded: dict[str, ServiceContract] = {}
+        self._resumed = deque(registration.claims)
+        self._in_flight = 0
         self._is_draining = False
+        self._is_leaving = False
         self._has_left = False
+
+    def _settle(self, steps: Callable[[], Steps[None]]) -> None:
+        """Take steps in the background, where the caller cannot wait for them."""
+        raise NotImplementedError
 
     @property
     def swarm_id(self) -> str:
@@ -63,27 +77,58 @@ class SwarmCore:
         """
         lease.check(self._tenure)
 
-    def drain(self) -> None:
-        """Take no more tasks: `tasks` ends, what is held may be finished. Comes into effect within `WAIT_S`."""
-        self._is_draining = True
-
     def claim_steps(self, task_id: str, *, wait: float = 0) -> Steps[TaskClaim | Refusal]:
         """Claim one task by its id, in this session."""
-        self.check()
-        at_s = lease.now_s()
-        grant = yield from ask(calls.claim_task(task_id, self.swarm_id, wait_ms=round(wait * 1000) or None))
-        if isinstance(grant, TaskClaim):
-            self._tenure.hold(grant.handle, at_s)
+        key = self._new_key()
+        wait_ms = round(wait * 1000) or None
+        call = calls.claim_task(task_id, self.swarm_id, wait_ms=wait_ms, idempotency_key=key)
+        return (yield from self._claim_steps(call, key))
+
+    def next_steps(self, *, wait: float) -> Steps[TaskClaim | None]:
+        """Claim the best ready task, waiting for one; what comes after `drain` is given back."""
+        key = self._new_key()
+        call = calls.claim_next(self.swarm_id, wait_ms=round(wait * 1000), idempotency_key=key)
+        grant = yield from self._claim_steps(call, key)
+        if not isinstance(grant, TaskClaim):
+            return None
+        if self._is_draining:
+            yield from self._give_back_steps(grant)
+            return None
         return grant
 
-    def next_steps(self, *, wait: float) -> Steps[TaskClaim | Refusal]:
-        """Claim the best ready task, waiting for one."""
+    def _claim_steps(self, call: Call[TaskClaim | Refusal], key: str) -> Steps[TaskClaim | Refusal]:
         self.check()
-        grant = yield from ask(calls.claim_next(self.swarm_id, wait_ms=round(wait * 1000)))
+        try:
+            grant = yield from ask(call)
+        except BaseException as error:
+            if not isinstance(error, IfbusError) or isinstance(error, Momentary | ConnectionFailed):
+                # Whether it was won is unknown, and nobody will work on it.
+                self._settle(lambda: self._strike_steps(call, key))
+            raise
         if isinstance(grant, TaskClaim):
             # Held from now, not from when we began to wait: a renewal sent meanwhile could not list it.
             self._tenure.hold(grant.handle, lease.now_s())
         return grant
+
+    def _strike_steps(self, call: Call[TaskClaim | Refusal], key: str) -> Steps[None]:
+        """See to it that a claim of unknown outcome is not held: not now, and not by a request that is still on its way.
+
+        Its key is used for something that changes nothing. If that is taken, the claim can never happen any more; if it is
+        refused, the claim has happened, and the record of it answers the same call with what is to be given back.
+        """
+        try:
+            yield from ask(calls.acknowledge(self.swarm_id, 0, idempotency_key=key))
+        except IdempotencyConflict:
+            grant = yield from ask(call)
+            if isinstance(grant, TaskClaim) and not self._tenure.holds(grant.handle):
+                yield from self._give_back_steps(grant)
+
+    def _give_back_steps(self, grant: TaskClaim) -> Steps[None]:
+        self._tenure.let_go(grant.handle)
+        try:
+            yield from ask(calls.release_task(grant.task_id, self.swarm_id, grant.token, note="nobody waited for it"))
+        except StaleToken:
+            return  # it has ended by itself
 
     def read_steps(self, letter: InboxMessage) -> Steps[None]:
         """A letter was dealt with: the daemon drops it. A pushed task stays until somebody claims it."""
@@ -91,14 +136,26 @@ class SwarmCore:
 
     def leave_steps(self) -> Steps[tuple[str, ...]]:
         """End the session; the ids of tasks that come free by it."""
-        self._is_draining = True
-        if self._has_left or self._tenure.lost is not None:
+        self._is_leaving = self._is_draining = True
+        if self._has_left or self._tenure.lost is not None or self._tenure.is_foreign(os.getpid()):
             return ()
         self._has_left = True
         try:
             return (yield from ask(calls.end_session(self.swarm_id, self._registration.resume_token)))
         except StaleToken:
             return ()  # it had ended already
+
+    def _next_resumed(self) -> TaskClaim | None:
+        try:
+            return self._resumed.popleft()
+        except IndexError:  # rather than a look before: threads may share this
+            return None
+
+    def _may_take(self, max_in_flight: int) -> bool:
+        return self._in_flight < max_in_flight or self._is_draining or self._tenure.lost is not None
+
+    def _left(self) -> LeaseLost:
+        return LeaseLost(f"cannot claim: the session of {self.swarm_id} was left", data={"swarm_id": self.swarm_id})
 
 
 def registration_steps(
