@@ -34,22 +34,37 @@ _MAX_DECODED: Final = 4096
 
 
 class Decoded:
-    """Values by key as they were decoded last: the same profile, session or task is read by many operations in a row."""
+    """Values by key as they were decoded, or encoded, last: the same profile, account or task is read by many operations in a row.
+
+    A kept value stands for exactly the bytes beside it, so it is never stale; what is kept is frozen and shared.
+    """
 
     def __init__(self) -> None:
-        self._values: dict[str, tuple[int, Any]] = {}
+        self._values: dict[str, tuple[bytes, Any]] = {}
 
     def of(self, stored: KeyValue, decode: Callable[[bytes], T]) -> T:
-        """The decoded value; a revision never names two values of one key, so it says whether the kept one is current."""
+        """The decoded value; kept for the next one who asks."""
         kept = self._values.get(stored.key)
-        if kept is not None and kept[0] == stored.mod_revision:
+        if kept is not None and kept[0] == stored.value:
             known: T = kept[1]
             return known
+        value = decode(stored.value)
+        self.keep(stored.key, stored.value, value)
+        return value
+
+    def peek(self, stored: KeyValue, decode: Callable[[bytes], T]) -> T:
+        """As `of`, for who reads everything once: it keeps nothing and so pushes nothing out."""
+        kept = self._values.get(stored.key)
+        if kept is not None and kept[0] == stored.value:
+            known: T = kept[1]
+            return known
+        return decode(stored.value)
+
+    def keep(self, key: str, data: bytes, value: Any) -> None:
+        """Remember what these bytes mean."""
         if len(self._values) >= _MAX_DECODED:
             self._values.clear()
-        value = decode(stored.value)
-        self._values[stored.key] = (stored.mod_revision, value)
-        return value
+        self._values[key] = (data, value)
 
 
 class Tx:
@@ -93,9 +108,16 @@ class Tx:
         found = await self.get_stored(key)
         return None if found is None else self._decoded.of(found, decode)
 
-    def put(self, key: str, value: Any, *, lease: int = 0) -> None:
-        """Write a plain value at commit."""
-        self._writes[key] = Put(key, pack(value), lease)
+    def put(self, key: str, value: Any, *, lease: int = 0, decoded: Any = None) -> None:
+        """Write a plain value at commit.
+
+        Args:
+            decoded: What `value` will be decoded to, frozen; spares the next reader the decoding.
+        """
+        data = pack(value)
+        self._writes[key] = Put(key, data, lease)
+        if decoded is not None:
+            self._decoded.keep(key, data, decoded)
 
     def delete(self, key: str) -> None:
         """Remove the key at commit."""
@@ -137,7 +159,7 @@ class Operations:
         self._bus = bus
         self._now_ms = now_ms
         self._latencies = latencies
-        self._decoded = Decoded()
+        self.decoded = Decoded()
         self._window = 0
         self._window_lease = 0
 
@@ -170,7 +192,7 @@ class Operations:
         for _ in range(MAX_TRIES):
             if idempotency:
                 await self._ensure_window()
-            tx = Tx(self._store, self._decoded)
+            tx = Tx(self._store, self.decoded)
             if idempotency:
                 earlier = await tx.get_stored(idempotency)
                 if earlier is not None:

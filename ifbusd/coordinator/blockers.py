@@ -38,7 +38,9 @@ class Blockers(Core):
             await self._governor.require_owner(tx, caller, swarm_id)
             used, allowed = len(self.board.blockers), self._config.blockers
             if used >= allowed:
-                raise limit_exceeded("report a blocker", "blockers", used, allowed, "resolve some: ifbus task unblock BLOCKER")
+                raise limit_exceeded(
+                    "report a blocker", "blockers", used, allowed, "resolve some: ifbus task unblock BLOCKER"
+                )
             needs = frozenset(blocker.needs)
             if blocker.task_id:
                 stored, claim = await self._claims.require_holder(tx, blocker.task_id, swarm_id, blocker.token)

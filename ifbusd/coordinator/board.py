@@ -31,6 +31,7 @@ from ifbusd.coordinator.model import (
     TaskRecord,
 )
 from ifbusd.coordinator.offers import Entry, Held, Offers
+from ifbusd.operation import Decoded
 from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 
 _log = logging.getLogger(__name__)
@@ -56,8 +57,9 @@ class LostClaim:
 class Board:
     """The view. The mutable state of the coordinator is in here and in the store, nowhere else."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, decoded: Decoded) -> None:
         self._store = store
+        self._decoded = decoded
         self.revision = 0
         self.tasks: dict[str, Entry] = {}
         self.counts: dict[str, int] = {}
@@ -219,7 +221,7 @@ class Board:
         if kind == "tasks":
             self._put_task(name, item)
         elif kind == "claims":
-            claim = ClaimRecord.from_bytes(item.value)
+            claim = self._decoded.peek(item, ClaimRecord.from_bytes)
             held = Held(swarm_id=claim.swarm_id, token=item.create_revision, lease=item.lease, claim=claim)
             self._forget_claim(name)
             self._claims[name] = held
@@ -245,7 +247,7 @@ class Board:
             self.blockers.pop(name, None)
 
     def _put_task(self, task_id: str, item: KeyValue) -> None:
-        record = TaskRecord.from_bytes(item.value)
+        record = self._decoded.peek(item, TaskRecord.from_bytes)
         entry = self.tasks.get(task_id)
         if entry is None:
             unmet = (

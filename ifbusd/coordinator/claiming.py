@@ -252,7 +252,7 @@ class Claiming(Core):
                 percent=task.percent,
                 note=task.note,
             )
-            tx.put(CLAIMS + task_id, record.to_map(), lease=lease)
+            tx.put(CLAIMS + task_id, record.to_map(), lease=lease, decoded=record)
             if task.route:
                 tx.delete(f"{INBOX}{task.route}/task-{task_id}")
             if task.route or spent:

@@ -66,7 +66,7 @@ class Core:
         self._now_ms = now_ms
         self._new_id = new_id
         self._new_secret = new_secret
-        self.board = Board(store)
+        self.board = Board(store, operations.decoded)
         self._retired = RetiredLeases(store)
 
     async def _task(self, tx: Tx, task_id: str) -> TaskRecord:

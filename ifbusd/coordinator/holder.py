@@ -22,7 +22,8 @@ class Claims:
         """
         check_identifier(task_id, "task_id")
         stored = await tx.get_stored(CLAIMS + task_id)
-        if stored is None:
+        claim = await tx.read(CLAIMS + task_id, ClaimRecord.from_bytes)
+        if stored is None or claim is None:
             raise StaleToken(
                 f"cannot act on {task_id}@{token}: that claim has ended and nobody holds {task_id} now; nothing was written",
                 data={"task_id": task_id, "token": token, "owner": None},
@@ -34,7 +35,6 @@ class Claims:
                     }
                 ],
             )
-        claim = ClaimRecord.from_bytes(stored.value)
         if stored.create_revision != token:
             raise StaleToken(
                 f"cannot act on {task_id}@{token}: that claim has ended, the task is now {task_id}@{stored.create_revision}"
@@ -57,8 +57,8 @@ class Claims:
             )
         if claim.incarnation:
             # The lease of a session that was replaced may still live: from the new one's first commit on it counts no more.
-            alive = await tx.get_stored(SESSIONS + swarm_id)
-            newest = 0 if alive is None else SessionRecord.from_bytes(alive.value).incarnation
+            session = await tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
+            newest = 0 if session is None else session.incarnation
             if newest > claim.incarnation:
                 raise StaleToken(
                     f"cannot act on {task_id}@{token}: it was claimed by incarnation {claim.incarnation} of {swarm_id},"

@@ -63,7 +63,7 @@ class Holding(Core):
             task = await self._task(tx, task_id)
             lease_ms = await self._renew(stored, task_id, token)
             now = attrs.evolve(claim, percent=percent, note=note, progress_at_ms=self._now_ms())
-            tx.put(CLAIMS + task_id, now.to_map(), lease=stored.lease)
+            tx.put(CLAIMS + task_id, now.to_map(), lease=stored.lease, decoded=now)
             tx.detail.update(swarm=swarm_id, token=token, percent=percent)
             self._publish_board(tx, "progress", task_id, swarm_id=swarm_id, percent=percent, note=note)
             return {"task": self._view(task_id, task, now, token), "lease_ms": lease_ms}
@@ -141,7 +141,7 @@ class Holding(Core):
                 error=error,
                 ended_at_ms=self._now_ms() if state != OPEN else 0,
             )
-            tx.put(TASKS + task_id, ended.to_map())
+            tx.put(TASKS + task_id, ended.to_map(), decoded=ended)
             tx.delete(CLAIMS + task_id)
             if claim.own_lease:
                 own_lease = stored.lease

@@ -83,7 +83,7 @@ class Tasks(Core):
                 uid=caller.uid,
             )
             tx.put(TASK_COUNTER, n)
-            tx.put(TASKS + name, record.to_map())
+            tx.put(TASKS + name, record.to_map(), decoded=record)
             tx.detail["title"] = title
             self._publish_board(tx, "created", name)
             waiting = await self._waits_for(tx, record)

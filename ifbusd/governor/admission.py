@@ -56,7 +56,7 @@ class Admissions:
         """Write a changed account, and tell whom it concerns what happened to it; nothing if it is as before."""
         if after == before:
             return
-        tx.put(ACCOUNTS + swarm_id, after.to_stored())
+        tx.put(ACCOUNTS + swarm_id, after.to_stored(), decoded=after)
         event = rules.event_between(before, after, self._budget_low)
         if event is None:
             return

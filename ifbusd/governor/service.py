@@ -65,7 +65,7 @@ class IFGovernor(Admissions):
             new_id: A fresh id at each call, of characters that a key may have.
             operators: Who has the operator role, for refusals: ``uid 0 or group ifbus-admin``.
         """
-        super().__init__(RegistryView(store), policy, now_ms)
+        super().__init__(RegistryView(store, operations.decoded), policy, now_ms)
         self._store = store
         self._operations = operations
         self._claims = claims

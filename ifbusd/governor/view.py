@@ -12,6 +12,7 @@ from ifbus.errors import Unavailable
 from ifbusd.codec import unpack
 from ifbusd.governor.model import ACCOUNTS, SWARMS, Account, Profile
 from ifbusd.governor.registry import Registry, standing_of
+from ifbusd.operation import Decoded
 from ifbusd.store.base import Compacted, KeyValue, Store
 
 _log = logging.getLogger(__name__)
@@ -25,8 +26,9 @@ PATIENCE_S: Final = 1.0
 class RegistryView:
     """The governor's replica of profiles and accounts. Its mutable state is the registry and the revisions below."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, decoded: Decoded) -> None:
         self._store = store
+        self._decoded = decoded
         self._revisions: dict[str, int] = {}  # of each key, as applied
         self._waiting = trio.lowlevel.ParkingLot()
         self._ignored = 0
@@ -127,5 +129,9 @@ class RegistryView:
             self.registry.put_profile(Profile.from_stored(swarm_id, unpack(found.value)))
 
     def _apply_account(self, swarm_id: str, found: KeyValue | None) -> None:
-        account = Account() if found is None else Account.from_stored(unpack(found.value))
+        account = Account() if found is None else self._decoded.peek(found, _account)
         self.registry.put_standing(swarm_id, standing_of(account))
+
+
+def _account(data: bytes) -> Account:
+    return Account.from_stored(unpack(data))

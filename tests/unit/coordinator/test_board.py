@@ -13,6 +13,7 @@ from ifbusd.coordinator.board import Board
 from ifbusd.coordinator.mailboxes import Listener
 from ifbusd.coordinator.model import BlockerRecord, ClaimRecord, MessageRecord, TaskRecord
 from ifbusd.coordinator.offers import Waiter
+from ifbusd.operation import Decoded
 from ifbusd.store.base import KeyValue, WatchEvent
 
 TASKS = ["a", "b", "c", "d", "e", "f"]
@@ -114,7 +115,7 @@ def step(model: Model, draw: Any) -> list[WatchEvent]:
 @given(st.data())
 def test_the_board_shows_what_the_store_told(data: st.DataObject) -> None:
     """After every commit, alone or several in one batch, the board agrees with the model and reports exactly the lost claims."""
-    model, board = Model(), Board(None)  # type: ignore[arg-type]  # only `run` and `catch_up` ask the store
+    model, board = Model(), Board(None, Decoded())  # type: ignore[arg-type]  # only `run` and `catch_up` ask the store
     lost: list[tuple[str, int]] = []
     for _ in range(data.draw(st.integers(1, 40))):
         batch: list[WatchEvent] = []
@@ -143,7 +144,7 @@ def test_the_board_shows_what_the_store_told(data: st.DataObject) -> None:
 
 def test_letters_are_told_once_and_in_order() -> None:
     """A listener hears what waits above its mark, then each new letter, in order of seq, also when one batch brings several."""
-    model, board = Model(), Board(None)  # type: ignore[arg-type]
+    model, board = Model(), Board(None, Decoded())  # type: ignore[arg-type]
     heard: list[int] = []
     letter = MessageRecord(kind="notice", body={})
 
@@ -163,7 +164,7 @@ def test_letters_are_told_once_and_in_order() -> None:
 
 def test_blockers_come_and_go() -> None:
     """The open blockers are those whose record is there."""
-    model, board = Model(), Board(None)  # type: ignore[arg-type]
+    model, board = Model(), Board(None, Decoded())  # type: ignore[arg-type]
     board.apply(model.events([("blockers/B-1", BlockerRecord(swarm_id="s", reason="r", uid=1))]))
     assert list(board.blockers) == ["B-1"]
     board.apply(model.events([("blockers/B-1", None)]))
