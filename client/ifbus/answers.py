@@ -18,17 +18,14 @@ from ifbus.models import (
     SwarmProfile,
     Task,
     TaskClaim,
+    to_decimal,
+    to_strings,
 )
-
-
-def _usd(value: Any) -> Any:
-    return Decimal(value) if isinstance(value, str | int) and not isinstance(value, bool) else value
-
 
 _RECEIPT = {"model": Receipt}
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Refusal(Model):
     """A claim that was not won. It is false in a condition, because losing a race is no error.
 
@@ -56,7 +53,7 @@ class Refusal(Model):
         return errors.from_wire({"code": self.code, "message": self.message, "data": self.data})
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class TaskPage(Model):
     """Some tasks, how many match in all, and the id to go on after (None at the end).
 
@@ -70,7 +67,7 @@ class TaskPage(Model):
     counts: dict[str, int] = attrs.field(factory=dict)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class SwarmPage(Model):
     """Some swarms by name, how many there are, and the name to go on after (None at the end)."""
 
@@ -79,7 +76,7 @@ class SwarmPage(Model):
     next: str | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class InboxPage(Model):
     """Some unacknowledged messages, oldest first, and whether there are more."""
 
@@ -87,7 +84,7 @@ class InboxPage(Model):
     has_more: bool = False
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class ClaimEnd(Model):
     """How a claim ended.
 
@@ -98,13 +95,13 @@ class ClaimEnd(Model):
     """
 
     task: Task = attrs.field(metadata={"model": Task})
-    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
-    released_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
-    unblocked: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
+    released_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
+    unblocked: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Progress(Model):
     """A recorded progress report; the lease was renewed with it to `lease_ms`."""
 
@@ -113,7 +110,7 @@ class Progress(Model):
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Registration(Model):
     """A session of a swarm.
 
@@ -134,15 +131,15 @@ class Registration(Model):
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class SessionRenewal(Model):
     """A renewed session: the full time of its lease, and the handles (``T-7@41``) of the claims that live in it."""
 
     lease_ms: int
-    claims: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    claims: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Push(Model):
     """A task in a swarm's inbox: its place there, and how many connections heard of it at once."""
 
@@ -151,7 +148,7 @@ class Push(Model):
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Check(Model):
     """One check of an admission, with its figures and, where it fails, what would change it."""
 
@@ -159,10 +156,10 @@ class Check(Model):
     ok: bool
     message: str = ""
     data: dict[str, Any] = attrs.field(factory=dict)
-    would_change: tuple[WouldChange, ...] = attrs.field(default=(), converter=tuple)
+    would_change: tuple[WouldChange, ...] = attrs.field(default=(), converter=to_strings)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class ClaimExplanation(Model):
     """Every check that a claim would go through, in order.
 
@@ -177,7 +174,7 @@ class ClaimExplanation(Model):
     best: dict[str, Any] | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class MatchReport(Model):
     """Which swarms fit, best first, and why the others do not.
 
@@ -195,7 +192,7 @@ class MatchReport(Model):
     refused: dict[str, int] = attrs.field(factory=dict)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class CostEntry(Model):
     """A recorded cost: where the budget stands after it, and whether it tripped the breaker."""
 
@@ -204,7 +201,7 @@ class CostEntry(Model):
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Reservation(Model):
     """Money set aside until it is settled or its claim ends."""
 
@@ -213,7 +210,7 @@ class Reservation(Model):
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Breaker(Model):
     """One swarm's circuit breaker: ``closed`` or ``tripped``, and then why and since when."""
 
@@ -224,7 +221,7 @@ class Breaker(Model):
     failures_in_a_row: int = 0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class WitnessHead(Model):
     """The newest entry's number and chain hash; kept elsewhere, it proves any later change of what came before."""
 
@@ -232,7 +229,7 @@ class WitnessHead(Model):
     hash: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class WitnessEntry(Model):
     """One operation on record.
 
@@ -255,7 +252,7 @@ class WitnessEntry(Model):
     trace: str | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class WitnessPage(Model):
     """Some entries, the log's head, and the number to go on after (None at the end)."""
 
@@ -264,7 +261,7 @@ class WitnessPage(Model):
     next: int | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class WitnessVerdict(Model):
     """Whether the record is untouched.
 
@@ -276,39 +273,39 @@ class WitnessVerdict(Model):
     ok: bool
     entries: int
     head: WitnessHead = attrs.field(metadata={"model": WitnessHead})
-    problems: tuple[dict[str, Any], ...] = attrs.field(default=(), converter=tuple)
-    cannot_know: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    problems: tuple[dict[str, Any], ...] = attrs.field(default=(), converter=to_strings)
+    cannot_know: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class CostRow(Model):
     """Costs under one key; waste is what went into tasks that failed or were given back."""
 
     key: str
     tasks: int = 0
     accepted: int = 0
-    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
-    per_accepted_usd: Decimal | None = attrs.field(default=None, converter=_usd)
+    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
+    per_accepted_usd: Decimal | None = attrs.field(default=None, converter=to_decimal)
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
-    waste_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
+    waste_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
     waste_ratio: float = 0.0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class CostReport(Model):
     """Costs summed by one dimension, dearest first."""
 
     by: str
     rows: tuple[CostRow, ...] = attrs.field(metadata={"models": CostRow})
-    total_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
-    waste_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
+    total_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
+    waste_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
     has_more: bool = False
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class BlobProgress(Model):
     """How much of a module the daemon has; go on from `received_bytes`."""
 
@@ -316,7 +313,7 @@ class BlobProgress(Model):
     complete: bool
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class LoadedModule(Model):
     """A module that is loaded for a swarm.
 
@@ -327,5 +324,5 @@ class LoadedModule(Model):
     swarm_id: str
     module_sha256: str
     kind: str
-    layers: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    layers: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)

@@ -11,30 +11,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
-from ifbus.answers import (
-    BlobProgress,
-    Breaker,
-    ClaimEnd,
-    ClaimExplanation,
-    CostEntry,
-    CostReport,
-    InboxPage,
-    LoadedModule,
-    MatchReport,
-    Progress,
-    Push,
-    Refusal,
-    Registration,
-    Reservation,
-    SessionRenewal,
-    SwarmPage,
-    TaskPage,
-    WitnessHead,
-    WitnessPage,
-    WitnessVerdict,
-)
 from ifbus.errors import InvalidParams
 from ifbus.models import (
     BlockerAlert,
@@ -50,7 +28,32 @@ from ifbus.models import (
 from ifbus.money import to_micro_usd, to_usd
 from ifbus.request import Call, Options, untyped
 
+if TYPE_CHECKING:
+    from ifbus.answers import (
+        BlobProgress,
+        Breaker,
+        ClaimEnd,
+        ClaimExplanation,
+        CostEntry,
+        CostReport,
+        InboxPage,
+        LoadedModule,
+        MatchReport,
+        Progress,
+        Push,
+        Refusal,
+        Registration,
+        Reservation,
+        SessionRenewal,
+        SwarmPage,
+        TaskPage,
+        WitnessHead,
+        WitnessPage,
+        WitnessVerdict,
+    )
+
 M = TypeVar("M", bound=Model)
+R = TypeVar("R")
 Usd = str | int | Decimal
 Similarity = Literal["jaccard", "coverage"]
 Severity = Literal["low", "medium", "high", "critical"]
@@ -71,17 +74,29 @@ def usd(amount: Usd | None, param: str) -> str | None:
         raise InvalidParams(f"cannot read {param}: {error}", data={"param": param}) from error
 
 
+def _answer(name: str) -> Callable[[Any], Any]:
+    """Reads one of `ifbus.answers`, which is loaded when the first one comes: making its classes takes a client's import again."""
+
+    def read(answer: Any) -> Any:
+        from ifbus import answers
+
+        return getattr(answers, name).from_wire(answer)
+
+    return read
+
+
 def _under(key: str, model: type[M]) -> Callable[[Any], M]:
     return lambda answer: model.from_wire(answer[key])
 
 
-def _all_under(key: str, model: type[M]) -> Callable[[Any], tuple[M, ...]]:
-    return lambda answer: tuple(model.from_wire(value) for value in answer[key])
+def _all_under(key: str, read: Callable[[Any], R]) -> Callable[[Any], tuple[R, ...]]:
+    return lambda answer: tuple(map(read, answer[key]))
 
 
 def _claim(answer: Any) -> TaskClaim | Refusal:
     if not answer["claimed"]:
-        return Refusal.from_wire(answer["refusal"])
+        refusal: Refusal = _answer("Refusal")(answer["refusal"])
+        return refusal
     claim = answer["claim"]
     if "receipt" in answer:
         claim = {**claim, "receipt": answer["receipt"]}
@@ -199,7 +214,7 @@ def list_tasks(
         limit: At most this many, 1 to 200; 50 if not given.
     """
     params = _given(states=_list(states), holder=holder, grep=grep, after=after, limit=limit)
-    return Call("coordinator.list_tasks", params, TaskPage.from_wire, options)
+    return Call("coordinator.list_tasks", params, _answer("TaskPage"), options)
 
 
 def claim_task(
@@ -251,7 +266,7 @@ def report_progress(
 ) -> Call[Progress]:
     """Record how far the holder is (0 to 100) and renew its lease. Raises StaleToken, NotOwner."""
     params = _given(task_id=task_id, swarm_id=swarm_id, token=token, percent=percent, note=note)
-    return Call("coordinator.report_progress", params, Progress.from_wire, options)
+    return Call("coordinator.report_progress", params, _answer("Progress"), options)
 
 
 def complete_task(
@@ -262,7 +277,7 @@ def complete_task(
     Completing twice with one token answers the first result again, ``replayed`` in the receipt. Raises StaleToken, NotOwner.
     """
     params = _given(task_id=task_id, swarm_id=swarm_id, token=token, result=result)
-    return Call("coordinator.complete_task", params, ClaimEnd.from_wire, options)
+    return Call("coordinator.complete_task", params, _answer("ClaimEnd"), options)
 
 
 def fail_task(
@@ -275,7 +290,7 @@ def fail_task(
         retry: Offer the task again instead of ending it.
     """
     params = _given(task_id=task_id, swarm_id=swarm_id, token=token, error=error, retry=retry)
-    return Call("coordinator.fail_task", params, ClaimEnd.from_wire, options)
+    return Call("coordinator.fail_task", params, _answer("ClaimEnd"), options)
 
 
 def release_task(
@@ -283,7 +298,7 @@ def release_task(
 ) -> Call[ClaimEnd]:
     """End the claim without a verdict; the task is ready for others at once. Raises StaleToken, NotOwner."""
     params = _given(task_id=task_id, swarm_id=swarm_id, token=token, note=note)
-    return Call("coordinator.release_task", params, ClaimEnd.from_wire, options)
+    return Call("coordinator.release_task", params, _answer("ClaimEnd"), options)
 
 
 def register_swarm(
@@ -320,13 +335,13 @@ def register_swarm(
         lease_ms=lease_ms,
         resume_token=resume_token,
     )
-    return Call("coordinator.register_swarm", params, Registration.from_wire, options)
+    return Call("coordinator.register_swarm", params, _answer("Registration"), options)
 
 
 def renew_session(swarm_id: str, resume_token: str, **options: Unpack[Options]) -> Call[SessionRenewal]:
     """Renew a session's lease and with it every claim in it. Raises StaleToken: it has ended, stop all its work."""
     params = {"swarm_id": swarm_id, "resume_token": resume_token}
-    return Call("coordinator.renew_session", params, SessionRenewal.from_wire, options)
+    return Call("coordinator.renew_session", params, _answer("SessionRenewal"), options)
 
 
 def end_session(swarm_id: str, resume_token: str, **options: Unpack[Options]) -> Call[tuple[str, ...]]:
@@ -342,7 +357,7 @@ def push_task_to_swarm(task_id: str, swarm_id: str, **options: Unpack[Options]) 
         NotFound, NotReady, NotQualified, BreakerTripped: A push never reaches a swarm that could not claim it.
     """
     params = {"task_id": task_id, "swarm_id": swarm_id}
-    return Call("coordinator.push_task_to_swarm", params, Push.from_wire, options)
+    return Call("coordinator.push_task_to_swarm", params, _answer("Push"), options)
 
 
 def broadcast(
@@ -397,7 +412,7 @@ def resolve_blocker(
 
 def list_blockers(**options: Unpack[Options]) -> Call[tuple[BlockerAlert, ...]]:
     """The open blockers, oldest first."""
-    return Call("coordinator.list_blockers", {}, _all_under("blockers", BlockerAlert), options)
+    return Call("coordinator.list_blockers", {}, _all_under("blockers", BlockerAlert.from_wire), options)
 
 
 def read_inbox(
@@ -405,7 +420,7 @@ def read_inbox(
 ) -> Call[InboxPage]:
     """Unacknowledged messages with a seq above `after_seq`, at most `limit` (50)."""
     params = _given(swarm_id=swarm_id, after_seq=after_seq, limit=limit)
-    return Call("coordinator.read_inbox", params, InboxPage.from_wire, options)
+    return Call("coordinator.read_inbox", params, _answer("InboxPage"), options)
 
 
 def acknowledge(swarm_id: str, seq: int, **options: Unpack[Options]) -> Call[int]:
@@ -417,7 +432,7 @@ def acknowledge(swarm_id: str, seq: int, **options: Unpack[Options]) -> Call[int
 def explain_claim(task_id: str, swarm_id: str, **options: Unpack[Options]) -> Call[ClaimExplanation]:
     """Every check that `claim_task` would make, in order, with its figures; changes nothing."""
     params = {"task_id": task_id, "swarm_id": swarm_id}
-    return Call("coordinator.explain_claim", params, ClaimExplanation.from_wire, options)
+    return Call("coordinator.explain_claim", params, _answer("ClaimExplanation"), options)
 
 
 # --- governor ----------------------------------------------------------------------------------------
@@ -454,7 +469,7 @@ def get_swarm(swarm_id: str, **options: Unpack[Options]) -> Call[SwarmProfile]:
 
 def list_swarms(*, after: str | None = None, limit: int | None = None, **options: Unpack[Options]) -> Call[SwarmPage]:
     """Swarms by name, at most `limit` (50), going on after the name `after`."""
-    return Call("governor.list_swarms", _given(after=after, limit=limit), SwarmPage.from_wire, options)
+    return Call("governor.list_swarms", _given(after=after, limit=limit), _answer("SwarmPage"), options)
 
 
 def find_qualified_swarm(
@@ -477,7 +492,7 @@ def find_qualified_swarm(
         similarity=similarity,
         limit=limit,
     )
-    return Call("governor.find_qualified_swarm", params, MatchReport.from_wire, options)
+    return Call("governor.find_qualified_swarm", params, _answer("MatchReport"), options)
 
 
 def track_cost(
@@ -510,7 +525,7 @@ def track_cost(
         model=model,
         usage=None if usage is None else dict(usage),
     )
-    return Call("governor.track_cost", params, CostEntry.from_wire, options)
+    return Call("governor.track_cost", params, _answer("CostEntry"), options)
 
 
 def reserve_cost(
@@ -529,7 +544,7 @@ def reserve_cost(
         task_id=task_id,
         token=token,
     )
-    return Call("governor.reserve_cost", params, Reservation.from_wire, options)
+    return Call("governor.reserve_cost", params, _answer("Reservation"), options)
 
 
 def settle_cost(
@@ -549,13 +564,13 @@ def settle_cost(
         model=model,
         usage=None if usage is None else dict(usage),
     )
-    return Call("governor.settle_cost", params, CostEntry.from_wire, options)
+    return Call("governor.settle_cost", params, _answer("CostEntry"), options)
 
 
 def get_budget_report(*, swarm_id: str | None = None, **options: Unpack[Options]) -> Call[tuple[BudgetReport, ...]]:
     """Where the money of one swarm or of all stands."""
     params = _given(swarm_id=swarm_id)
-    return Call("governor.get_budget_report", params, _all_under("reports", BudgetReport), options)
+    return Call("governor.get_budget_report", params, _all_under("reports", BudgetReport.from_wire), options)
 
 
 def set_budget(swarm_id: str, limit_usd: Usd, **options: Unpack[Options]) -> Call[BudgetReport]:
@@ -588,7 +603,7 @@ def reset_circuit_breaker(
 def list_breakers(*, tripped_only: bool | None = None, **options: Unpack[Options]) -> Call[tuple[Breaker, ...]]:
     """Every swarm's breaker, or only the tripped ones."""
     params = _given(tripped_only=tripped_only)
-    return Call("governor.list_breakers", params, _all_under("breakers", Breaker), options)
+    return Call("governor.list_breakers", params, _all_under("breakers", _answer("Breaker")), options)
 
 
 def list_escalations(**options: Unpack[Options]) -> Call[tuple[dict[str, Any], ...]]:
@@ -607,7 +622,7 @@ def put_blob(sha256: str, offset: int, data: bytes, total_bytes: int, **options:
         LimitExceeded: More bytes or files than a user may keep.
     """
     params = {"sha256": sha256, "offset": offset, "data": data, "total_bytes": total_bytes}
-    return Call("chassis.put_blob", params, BlobProgress.from_wire, options)
+    return Call("chassis.put_blob", params, _answer("BlobProgress"), options)
 
 
 def load_swarm(swarm_id: str, contract: ServiceContract, **options: Unpack[Options]) -> Call[LoadedModule]:
@@ -620,7 +635,7 @@ def load_swarm(swarm_id: str, contract: ServiceContract, **options: Unpack[Optio
         CompileLimit, LimitExceeded: Compiling took more, or the module is longer, than the profile allows.
     """
     params = {"swarm_id": swarm_id, "contract": contract.to_wire()}
-    return Call("chassis.load_swarm", params, LoadedModule.from_wire, options)
+    return Call("chassis.load_swarm", params, _answer("LoadedModule"), options)
 
 
 def execute_task(
@@ -682,17 +697,17 @@ def witness_query(
         outcome: ``ok`` or an error code.
     """
     params = _given(after_seq=after_seq, limit=limit, op=op, target=target, outcome=outcome, newest_first=newest_first)
-    return Call("witness.query", params, WitnessPage.from_wire, options)
+    return Call("witness.query", params, _answer("WitnessPage"), options)
 
 
 def witness_verify(*, receipt: str | None = None, **options: Unpack[Options]) -> Call[WitnessVerdict]:
     """Recompute the whole chain, and compare it with a receipt ``seq:hash`` if one is given."""
-    return Call("witness.verify", _given(receipt=receipt), WitnessVerdict.from_wire, options)
+    return Call("witness.verify", _given(receipt=receipt), _answer("WitnessVerdict"), options)
 
 
 def witness_head(**options: Unpack[Options]) -> Call[WitnessHead]:
     """The record's newest number and hash: kept elsewhere, it proves any later change of what came before."""
-    return Call("witness.head", {}, WitnessHead.from_wire, options)
+    return Call("witness.head", {}, _answer("WitnessHead"), options)
 
 
 def cost_report(
@@ -705,4 +720,4 @@ def cost_report(
 ) -> Call[CostReport]:
     """Costs summed by one dimension (``swarm`` if not given), dearest first."""
     params = _given(by=by, since_ms=since_ms, until_ms=until_ms, limit=limit)
-    return Call("optimise.report", params, CostReport.from_wire, options)
+    return Call("optimise.report", params, _answer("CostReport"), options)

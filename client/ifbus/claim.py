@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import attrs
 
 from ifbus import calls, lease, module
-from ifbus.answers import ClaimEnd, CostEntry
 from ifbus.errors import IfbusError, InvalidParams, LeaseLost, NotFound, StaleToken
 from ifbus.lease import Tenure
 from ifbus.models import BlockerAlert, Execution, ResourceLimits, ServiceContract, Task, TaskClaim
 from ifbus.request import Call
 from ifbus.steps import Steps, ask
+
+if TYPE_CHECKING:
+    from ifbus.answers import ClaimEnd, CostEntry
 
 S = TypeVar("S")
 R = TypeVar("R")

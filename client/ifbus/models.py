@@ -7,8 +7,10 @@ that a method takes. Money is `Decimal` dollars here and a decimal string on the
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, Self
+from types import UnionType
+from typing import Any, NamedTuple, Self, get_args, get_origin, get_type_hints, is_typeddict
 
 import attrs
 
@@ -16,6 +18,7 @@ from ifbus.errors import InvalidParams
 
 CAPABILITY = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}:[a-z0-9][a-z0-9_.-]{0,47}", re.ASCII)
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 MAX_CAPABILITIES = 64
 
 
@@ -52,59 +55,201 @@ def check_capabilities(values: Any) -> frozenset[str]:
     return frozenset(values)
 
 
-def _usd(value: Any) -> Any:
-    return Decimal(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+def to_decimal(value: Any) -> Any:
+    """A converter: dollars as `Decimal` where they are given as a string or a whole number; anything else as it is."""
+    if type(value) is int:
+        return Decimal(value)
+    if type(value) is str:
+        try:
+            return Decimal(value)
+        except ArithmeticError:
+            return value  # the check of types names the field
+    return value
 
 
-def _strings(value: Any) -> tuple[str, ...]:
-    return tuple(sorted(value)) if isinstance(value, (set, frozenset)) else tuple(value)
+def to_strings(value: Any) -> Any:
+    """A converter: a tuple of what a list, tuple or set holds, a set in order; anything else as it is."""
+    if isinstance(value, set | frozenset):
+        return tuple(sorted(value)) if all(type(item) is str for item in value) else tuple(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _non_negative(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None and not value >= 0:
+    if _is_number(value) and not value >= 0:
         raise ValueError(f"{attribute.name} must be 0 or more, got {value}")
 
 
 def _positive(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None and not value > 0:
+    if _is_number(value) and not value > 0:
         raise ValueError(f"{attribute.name} must be above 0, got {value}")
 
 
+def _percent(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if _is_number(value) and not 1 <= value <= 100:
+        raise ValueError(f"{attribute.name} must be between 1 and 100, got {value}")
+
+
 def _ratio(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not 0 <= value <= 1:
+    if _is_number(value) and not 0 <= value <= 1:
         raise ValueError(f"{attribute.name} must be between 0 and 1, got {value}")
 
 
-def _identifier(_: object, attribute: attrs.Attribute[Any], value: str) -> None:
-    check_identifier(value, attribute.name)
+def _is_number(value: Any) -> bool:
+    # Another type is for the check of types, which names what is expected; NaN cannot be compared.
+    return isinstance(value, int | float) or (isinstance(value, Decimal) and value.is_finite())
 
 
-def _capabilities(_: object, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
-    check_capabilities(value)
+def _identifier(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if isinstance(value, str):
+        check_identifier(value, attribute.name)
 
 
-@attrs.frozen(kw_only=True)
+def _capabilities(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if isinstance(value, tuple):
+        check_capabilities(value)
+
+
+def _one_of(*choices: str) -> Callable[[object, attrs.Attribute[Any], Any], None]:
+    def validate(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if isinstance(value, str) and value not in choices:
+            raise ValueError(f"{attribute.name} must be one of {', '.join(choices)}, got {value!r:.80}")
+
+    return validate
+
+
+def _sha256(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if isinstance(value, str) and not SHA256.fullmatch(value):
+        raise ValueError(f"{attribute.name} must be 64 hex digits, got {value!r:.80}")
+
+
+class _Check(NamedTuple):
+    """What one field may hold.
+
+    Attributes:
+        types: Exactly these types pass at once; subclasses after a second look.
+        items: For a tuple, what each item must be; None for anything.
+        expected: The same in words.
+    """
+
+    name: str
+    types: tuple[type, ...]
+    items: type | None
+    expected: str
+
+    def refuse(self, owner: type, value: Any) -> None:
+        """Raise ValueError unless `value` is fine after all."""
+        # A bool is an int to Python and no number to us; a whole number will do where a fraction may stand.
+        if (isinstance(value, self.types) and not (isinstance(value, bool) and bool not in self.types)) or (
+            type(value) is int and float in self.types
+        ):
+            if isinstance(value, Decimal) and not value.is_finite():
+                raise ValueError(f"{owner.__name__}.{self.name} must be a finite amount, got {value}")
+            return
+        raise ValueError(f"{owner.__name__}.{self.name} must be {self.expected}, got {_shown(value)}")
+
+    def refuse_item(self, owner: type, item: Any) -> None:
+        """Raise ValueError for an item of a tuple."""
+        raise ValueError(f"{owner.__name__}.{self.name} must be {self.expected}, got {_shown(item)} in it")
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {repr(value)[:80]}"
+
+
+_checks: dict[type, list[_Check]] = {}
+_IN_WORDS: dict[type, str] = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    dict: "a map",
+    tuple: "a list",
+    type(None): "None",
+    Decimal: "dollars as a decimal string, whole number or Decimal",
+}
+
+
+def _checks_of(owner: type[Model]) -> list[_Check]:
+    """What the fields' annotations promise; read when the first one is made, so that an import does not pay for it."""
+    hints = get_type_hints(owner)
+    checks = []
+    for field in attrs.fields(owner):
+        types: list[type] = []
+        items: type | None = None
+        for choice in _choices(hints[field.name]):
+            plain = get_origin(choice) or choice
+            if plain is tuple:
+                [item, _] = get_args(choice)
+                items = None if item is Any else dict if is_typeddict(item) else get_origin(item) or item
+            types.append(plain)
+        if Any not in types:
+            words = " or ".join(_IN_WORDS.get(each, f"a {each.__name__}") for each in types)
+            if items is not None:
+                words = words.replace("a list", f"a list of {_IN_WORDS.get(items, items.__name__).removeprefix('a ')}s")
+            checks.append(_Check(field.name, tuple(types), items, words))
+    return checks
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+_plans: dict[type, dict[str, tuple[type[Model] | None, type[Model] | None]]] = {}
+
+
+def _plan_of(owner: type[Model]) -> dict[str, tuple[type[Model] | None, type[Model] | None]]:
+    return {field.name: (field.metadata.get("model"), field.metadata.get("models")) for field in attrs.fields(owner)}
+
+
+@attrs.frozen(kw_only=True, repr=False)
 class Model:
-    """Shared by all: to and from the wire's maps."""
+    """Shared by all: types that are checked, to and from the wire's maps."""
+
+    def __attrs_post_init__(self) -> None:
+        """Raise ValueError where a value is not of its field's type."""
+        owner = type(self)
+        checks = _checks.get(owner)
+        if checks is None:
+            checks = _checks[owner] = _checks_of(owner)
+        for check in checks:
+            value = getattr(self, check[0])
+            kind = type(value)
+            if kind not in check[1] or (kind is Decimal and not value.is_finite()):
+                check.refuse(owner, value)
+            elif kind is tuple and check[2] is not None:
+                for item in value:
+                    if not isinstance(item, check[2]):
+                        check.refuse_item(owner, item)
+
+    # Written once: generated ones are a quarter of the time that making these classes takes.
+    def __repr__(self) -> str:
+        shown = (
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in attrs.fields(type(self))
+            if field.repr and getattr(self, field.name) != field.default
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @classmethod
     def from_wire(cls, values: dict[str, Any]) -> Self:
         """The value for a map of the wire; unknown keys are ignored, missing ones take the default.
 
         Raises:
-            InvalidParams: A required key is missing, or a value is out of its range; nothing else.
+            InvalidParams: A required key is missing, or a value is of another type or out of its range; nothing else.
         """
-        known = {field.name: field for field in attrs.fields(cls)}
+        plan = _plans.get(cls)
+        if plan is None:
+            plan = _plans[cls] = _plan_of(cls)
         try:
             given = {}
             for name, value in values.items():
-                field = known.get(name)
-                if field is not None:
-                    nested, many = field.metadata.get("model"), field.metadata.get("models")
-                    if nested is not None and value is not None:
-                        value = nested.from_wire(value)
+                found = plan.get(name)
+                if found is not None:
+                    one, many = found
+                    if one is not None and value is not None:
+                        value = one.from_wire(value)
                     elif many is not None:
-                        value = tuple(many.from_wire(item) for item in value)
+                        value = tuple(map(many.from_wire, value))
                     given[name] = value
             return cls(**given)
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -127,7 +272,7 @@ class Model:
         return wire
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Receipt(Model):
     """Proof of one durable operation: where it stands in the witness log, and the log's head after it.
 
@@ -147,7 +292,7 @@ class Receipt(Model):
         return f"{self.seq}:{(self.head or '')[:8]}"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class SwarmProfile(Model):
     """What a swarm can do, what it costs, and how it stands.
 
@@ -165,19 +310,19 @@ class SwarmProfile(Model):
     """
 
     swarm_id: str = attrs.field(validator=_identifier)
-    capabilities: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=_capabilities)
-    cost_per_hour_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd, validator=_non_negative)
+    capabilities: tuple[str, ...] = attrs.field(default=(), converter=to_strings, validator=_capabilities)
+    cost_per_hour_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal, validator=_non_negative)
     reputation: float = attrs.field(default=1.0, validator=_ratio)
     model: str = ""
     uid: int | None = None
     incarnation: int = 0
     alive: bool = False
     breaker: str = "closed"
-    free_usd: Decimal | None = attrs.field(default=None, converter=_usd)
-    claims: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    free_usd: Decimal | None = attrs.field(default=None, converter=to_decimal)
+    claims: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class CapabilityMatch(Model):
     """How well one swarm fits a set of required capabilities.
 
@@ -194,12 +339,12 @@ class CapabilityMatch(Model):
     coverage: float = attrs.field(validator=_ratio)
     overlap: float = attrs.field(validator=_ratio)
     reputation: float = attrs.field(validator=_ratio)
-    cost_per_hour_usd: Decimal = attrs.field(converter=_usd, validator=_non_negative)
+    cost_per_hour_usd: Decimal = attrs.field(converter=to_decimal, validator=_non_negative)
     score: float | None = None
-    missing: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    missing: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class BudgetReport(Model):
     """Where a swarm's money stands; exact to the micro-dollar.
 
@@ -212,15 +357,15 @@ class BudgetReport(Model):
     """
 
     swarm_id: str
-    limit_usd: Decimal | None = attrs.field(default=None, converter=_usd)
-    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
-    reserved_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
-    free_usd: Decimal | None = attrs.field(default=None, converter=_usd)
+    limit_usd: Decimal | None = attrs.field(default=None, converter=to_decimal)
+    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
+    reserved_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
+    free_usd: Decimal | None = attrs.field(default=None, converter=to_decimal)
     breaker: str = "closed"
     breaker_reason: str | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Task(Model):
     """One task as the board shows it.
 
@@ -244,15 +389,15 @@ class Task(Model):
     title: str
     state: str = "ready"
     description: str = ""
-    capabilities: tuple[str, ...] = attrs.field(default=(), converter=_strings)
-    depends_on: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    waits_for: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    capabilities: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
+    depends_on: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
+    waits_for: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     filler: bool = False
     priority: int = 0
-    estimate_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd, validator=_non_negative)
-    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
+    estimate_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal, validator=_non_negative)
+    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
     payload: dict[str, Any] = attrs.field(factory=dict)
-    milestones: tuple[Any, ...] = attrs.field(default=(), converter=tuple)
+    milestones: tuple[Any, ...] = attrs.field(default=(), converter=to_strings)
     created_at_ms: int = 0
     percent: int = 0
     note: str = ""
@@ -266,7 +411,7 @@ class Task(Model):
     ended_at_ms: int | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class TaskClaim(Model):
     """A won claim: the right to work on a task, proven by its fencing token.
 
@@ -282,7 +427,7 @@ class TaskClaim(Model):
     lease_ms: int = attrs.field(validator=_positive)
     claimed_at_ms: int
     task: Task = attrs.field(metadata={"model": Task})
-    reserved_usd: Decimal = attrs.field(default=Decimal(0), converter=_usd)
+    reserved_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
     receipt: Receipt | None = attrs.field(default=None, metadata={"model": Receipt})
 
     @property
@@ -291,7 +436,7 @@ class TaskClaim(Model):
         return f"{self.task_id}@{self.token}"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class InboxMessage(Model):
     """One letter in a swarm's durable inbox; it stays until it is acknowledged.
 
@@ -310,7 +455,7 @@ class InboxMessage(Model):
     urgent: bool = False
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class TaskBroadcast(Model):
     """A message for every registered swarm with the wanted capabilities, through its durable inbox.
 
@@ -323,12 +468,12 @@ class TaskBroadcast(Model):
     topic: str
     body: dict[str, Any]
     sender: str = ""
-    capabilities: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    capabilities: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     at_ms: int = 0
     delivered_to: int = 0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class BlockerAlert(Model):
     """A holder cannot go on: what the orchestrator hears.
 
@@ -343,13 +488,13 @@ class BlockerAlert(Model):
     reason: str
     task_id: str | None = None
     token: int | None = None
-    severity: str = attrs.field(default="medium", validator=attrs.validators.in_(("low", "medium", "high", "critical")))
-    needs: tuple[str, ...] = attrs.field(default=(), converter=_strings, validator=_capabilities)
-    helpers: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    severity: str = attrs.field(default="medium", validator=_one_of("low", "medium", "high", "critical"))
+    needs: tuple[str, ...] = attrs.field(default=(), converter=to_strings, validator=_capabilities)
+    helpers: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     at_ms: int = 0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class ResourceLimits(Model):
     """Hard limits of one sandbox; each is enforced from outside the guest's code (DESIGN 6).
 
@@ -363,12 +508,12 @@ class ResourceLimits(Model):
 
     memory_bytes: int = attrs.field(default=64 << 20, validator=_positive)
     wall_ms: int = attrs.field(default=2_000, validator=_positive)
-    cpu_percent: int = attrs.field(default=100, validator=[_positive, attrs.validators.le(100)])
+    cpu_percent: int = attrs.field(default=100, validator=_percent)
     calls_per_s: int = attrs.field(default=1_000, validator=_positive)
     output_bytes: int = attrs.field(default=32 << 10, validator=_positive)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class SLODefinition(Model):
     """What a loaded module promises; measured over its last executions.
 
@@ -381,7 +526,7 @@ class SLODefinition(Model):
     success_ratio: float = attrs.field(default=0.95, validator=_ratio)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class ServiceContract(Model):
     """What is loaded for a swarm and under which terms.
 
@@ -394,8 +539,8 @@ class ServiceContract(Model):
         version: The author's version of the module, free text.
     """
 
-    module_sha256: str = attrs.field(validator=attrs.validators.matches_re(r"[0-9a-f]{64}"))
-    kind: str = attrs.field(default="core", validator=attrs.validators.in_(("core", "command", "component")))
+    module_sha256: str = attrs.field(validator=_sha256)
+    kind: str = attrs.field(default="core", validator=_one_of("core", "command", "component"))
     export: str = ""
     limits: ResourceLimits = attrs.field(factory=ResourceLimits, metadata={"model": ResourceLimits})
     slo: SLODefinition = attrs.field(factory=SLODefinition, metadata={"model": SLODefinition})
@@ -403,7 +548,7 @@ class ServiceContract(Model):
     version: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Execution(Model):
     """What one sandboxed execution gave.
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from ifbus import calls
 from ifbus.errors import InvalidModule, InvalidParams
+from ifbus.models import SHA256
 from ifbus.steps import Steps, ask
 
 Kind = Literal["core", "command", "component"]
 Source = str | os.PathLike[str] | bytes
 
 CHUNK_BYTES: Final = 48 << 10  # the most that `chassis.put_blob` takes
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _CORE: Final = b"\0asm\x01\0\0\0"
 _COMPONENT: Final = b"\0asm\x0d\0\x01\0"
 _EXPORT_SECTION: Final = 7
@@ -71,8 +68,8 @@ def find(source: Source | Module) -> Module:
     if isinstance(source, Module):
         return source
     if isinstance(source, bytes):
-        return Module(hashlib.sha256(source).hexdigest(), kind_of(source), source)
-    if isinstance(source, str) and _SHA256.fullmatch(source):
+        return Module(_sha256(source), kind_of(source), source)
+    if isinstance(source, str) and SHA256.fullmatch(source):
         return Module(source)
     path = os.path.abspath(source)
     try:
@@ -84,7 +81,7 @@ def find(source: Source | Module) -> Module:
     if known is not None and known[0] == state:
         return known[1]
     data = _read(path)
-    module = Module(hashlib.sha256(data).hexdigest(), kind_of(data), data, path)
+    module = Module(_sha256(data), kind_of(data), data, path)
     if len(_known) >= _MAX_KNOWN:
         _known.clear()
     _known[path] = state, module._replace(data=None)
@@ -93,12 +90,19 @@ def find(source: Source | Module) -> Module:
 
 def is_at_hand(source: Source | Module) -> bool:
     """Whether `find` will not have to read a file for it, nor hash long bytes."""
-    return isinstance(source, Module) or (isinstance(source, str) and bool(_SHA256.fullmatch(source)))
+    return isinstance(source, Module) or (isinstance(source, str) and bool(SHA256.fullmatch(source)))
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib  # here: it loads OpenSSL, which most programs that use a client do without
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _read(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
         raise _unreadable(error) from error
 

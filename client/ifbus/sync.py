@@ -6,10 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from ifbus import calls, module
-from ifbus.answers import ClaimEnd, CostEntry, Refusal, Registration
 from ifbus.calls import shown_signature
 from ifbus.claim import ClaimCore, SpendingCore
 from ifbus.errors import Cancelled, ConnectionFailed, ConnectionLost, DeadlineExceeded, LeaseLost
@@ -20,6 +19,9 @@ from ifbus.models import BlockerAlert, Execution, InboxMessage, ResourceLimits, 
 from ifbus.request import Call
 from ifbus.steps import Steps, drive
 from ifbus.worker import WAIT_S, SwarmCore, registration_steps
+
+if TYPE_CHECKING:
+    from ifbus.answers import ClaimEnd, CostEntry, Refusal, Registration
 
 P = ParamSpec("P")
 R = TypeVar("R")

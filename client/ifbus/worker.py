@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ifbus import calls, lease
-from ifbus.answers import Refusal, Registration
 from ifbus.errors import ConnectionFailed, IdempotencyConflict, IfbusError, LeaseLost, Momentary, StaleToken
 from ifbus.lease import Tenure
 from ifbus.models import InboxMessage, ServiceContract, SwarmProfile, TaskClaim
 from ifbus.request import Call
 from ifbus.steps import Steps, ask
+
+if TYPE_CHECKING:
+    from ifbus.answers import Refusal, Registration
 
 # How long one request waits in the daemon for the next task. A task that gets ready answers it at once; the end of a wait only
 # costs a look at whether the swarm is to stop.
