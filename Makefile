@@ -43,10 +43,11 @@ test: .venv/.dev  ## Run all tests; PYTEST_ARGS='-k claim', ETCD=/usr/bin/etcd, 
 run: .venv/.runtime  ## Run the daemon in the foreground, on a store of its own
 	$(BIN)/ifbusd --dev
 
-bench: .venv/.dev  ## Measure round trips, claims and executions beside their physical limits
-	$(BIN)/python perf/rtt.py
-	$(BIN)/python perf/claims.py
-	$(BIN)/python perf/execute.py
+bench: .venv/.dev  ## Measure round trips, claims and executions beside their limits; figures to build/bench/*.json
+	@mkdir -p build/bench
+	$(BIN)/python perf/rtt.py --json build/bench/rtt.json
+	$(BIN)/python perf/claims.py --json build/bench/claims.json
+	$(BIN)/python perf/execute.py --json build/bench/execute.json
 
 guests: .venv/.dev  ## Rebuild the committed test guests (.wasm) from their sources; fetches a C compiler
 	$(PIP_INSTALL) --target build/zig ziglang==0.17.1

@@ -19,7 +19,8 @@ class RpcLimits:
             8 bytes per item and level. More than these belong into a blob.
         in_flight: Requests of one connection that are not answered yet. 64: enough to fill a group commit.
         connections: Connections in all. 1024, at about 50 kB and one descriptor each.
-        connections_per_uid: Connections of one user, so that no user shuts the others out.
+        connections_per_uid: Connections of one user, so that no user shuts the others out. 256: a hundred agents of one user, two
+            connections each (its own and its renewals'), and three more such users fit.
         requests_per_s: Requests per second of one user; a changing one counts 2, a heavy one 50. 200,000: about four times
             what one core answers, so it stops a runaway only where an operator lowers it; the turns below keep it fair.
         burst_requests: How many of them may come at once.
@@ -40,7 +41,7 @@ class RpcLimits:
     map_items: int = attrs.field(default=256, validator=and_(ge(64), le(65_536)))
     in_flight: int = attrs.field(default=64, validator=and_(ge(1), le(4096)))
     connections: int = attrs.field(default=1024, validator=and_(ge(1), le(65_536)))
-    connections_per_uid: int = attrs.field(default=64, validator=and_(ge(1), le(65_536)))
+    connections_per_uid: int = attrs.field(default=256, validator=and_(ge(1), le(65_536)))
     requests_per_s: int = attrs.field(default=200_000, validator=and_(ge(1), le(10_000_000)))
     burst_requests: int = attrs.field(default=100_000, validator=and_(ge(100), le(10_000_000)))
     turn_requests: int = attrs.field(default=8, validator=and_(ge(1), le(1024)))
