@@ -245,7 +245,7 @@ class Operations:
         body_hash, first_op, answer = unpack(earlier.value)
         if body_hash != caller.body_hash or first_op != op:
             conflict = IdempotencyConflict(
-                f"cannot do {op} on {target}: idempotency key {caller.idempotency_key!r} was used for {first_op} with another body",
+                f"cannot do {' on '.join(filter(None, (op, target)))}: idempotency key {caller.idempotency_key!r} was used for {first_op} with another body",
                 data={"key": caller.idempotency_key, "first_op": first_op},
                 would_change=[{"by": "self", "what": "a new idempotency key, or the same body as the first time"}],
             )

@@ -69,7 +69,7 @@ CATALOGUE: dict[str, Entry] = {
     "idempotency_conflict": Entry(
         "key k-1 was used for coordinator.create_task with another body",
         "The same key stands for the same request. Take a new key, or send what was sent the first time.",
-        ("ifbus {command} --key NEW",),
+        ("ifbus {typed} --key NEW",),
     ),
     "not_found": Entry(
         "no task T-99",
@@ -80,7 +80,6 @@ CATALOGUE: dict[str, Entry] = {
         "reset needs the operator role; you are uid 1004",
         "The kernel's identity of the caller does not own this swarm, or lacks the operator role. "
         "Ask an operator: uid 0 or a member of the operators' group.",
-        ("ifbus status",),
     ),
     # --- the state of the world ----------------------------------------------------------------------
     "already_exists": Entry(
@@ -144,22 +143,22 @@ CATALOGUE: dict[str, Entry] = {
     "overloaded": Entry(
         "64 of 64 requests of uid 1004 in flight",
         "A quota of this uid or connection is used up. The same request again, with the same key; the command has tried already.",
-        ("ifbus {command} --key {key}",),
+        ("ifbus {typed} --key {key}",),
     ),
     "unavailable": Entry(
         "the store has been silent for 3.2 s",
         "Something that this call needs does not answer, or the daemon is stopping. Same request, same key, a little later.",
-        ("ifbus {command} --key {key}",),
+        ("ifbus {typed} --key {key}",),
     ),
     "deadline_exceeded": Entry(
         "no answer in 5 s; it may have been done",
         "No answer within the time that the caller gave. With the same key it has the effect of one.",
-        ("ifbus {command} --key {key}",),
+        ("ifbus {typed} --key {key}",),
     ),
     "connection_lost": Entry(
         "the connection ended while the request was under way",
         "The outcome is unknown. With the same key it has the effect of one.",
-        ("ifbus {command} --key {key}",),
+        ("ifbus {typed} --key {key}",),
     ),
     "cancelled": Entry(
         "the request was given up",
@@ -191,7 +190,7 @@ CATALOGUE: dict[str, Entry] = {
     "socket_blocked": Entry(
         "this process may not connect at all (EPERM)",
         "A sandbox around this process forbids it to connect; the daemon may be well. Start the agent from outside.",
-        ("ifbus run --swarm NAME -- COMMAND",),
+        ("ifbus run --fd --swarm NAME -- COMMAND",),
     ),
     "protocol_error": Entry(
         "the peer sent bytes that are no MessagePack-RPC",

@@ -144,8 +144,8 @@ def explain(paths: Sequence[str], error_number: int, facts: Facts) -> NoDaemon:
             "this process may not connect at all (EPERM): a sandbox around it; the daemon may be well",
             data=data,
             would_change=[
-                {"by": "other", "what": "start this program with a connection", "call": "ifbus run"},
-                ],
+                {"by": "other", "what": "start it with a connection", "call": "ifbus run --fd --swarm NAME -- COMMAND"},
+            ],
         )
     return NoDaemon(
         f"cannot connect to {path}: {os.strerror(error_number)}", data={**data, "errno": errno.errorcode[error_number]}

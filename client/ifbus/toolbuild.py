@@ -43,6 +43,9 @@ _SHIM_NAME: Final = "ifbus_tool_shim"
 # A component has no files at run time: what is not imported while it is built cannot be imported later. These are what the
 # standard library itself imports late, in functions that tools call: Counter.most_common, strptime, text encodings.
 _SHIM: Final = """\
+import sys
+
+sys.dont_write_bytecode = True  # nothing of ours stays beside the source
 import heapq, json, locale, traceback, unicodedata
 import _strptime
 import encodings.ascii, encodings.cp1252, encodings.idna, encodings.latin_1, encodings.utf_8_sig, encodings.utf_16

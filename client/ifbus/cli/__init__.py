@@ -79,8 +79,8 @@ def _carry_out(command: Command, rest: list[str], wants_json: bool) -> int:
         return _report_error(error, wants_json)
     except SystemExit:
         return 0  # --help has printed itself
-    invocation = Invocation(command, args, make_view(args.color))
-    invocation = Invocation(command, args, invocation.view._replace(swarm=invocation.swarm))
+    invocation = Invocation(command, args, make_view(args.color), rest)
+    invocation = Invocation(command, args, invocation.view._replace(swarm=invocation.swarm), rest)
     try:
         outcome = command.run(invocation)
         _report(invocation, outcome)
@@ -145,6 +145,7 @@ def _report_error(error: IfbusError, wants_json: bool, invocation: Invocation | 
     attention: list[Data] = [] if invocation is None else invocation.attention
     if invocation is not None:
         error.data.setdefault("command", invocation.command.words)
+        error.data.setdefault("typed", invocation.typed)
         if isinstance(error, NotFound) and invocation.swarm:
             error.data.setdefault("swarm_id", invocation.swarm)
     document = output.envelope_of_error(error, attention)

@@ -11,7 +11,17 @@ from typing import Any, Final
 
 from ifbus.backoff import next_try
 from ifbus.connect import candidates, connect, inherited
-from ifbus.errors import ConnectionLost, DeadlineExceeded, Momentary, NotFound, PermissionDenied, from_wire
+from ifbus.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    IfbusError,
+    Momentary,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    ProtocolError,
+    from_wire,
+)
 from ifbus.protocol import END_OF_STREAM, NEED_DATA, PROTOCOL_VERSIONS, Connection, Notification, Response
 from ifbus.stream import InheritedStream, SocketStream, Stream
 
@@ -19,6 +29,7 @@ from ifbus.stream import InheritedStream, SocketStream, Stream
 TIMEOUT_MS: Final = 5_000
 # The daemon's own deadline comes first, so that its error, which knows more, arrives before ours.
 _GRACE_MS: Final = 500
+_HELLO: Final = "daemon.hello"
 
 
 class Link:
@@ -29,6 +40,7 @@ class Link:
         self.daemon: dict[str, Any] = {}
         self._stream = stream
         self._wire = Connection()
+        self._is_closed = False  # by the daemon
 
     @classmethod
     def open(cls, socket_path: str | None, *, swarm: str | None = None) -> Link:
@@ -52,14 +64,14 @@ class Link:
         hello: dict[str, Any] = {"protocol": list(PROTOCOL_VERSIONS), "client": "ifbus-cli"}
         if swarm is not None:
             try:
-                self.daemon = self.call("daemon.hello", {**hello, "swarm": swarm})
+                self.daemon = self.call(_HELLO, {**hello, "swarm": swarm})
             except (NotFound, PermissionDenied):
                 # Without this swarm there is nothing to be attentive to; the command itself will say what is wrong, or
                 # mend it by registering.
                 pass
             else:
                 return
-        self.daemon = self.call("daemon.hello", hello)
+        self.daemon = self.call(_HELLO, hello)
 
     def call(self, method: str, params: dict[str, Any], *, wait_ms: int = 0, key: str | None = None) -> Any:
         """The result of one request; what the moment refuses is tried again while the time lasts.
@@ -83,7 +95,7 @@ class Link:
                 return self._exchange(method, params, meta, left_ms + _GRACE_MS)
             except (Momentary, ConnectionLost) as error:
                 wait_s = None
-                if isinstance(error, Momentary):
+                if isinstance(error, Momentary) and not self._is_closed:
                     wait_s = next_try(error, attempt, _chance(), left_s=left_ms / 1000, was_connected=True)
                 if wait_s is None:
                     if key is not None:
@@ -107,6 +119,9 @@ class Link:
             if type(event) is Notification and event.method == "attention":
                 for items in event.params:
                     self.attention += items if isinstance(items, list) else [items]
+            elif type(event) is Notification and event.method == "closing":
+                self._is_closed = True
+                raise _farewell(from_wire(event.params[0] if event.params else None))
             elif event is NEED_DATA:
                 self._wire.receive_data(self._read(method, deadline))
             elif event is END_OF_STREAM:
@@ -119,11 +134,20 @@ class Link:
                 return self._stream.receive(left_s)
         except TimeoutError:
             pass
+        if method == _HELLO:
+            raise DeadlineExceeded("the daemon is there but does not answer; nothing was asked of it yet")
         raise DeadlineExceeded(f"no answer to {method} in time; it may have been done")
 
     def close(self) -> None:
         """End the connection."""
         self._stream.close()
+
+
+def _farewell(reason: IfbusError) -> IfbusError:
+    """Why the daemon ends this connection: a quota is for the caller to know, anything else leaves the outcome open."""
+    if isinstance(reason, Overloaded | ProtocolError):
+        return reason
+    return ConnectionLost(f"the daemon ended the connection: {reason.message}", data=reason.data)
 
 
 def _chance() -> float:

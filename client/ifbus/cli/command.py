@@ -22,6 +22,9 @@ Data = dict[str, Any]
 
 _HELP_COLUMNS = 100
 
+# A remedy repeats what was typed up to this length: a refusal has a ceiling.
+_LONGEST_LINE = 120
+
 # Longest suffix first: "250ms" ends in "s" too.
 _SPAN_UNITS = (("ms", 1), ("min", 60_000), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000))
 
@@ -156,16 +159,31 @@ def add_common(parser: argparse.ArgumentParser, command: Command) -> None:
 class Invocation:
     """One command being carried out. The mutable state is the connection; it is made at the first call."""
 
-    def __init__(self, command: Command, args: argparse.Namespace, view: View) -> None:
+    def __init__(self, command: Command, args: argparse.Namespace, view: View, argv: Sequence[str] = ()) -> None:
         self.command = command
         self.args = args
         self.view = view
+        self._argv = argv
         self._link: Link | None = None
 
     @property
     def swarm(self) -> str | None:
         """The swarm that this caller acts for, if it said so: a flag wins over the environment."""
         return getattr(self.args, "swarm", None) or os.environ.get("IFBUS_SWARM") or None
+
+    @property
+    def typed(self) -> str:
+        """The command as it was typed, without ``ifbus`` and a key, to be typed again; a long one is cut, and says so."""
+        import shlex
+
+        words: list[str] = []
+        for word in self._argv:
+            if words[-1:] == ["--key"]:
+                words.pop()
+            elif not word.startswith("--key="):
+                words.append(word)
+        line = f"{self.command.words} {shlex.join(words)}".strip()
+        return line if len(line) <= _LONGEST_LINE and line.isprintable() else f"{self.command.words} ..."
 
     @property
     def link(self) -> Link:

@@ -132,13 +132,14 @@ def render_error(error: IfbusError, view: View, *, subject: str = "") -> list[st
     lines += [*shown, *ending]
     if example := error.data.get("example"):
         lines.append(f"  example: {example}")
-    elif not shown and not ending:
+    elif not any(change.get("call") for change in changes) and not ending:
         from ifbus.catalogue import remedies
 
         calls = remedies(error.code, error.data)
         if "key" not in error.data:
             calls = [call.replace(" --key KEY", "") for call in calls]  # a question, safe to repeat as it is
-        lines += [f"  try: {' | '.join(calls)}"] if calls else []
+        line = f"  try: {' | '.join(calls)}"
+        lines += [line] if calls and _size([*lines, line]) <= _MAX_REFUSAL_BYTES else []
     return lines
 
 

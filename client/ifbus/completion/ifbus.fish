@@ -356,6 +356,7 @@ complete -c ifbus -n '_shtab_ifbus_using run' -l cost-per-hour-usd -x -d USD
 complete -c ifbus -n '_shtab_ifbus_using run' -l model -x -d 'the language model behind it'
 complete -c ifbus -n '_shtab_ifbus_using run' -l orchestrator -d 'hears of every blocker'
 complete -c ifbus -n '_shtab_ifbus_using run' -l lease -x -d 'lease of the session; default: the daemon'"'"'s'
+complete -c ifbus -n '_shtab_ifbus_using run' -l fd -d 'hand a connection over (IFBUS_FD): for a program that a sandbox lets not connect'
 complete -c ifbus -n '_shtab_ifbus_using run' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using run' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using run' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'

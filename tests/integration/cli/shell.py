@@ -23,7 +23,7 @@ PATIENCE_S = 60.0
 
 # Everything is loaded before the user changes.
 _AS_USER = """
-import os, sys, grp, pwd, json, locale, difflib, traceback
+import os, sys, grp, pwd, json, locale, difflib, shlex, traceback
 import ifbus.cli.call, ifbus.cli.output, ifbus.cli.reference
 list(ifbus.cli.reference.all_commands())
 os.setgroups([int(group) for group in sys.argv[2].split(",") if group])

@@ -317,16 +317,6 @@ def test_a_reader_that_has_enough_is_fine(shell: Shell) -> None:
     assert done.stdout.splitlines()[-1] in ("0", "141")
 
 
-def test_a_python_function_becomes_a_component(shell: Shell, tmp_path: Path) -> None:
-    """`tool build` writes a component and names it by its hash; a missing source is a usage error."""
-    source = tmp_path / "count.py"
-    assert shell("tool", "build", str(source)).exit == 2
-    source.write_text("def run(input):\n    return len(input)\n", encoding="utf-8")
-    data = shell("tool", "build", str(source), "--json").data
-    validate(data, "tool_build")
-    assert hashlib.sha256(Path(data["output"]).read_bytes()).hexdigest() == data["sha256"]
-
-
 def test_a_result_can_come_from_stdin(me: Shell) -> None:
     """`--result -` reads the JSON from stdin; what is no JSON is refused before anything is sent."""
     handle = me.claim(me.new_task("piped", "--need", "docs:writing"))

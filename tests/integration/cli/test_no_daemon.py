@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -102,8 +103,13 @@ def test_socket_blocked() -> None:
         )
         said = _fails(Ran(done.returncode, done.stdout, done.stderr), "socket_blocked")
         assert "daemon may be well" in said
-        assert "ifbus run" in said
-        assert shell("task", "ls").exit == 0
+        remedy = said.split("try: ")[1].strip()
+        assert remedy == "ifbus run --fd --swarm NAME -- COMMAND"
+        words = remedy.replace("NAME", "shut-in").replace("COMMAND", "").split()[1:]
+        twice = 'ifbus task add "from inside" && ifbus task ls'
+        inside = shell(*words, sys.executable, "-c", BLOCKED, "/bin/sh", "-c", twice)
+        assert inside.exit == 0, inside
+        assert inside.out.count("from inside") == 1
 
 
 def test_json_tells_the_cause_too(tmp_path: Path) -> None:
@@ -115,10 +121,22 @@ def test_json_tells_the_cause_too(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_no_socket_is_said(tmp_path: Path) -> None:
-    """A file or a stranger's server at the path is no ifbusd, and the answer does not claim otherwise."""
+    """A file at the path is no ifbusd, and the answer does not claim otherwise."""
     file = tmp_path / "file"
     file.touch()
     assert "is no socket" in _fails(Shell(file)("status"), "daemon_dead_socket")
+
+
+def test_no_daemon(tmp_path: Path) -> None:
+    """What is none of the four causes keeps the kernel's own words: here a socket of another type."""
+    path = tmp_path / "datagram.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        assert os.strerror(errno.EPROTOTYPE) in _fails(Shell(path)("status"), "no_daemon")
+
+
+def test_protocol_error(tmp_path: Path) -> None:
+    """A stranger's server at the path is told apart from ifbusd; with the right path the command works."""
     path = tmp_path / "stranger.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -131,5 +149,8 @@ def test_a_path_that_is_no_socket_is_said(tmp_path: Path) -> None:
             connection.recv(4096)
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"\xc1")
         _, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "Traceback" not in err
+    assert process.returncode == 1
+    assert err.startswith("protocol_error: ")
+    remedy = err.split("try: ")[1].strip()
+    with daemon() as there:
+        assert Shell(there.socket).type(remedy).exit == 0

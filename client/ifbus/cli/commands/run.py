@@ -13,7 +13,7 @@ from typing import Final
 from ifbus.cli.command import Command, Data, Invocation, Outcome, span_type
 from ifbus.cli.commands.task import split_list
 from ifbus.cli.text import span
-from ifbus.connect import candidates
+from ifbus.connect import candidates, connect
 from ifbus.errors import IfbusError, StaleToken, Usage
 from ifbus.link import Link
 
@@ -35,6 +35,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="TEXT", help="the language model behind it")
     parser.add_argument("--orchestrator", action="store_true", help="hears of every blocker")
     parser.add_argument("--lease", metavar="SPAN", type=span_type, help="lease of the session; default: the daemon's")
+    parser.add_argument(
+        "--fd",
+        action="store_true",
+        help="hand a connection over (IFBUS_FD): for a program that a sandbox lets not connect",
+    )
 
 
 class _Session:
@@ -105,10 +110,11 @@ def _run(invocation: Invocation) -> Outcome:
         session = _Session(link, {name: value for name, value in profile.items() if value is not None})
         name = profile["swarm_id"]
         _say(f"ifbus run: {name} registered, session lease {span(session.lease_ms)} renewed while {program[0]} lives")
+        identity = _identity(name, session.token, args.socket)
         pid = os.posix_spawnp(
             program[0],
             program,
-            {**os.environ, **_identity(name, session.token, args.socket)},
+            {**os.environ, **identity, **(_hand_over(args.socket) if args.fd else {})},
             setsigmask=before,
             # Python ignores these two; the program should find them as a shell would leave them.
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
@@ -127,6 +133,19 @@ def _identity(name: str, token: str, socket_path: str | None) -> dict[str, str]:
     places = candidates(socket_path, os.environ)
     found = next((path for path in places if os.path.exists(path)), places[0])
     return {"IFBUS_SOCKET": os.path.abspath(found), "IFBUS_SWARM": name, "IFBUS_TOKEN": token}
+
+
+def _hand_over(socket_path: str | None) -> dict[str, str]:
+    """A connection for the program and all that it starts: it stays open as long as one of them lives.
+
+    They take turns at it by a byte in a pipe, so only who must gets one: a program that keeps its turn stops the others.
+    """
+    turn_read, turn_write = os.pipe()
+    os.write(turn_write, b"\0")
+    descriptors = [connect(candidates(socket_path, os.environ)).detach(), turn_read, turn_write]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)
+    return {"IFBUS_FD": ",".join(map(str, descriptors))}
 
 
 def _wait(pid: int) -> int:
