@@ -16,6 +16,10 @@ class SwarmDirectory(Protocol):
         """Return if the swarm exists and is the caller's; else raise `NotFound` or `PermissionDenied`."""
         ...
 
+    async def require_running(self, tx: Tx, swarm_id: str) -> None:
+        """Return if the swarm's breaker is closed; else raise `BreakerTripped`."""
+        ...
+
 
 class ClaimDirectory(Protocol):
     """Who holds a task, asked inside the transaction that depends on the answer."""
@@ -97,6 +101,7 @@ class Chassis(Protocol):
             GuestFailed: It trapped, failed, or gave no JSON; ``data["stderr"]`` has the start of what it said.
             InvalidParams: The input does not fit.
             NotFound, PermissionDenied, NotOwner, StaleToken: Swarm, module or claim.
+            BreakerTripped: The swarm is stopped; also if that happened while it ran.
             Overloaded, Unavailable: Try again.
         """
         ...

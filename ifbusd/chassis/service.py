@@ -188,6 +188,7 @@ class IFChassis:
         async def execute(tx: Tx) -> dict[str, Any]:
             nonlocal run
             await self._swarms.require_owner(tx, caller, swarm_id)
+            await self._swarms.require_running(tx, swarm_id)
             if task_id is not None and token is not None:
                 await self._claims.require_holder(tx, task_id, swarm_id, token)
             module = _choose(swarm_id, await _read(tx, swarm_id), module_sha256)

@@ -80,6 +80,12 @@ class Admissions:
         """Return if the swarm exists and is the caller's; else raise not_found or permission_denied."""
         require_owner(await self._read_profile(tx, swarm_id), caller)
 
+    async def require_running(self, tx: Tx, swarm_id: str) -> None:
+        """Return if the swarm's breaker is closed; else raise breaker_tripped."""
+        check = rules.check_breaker(swarm_id, await self._read_account(tx, swarm_id))
+        if not check.ok:
+            raise check.error()
+
     async def admit(
         self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int
     ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from ifbus.errors import NotFound, PermissionDenied, StaleToken
+from ifbus.errors import BreakerTripped, NotFound, PermissionDenied, StaleToken
 from ifbusd.bus.local import LocalBus
 from ifbusd.chassis.blobs import MAX_CHUNK_BYTES
 from ifbusd.chassis.model import ChassisConfig
@@ -42,6 +42,11 @@ class Directory:
             raise NotFound(f"no swarm {swarm_id}")
         if owners[swarm_id] != caller.uid:
             raise PermissionDenied(f"{swarm_id} is another's")
+
+    async def require_running(self, tx: Tx, swarm_id: str) -> None:
+        """See `interface.SwarmDirectory`: a swarm is stopped while the store has a ``tripped/`` record of it."""
+        if await tx.get(f"tripped/{swarm_id}") is not None:
+            raise BreakerTripped(f"{swarm_id} is stopped")
 
     async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> None:
         """See `interface.ClaimDirectory`."""

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from ifbus.errors import (
+    BreakerTripped,
     GuestFailed,
     IdempotencyConflict,
     InvalidModule,
@@ -17,7 +18,8 @@ from ifbus.errors import (
 )
 from ifbus.models import Execution
 from ifbusd.chassis.model import ChassisConfig
-from ifbusd.codec import unpack
+from ifbusd.codec import pack, unpack
+from ifbusd.store.base import Delete, Put, Txn
 from tests.integration.chassis.harness import OWNER_UID, STRANGER_UID, Harness, caller, running, wait_for
 
 
@@ -163,6 +165,18 @@ async def test_execution_for_a_claim_needs_its_token(chassis: Harness) -> None:
         await chassis.run(1, 2, task_id="T-1")
     entry = unpack((await chassis.store.read_log())[1].record)
     assert (entry["detail"]["task_id"], entry["detail"]["token"]) == ("T-1", 7)
+
+
+async def test_stopped_swarm_runs_no_code(chassis: Harness) -> None:
+    """Once the breaker has tripped nothing is executed for the swarm, and the refusal is on record."""
+    await chassis.load("core", export="add")
+    await chassis.store.txn(Txn(then=[Put("tripped/a", pack({}))]))
+    with pytest.raises(BreakerTripped):
+        await chassis.execute({"args": [1, 2]})
+    assert (await _records(chassis))[-1] == ("execute_task", "a", "breaker_tripped")
+    assert [report["executions"] for report in await chassis.chassis.list_sandboxes(caller())] == [0]
+    await chassis.store.txn(Txn(then=[Delete("tripped/a")]))
+    assert await chassis.run(1, 2) == 3
 
 
 async def test_quality_is_measured_against_the_contract(chassis: Harness) -> None:

@@ -95,6 +95,17 @@ async def test_no_claim_is_admitted_after_the_trips_revision(world: World) -> No
         assert not world.governor.is_match(name, frozenset())
 
 
+async def test_a_stopped_swarm_is_not_running(world: World) -> None:
+    """What the chassis asks before it runs code is answered with the trip's reason, until the reset."""
+    await world.register("builder", "code:python")
+    await world.governor.require_running(Tx(world.store), "builder")
+    await world.governor.trip_circuit_breaker(world.operator, "builder", "loops")
+    with pytest.raises(BreakerTripped, match="loops"):
+        await world.governor.require_running(Tx(world.store), "builder")
+    await world.governor.reset_circuit_breaker(world.operator, "builder", "fixed")
+    await world.governor.require_running(Tx(world.store), "builder")
+
+
 async def test_only_an_operator_trips_and_resets_with_a_reason(world: World) -> None:
     """The owner of a swarm can neither trip nor reset, a reason is needed, and the reset is on record with it."""
     await world.register("builder")
