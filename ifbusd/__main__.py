@@ -220,6 +220,8 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         about = f" {error.filename}" if error.filename else ""
         return f"cannot go on: {error.strerror}{about}{_REMEDIES.get(error.errno, '')}"
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "ifbus").startswith("ifbus"):
+        return f"cannot start: {error.name} is not installed; pip install 'ifbus[daemon]'"
     return ""
 
 

@@ -23,7 +23,7 @@ from typing import Final
 
 import attrs
 
-from ifbus.errors import IfbusError, InvalidParams
+from ifbus.errors import InvalidParams, Usage
 
 WIT: Final = """\
 package ifbus:tool@1.0.0;
@@ -100,13 +100,13 @@ def build(source: Path, output: Path) -> BuiltTool:
 
     Raises:
         ToolBuildFailed: No such file, no such function, or the builder refuses it.
-        IfbusError: componentize-py is not installed, with what to type.
+        Usage: componentize-py is not installed, with what to type.
     """
     source, output = Path(source), Path(output)
     _check(source)
     if importlib.util.find_spec("componentize_py") is None:
-        raise _NotInstalled(
-            "cannot build a tool: componentize-py is not installed; type: pip install 'ifbus[tool]'",
+        raise Usage(
+            "cannot build a tool: componentize-py is not installed",
             would_change=[{"by": "self", "what": "install the builder", "call": "pip install 'ifbus[tool]'"}],
         )
     began = time.monotonic()
@@ -125,10 +125,6 @@ def build(source: Path, output: Path) -> BuiltTool:
         function=FUNCTION,
         build_ms=int((time.monotonic() - began) * 1000),
     )
-
-
-class _NotInstalled(IfbusError):
-    code = "unavailable"
 
 
 def _check(source: Path) -> None:

@@ -19,7 +19,7 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
 def _build(invocation: Invocation) -> Outcome:
     from pathlib import Path
 
-    from ifbus.toolbuild import build
+    from ifbus.toolbuild import PROFILE, build
 
     source = Path(invocation.args.source)
     if not source.is_file():
@@ -33,20 +33,18 @@ def _build(invocation: Invocation) -> Outcome:
             "sha256": built.sha256,
             "function": built.function,
             "build_ms": built.build_ms,
+            "profile": PROFILE,
         }
     )
 
 
 def render_built(data: Data, view: View) -> list[str]:
-    """Where it is, how large, and by which name the chassis will know it."""
-    return fields(
-        [
-            f"{data['output']} built in {span(data['build_ms'])}",
-            f"{data['bytes'] / 1_000_000:.1f} MB",
-            f"sha256 {data['sha256']}",
-        ],
-        view,
-    )
+    """Where it is, how large, by which name the chassis will know it, and how a worker runs it."""
+    built = [f"{data['output']} built in {span(data['build_ms'])}", f"{data['bytes'] / 1_000_000:.1f} MB"]
+    return [
+        *fields([*built, f"sha256 {data['sha256']}"], view),
+        f"  next, in a worker: task.execute({data['output']!r}, input=..., profile={data['profile']!r})",
+    ]
 
 
 COMMANDS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from ifbus.cli.command import Command, Data, Invocation, Outcome
 from ifbus.cli.exits import DONE, FOUND_SOMETHING
 from ifbus.cli.text import View, cell, fields, one_line, plural, table
-from ifbus.errors import Unavailable, Usage
+from ifbus.errors import Usage
 
 # The daemon's store within its state directory; keep in step with ifbusd.daemon.DATABASE.
 _DATABASE = "ifbusd.db"
@@ -94,8 +94,8 @@ def _verify_offline(state: str, receipt: str | None) -> Data:
         # By name: the client never depends on the daemon, but where both are installed this needs no second tool.
         verify_file = import_module("ifbusd.witness.offline").verify_file
     except ImportError as error:
-        raise Unavailable(
-            f"--state needs the daemon's package: {error}",
+        raise Usage(
+            f"cannot read the files of a daemon: its package is not installed ({error})",
             would_change=[{"by": "self", "what": "install it", "call": "pip install 'ifbus[daemon]'"}],
         ) from error
     answer: Data = verify_file(path, receipt=receipt or "")
