@@ -115,7 +115,8 @@ class _Session:
         if not self._reading.acquire(False):
             return False
         try:
-            self._read(timeout_s)
+            if not waiter.done:  # the leader before us may have read it
+                self._read(timeout_s)
         finally:
             self._reading.release()
             if self._parked:
