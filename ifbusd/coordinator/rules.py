@@ -15,10 +15,18 @@ MAX_TITLE = 200
 MAX_DESCRIPTION = 16 << 10
 MAX_PAYLOAD_BYTES = 32 << 10
 MAX_MILESTONES = 32
+# As stored, when created. With all that comes to it later a task still fits into an answer, which is a message of 64 KiB: what
+# does not could be claimed, and nobody would learn the token.
+MAX_TASK_BYTES = 40 << 10
+# The same with its result.
+MAX_COMPLETED_BYTES = 56 << 10
+# An answer names at most so many tasks that became ready.
+MAX_UNBLOCKED = 50
 # Each is a compare of the claiming transaction; etcd takes 128 in all.
 MAX_DEPENDENCIES = 100
 MAX_NOTE = 1_000
 MAX_ERROR = 4 << 10
+MAX_PAGE = 200
 STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
 
 
@@ -55,6 +63,27 @@ def check_new_task(
         )
 
 
+def check_task_size(used: int) -> None:
+    """Raise InvalidParams if a new task is too long for an answer, as stored."""
+    if used > MAX_TASK_BYTES:
+        raise InvalidParams(
+            f"a task is at most {MAX_TASK_BYTES} bytes packed with all its texts, got {used}",
+            data={"param": "description", "used": used, "allowed": MAX_TASK_BYTES},
+            would_change=[{"by": "self", "what": "a shorter description or payload; it can name where more is"}],
+        )
+
+
+def check_result_size(result_bytes: int, task_bytes: int) -> None:
+    """Raise InvalidParams if a result is too long, by itself or together with its task."""
+    allowed = min(MAX_PAYLOAD_BYTES, MAX_COMPLETED_BYTES - task_bytes)
+    if result_bytes > allowed:
+        raise InvalidParams(
+            f"result must be at most {allowed} bytes packed, got {result_bytes}",
+            data={"param": "result", "used": result_bytes, "allowed": allowed},
+            would_change=[{"by": "self", "what": "a shorter result; it can name where more is"}],
+        )
+
+
 def check_text(param: str, text: str, longest: int) -> None:
     """Raise InvalidParams if a text is longer than it may be."""
     _require(param, len(text) <= longest, f"at most {longest} characters")
@@ -63,6 +92,11 @@ def check_text(param: str, text: str, longest: int) -> None:
 def check_percent(percent: int) -> None:
     """Raise InvalidParams if this is no percentage."""
     _require("percent", 0 <= percent <= 100, "0 to 100")
+
+
+def check_limit(limit: int) -> None:
+    """Raise InvalidParams if a page of so many is not to be had."""
+    _require("limit", 1 <= limit <= MAX_PAGE, f"1 to {MAX_PAGE}")
 
 
 def check_span(param: str, span_ms: int, shortest: int, longest: int) -> None:
@@ -222,6 +256,12 @@ def task_view(
         if task.last_claimed_at_ms:
             view["claimed_at_ms"] = task.last_claimed_at_ms
     return view
+
+
+def drop_heavy(view: dict[str, Any]) -> None:
+    """Leave out of a task's view what makes it long, for lists; `get_task` has it."""
+    for heavy in ("description", "payload", "result", "milestones"):
+        view.pop(heavy, None)
 
 
 def claim_view(task_id: str, claim: ClaimRecord) -> dict[str, Any]:

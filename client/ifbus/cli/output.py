@@ -147,7 +147,12 @@ def _attention(item: Data) -> str:
     if item.get("message"):
         return one_line(str(item["message"]), 200)
     kind = str(item.get("kind") or "notice").replace("_", " ")
-    rest = [f"{name} {cell(value)}" for name, value in item.items() if name not in ("kind", "message")]
+    # What a person can use; times and figures for programs stand in --json.
+    rest = [
+        f"{name} {cell(value)}"
+        for name, value in item.items()
+        if name not in ("kind", "message", "revision") and not name.endswith("at_ms") and value not in ("", [], None)
+    ]
     return one_line(f"{kind}: {', '.join(rest)}", 200)
 
 

@@ -25,9 +25,7 @@ def _seq(text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise Usage(
-            f"a letter's number is a whole number, got {text:.40}", data={"example": "ifbus inbox ls --after 12"}
-        )
+        raise Usage(f"a letter's number is a whole number, got {text:.40}", data={"example": "ifbus inbox"})
     return int(text)
 
 

@@ -242,7 +242,8 @@ def _read_text(path: str) -> str:
                 text = file.read(MAX_BOARD_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise Usage(
-            f"cannot read {path}: {error}", data={"command": "task import", "example": "ifbus task import board.md"}
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
+            data={"command": "task import", "example": "ifbus task import board.md"},
         ) from error
     if len(text) > MAX_BOARD_BYTES:
         raise InvalidParams(f"a board is at most {MAX_BOARD_BYTES >> 20} MiB", data={"param": "board"})
