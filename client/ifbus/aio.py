@@ -22,7 +22,7 @@ from ifbus import calls, module
 from ifbus.answers import ClaimEnd, CostEntry, Refusal, Registration
 from ifbus.async_link import AsyncLink, AsyncSubscription
 from ifbus.calls import shown_signature
-from ifbus.claim import ClaimCore, SpendingCore
+from ifbus.claim import ClaimCore, S, SpendingCore
 from ifbus.errors import Cancelled, ConnectionFailed, DeadlineExceeded, LeaseLost
 from ifbus.exchange import Feed
 from ifbus.lease import Performer, Renewal, Tenure
@@ -34,7 +34,6 @@ from ifbus.worker import WAIT_S, SwarmCore, registration_steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S")
 
 # What is said at the end of a block is said even if the block was cancelled, for this long at most.
 PARTING_S: Final = 2.0

@@ -318,6 +318,8 @@ class AsyncLink:
                 if guard is not None:
                     guard()
                 left_s = started + patience_s - time.monotonic()
+                if left_s <= 0:
+                    raise
                 attempt += 1
         if self._routes.has_unheard:
             self._tell_attention()

@@ -22,7 +22,13 @@ from ifbus.steps import Steps, ask
 if TYPE_CHECKING:
     from ifbus.answers import ClaimEnd, CostEntry
 
-S = TypeVar("S")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as DefaultingTypeVar
+
+    # The payload as it is, where no type is asked for. (The default is Python 3.13's; only type checkers need it.)
+    S = DefaultingTypeVar("S", default=dict[str, Any])
+else:
+    S = TypeVar("S")
 R = TypeVar("R")
 MAX_ERROR_CHARS = 1000  # at most 4 KiB in UTF-8, which is what the daemon takes
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, Ty
 
 from ifbus import calls, module
 from ifbus.calls import shown_signature
-from ifbus.claim import ClaimCore, SpendingCore
+from ifbus.claim import ClaimCore, S, SpendingCore
 from ifbus.errors import Cancelled, ConnectionFailed, ConnectionLost, DeadlineExceeded, LeaseLost
 from ifbus.exchange import Feed
 from ifbus.lease import Renewal, Tenure
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S")
 
 
 def _blocking(build: Callable[P, Call[R]]) -> Callable[Concatenate[Client, P], R]:
