@@ -15,6 +15,10 @@ class Session(Protocol):
         """Send a notification; never blocks. A peer that does not read loses the connection, its durable inbox keeps the rest."""
         ...
 
+    async def drained(self) -> None:
+        """Return once the peer has taken what was sent before; not at all if it takes too long: then the connection ends."""
+        ...
+
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` once when the connection ends, in the loop's thread; at once if it has ended."""
         ...

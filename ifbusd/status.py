@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
+from ifbusd.codec import how_many_fit
 from ifbusd.latency import LatencyWindow
+
+# One answer is one message: of each list as much as leaves the others their room.
+_LIST_BYTES: Final = 8 << 10
+_ALARM_BYTES: Final = 24 << 10
 
 Answer = dict[str, Any]
 
@@ -42,16 +47,23 @@ class Status:
     async def answer(self) -> Answer:
         """``{"build", "pid", "socket", "state_dir", "backend", "now_ms", "uptime_ms", "store": {...}, "coordinator": {"tasks":
         {state: n}, ...}, "governor": {...}, "chassis": {...}, "rpc": {...}, "latency": {"claim" | "push" | "blocker" | "execute":
-        {"calls", "p50_us", "p99_us"}}, "alarms": [escalation]}``; times are the daemon's own, without the socket.
+        {"calls", "p50_us", "p99_us"}}, "alarms": [escalation]}``; times are the daemon's own, without the socket. Lists are cut
+        to what fits into one answer.
         """
         now_ms = self._now_ms()
+        parts = {name: plain(snapshot()) for name, snapshot in self._snapshots.items()}
+        for part in parts.values():
+            for name, value in part.items():
+                if isinstance(value, list):
+                    part[name] = value[: how_many_fit(value, _LIST_BYTES)]
+        alarms = await self._escalations()
         return {
             **self._facts,
             "now_ms": now_ms,
             "uptime_ms": max(0, now_ms - self._started_at_ms),
-            **{name: plain(snapshot()) for name, snapshot in self._snapshots.items()},
+            **parts,
             "latency": {kind: window.summary() for kind, window in self._latencies.items()},
-            "alarms": await self._escalations(),
+            "alarms": alarms[: how_many_fit(alarms, _ALARM_BYTES)],
         }
 
 

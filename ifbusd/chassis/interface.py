@@ -118,7 +118,7 @@ class Chassis(Protocol):
         ...
 
     async def list_sandboxes(self, caller: Caller) -> list[dict[str, Any]]:
-        """The sandboxes of modules that the caller loaded, an operator's answer has all (`model.SandboxReport` as maps)."""
+        """The sandboxes of modules that the caller loaded, an operator's answer has all (`model.SandboxReport` as maps); as many as fit."""
         ...
 
     def statistics(self) -> ChassisStatistics:

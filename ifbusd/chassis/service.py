@@ -25,7 +25,7 @@ from ifbusd.chassis.processes import Worker, become_subreaper
 from ifbusd.chassis.sandbox import Ready, Run, Sandbox
 from ifbusd.chassis.supervisor import Supervisor
 from ifbusd.chassis.worker import ServeOrder
-from ifbusd.codec import unpack
+from ifbusd.codec import how_many_fit, unpack
 from ifbusd.identity import Caller
 from ifbusd.operation import Operations, Tx
 from ifbusd.store.base import Store
@@ -230,10 +230,11 @@ class IFChassis:
 
     async def list_sandboxes(self, caller: Caller) -> list[dict[str, Any]]:
         """See `interface.Chassis.list_sandboxes`."""
-        return [
+        rows = [
             {name: list(value) if isinstance(value, tuple) else value for name, value in attrs.asdict(report).items()}
             for report in self._reports(lambda module: caller.is_operator or module.uid == caller.uid)
         ]
+        return rows[: how_many_fit(rows)]
 
     def statistics(self) -> ChassisStatistics:
         """See `interface.Chassis.statistics`."""

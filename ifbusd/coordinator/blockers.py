@@ -8,6 +8,7 @@ import attrs
 
 from ifbus.errors import InvalidParams, NotFound, PermissionDenied
 from ifbus.models import check_capabilities
+from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded
 from ifbusd.coordinator.model import CLAIMS, TASKS, BlockerRecord, MessageRecord
@@ -61,10 +62,12 @@ class Blockers(Core):
             urgent = blocker.severity in ("high", "critical")
             # One letter per inbox and revision, because the revision is its number: an orchestrator needs no call for help.
             hear = dict.fromkeys(helpers, "help") | dict.fromkeys(self._orchestrators(), "blocker")
-            unheard = [name for name in hear if not self._has_room(name)]
+            unheard = [name for name in hear if not (self._has_room(name) and self._may_send(caller.uid))]
             for name, kind in hear.items():
                 if name not in unheard:
-                    letter = MessageRecord(kind=kind, body=alert, sender=swarm_id, at_ms=blocker.at_ms, urgent=urgent)
+                    letter = MessageRecord(
+                        kind=kind, body=alert, uid=caller.uid, sender=swarm_id, at_ms=blocker.at_ms, urgent=urgent
+                    )
                     self._put_message(tx, name, letter)
             tx.publish("escalations", {"kind": "blocker", **alert})
             if blocker.task_id:
@@ -115,9 +118,13 @@ class Blockers(Core):
                     self._publish_board(tx, "unblocked", blocker.task_id, swarm_id=swarm_id)
             alert = rules.blocker_view(blocker_id, blocker)
             letter = MessageRecord(
-                kind="notice", body={**alert, "resolved": True, "note": note}, sender=swarm_id, at_ms=self._now_ms()
+                kind="notice",
+                body={**alert, "resolved": True, "note": note},
+                uid=caller.uid,
+                sender=swarm_id,
+                at_ms=self._now_ms(),
             )
-            if self._has_room(blocker.swarm_id):
+            if self._has_room(blocker.swarm_id) and self._may_send(caller.uid):
                 self._put_message(tx, blocker.swarm_id, letter)
             tx.publish("escalations", {"kind": "blocker_resolved", **alert})
             tx.detail.update(swarm=swarm_id, note=note[:200])
@@ -129,7 +136,9 @@ class Blockers(Core):
         """See `interface.Coordinator.list_blockers`."""
         await self.board.catch_up()
         ordered = sorted(self.board.blockers.items(), key=lambda item: item[1].at_ms)
-        return {"blockers": [rules.blocker_view(blocker_id, blocker) for blocker_id, blocker in ordered[:100]]}
+        views = [rules.blocker_view(blocker_id, blocker) for blocker_id, blocker in ordered[:100]]
+        fitting = views[: how_many_fit(views)]
+        return {"blockers": fitting, "has_more": len(ordered) > len(fitting)}
 
 
 def _parse(swarm_id: str, info: dict[str, Any], uid: int, at_ms: int) -> tuple[BlockerRecord, bool]:

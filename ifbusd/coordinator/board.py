@@ -230,7 +230,8 @@ class Board:
             self.sessions[name] = (SessionRecord.from_bytes(item.value), item.lease)
         elif kind == "inbox":
             swarm_id, _, _ = name.partition("/")
-            self.mail.put(swarm_id, item.key, (item.create_revision, MessageRecord.from_bytes(item.value)))
+            letter = (item.create_revision, MessageRecord.from_bytes(item.value))
+            self.mail.put(swarm_id, item.key, letter, len(item.value))
         elif kind == "blockers":
             self.blockers[name] = BlockerRecord.from_bytes(item.value)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import trio
+
 from ifbus.errors import IfbusError, LimitExceeded, NotFound, StaleToken
 from ifbus.models import check_identifier
 from ifbusd.bus.base import Bus
@@ -83,6 +85,7 @@ class Core:
             keys = [(TASKS + name, CLAIMS + name) for name in task_ids[start : start + _READ_AT_ONCE]]
             done = await self._store.txn(Txn(then=[Get(key) for pair in keys for key in pair]))
             found += done.values
+            await trio.lowlevel.checkpoint()
         return list(zip(found[::2], found[1::2], strict=True))
 
     def _no_task(self, task_id: str) -> NotFound:
@@ -114,6 +117,15 @@ class Core:
     def _has_room(self, swarm_id: str) -> bool:
         # By the board, so what arrives together may pass the bound together; that does no harm.
         return self.board.mail.waiting(swarm_id) < self._config.inbox_messages
+
+    def _may_send(self, uid: int) -> bool:
+        return self.board.mail.bytes_of(uid) < self._config.letter_bytes_per_uid
+
+    def _require_may_send(self, uid: int, what: str) -> None:
+        if not self._may_send(uid):
+            used, allowed = self.board.mail.bytes_of(uid), self._config.letter_bytes_per_uid
+            remedy = f"those who have letters of uid {uid} acknowledge them"
+            raise limit_exceeded(what, "letter_bytes_per_uid", used, allowed, remedy)
 
     def _publish_board(self, tx: Tx, event: str, task_id: str, **more: Any) -> None:
         tx.publish("board", {"event": event, "task_id": task_id, "at_ms": self._now_ms(), **more})

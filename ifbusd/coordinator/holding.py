@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import attrs
 import trio
 
-from ifbus.errors import IfbusError, InvalidParams, StaleToken, Unavailable
+from ifbus.errors import IfbusError, StaleToken, Unavailable
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
@@ -79,12 +79,7 @@ class Holding(Core):
         self, caller: Caller, task_id: str, swarm_id: str, token: int, *, result: Any = None
     ) -> Answer:
         """See `interface.Coordinator.complete_task`."""
-        size = packed_size(result)
-        if size > rules.MAX_PAYLOAD_BYTES:
-            raise InvalidParams(
-                f"result must be at most {rules.MAX_PAYLOAD_BYTES} bytes packed, got {size}",
-                data={"param": "result", "used": size, "allowed": rules.MAX_PAYLOAD_BYTES},
-            )
+        rules.check_result_size(packed_size(result), 0)
         return await self._end(caller, "complete_task", task_id, swarm_id, token, result=result)
 
     async def fail_task(
@@ -141,6 +136,8 @@ class Holding(Core):
                 error=error,
                 ended_at_ms=self._now_ms() if state != OPEN else 0,
             )
+            if result is not None:
+                rules.check_result_size(packed_size(result), packed_size(attrs.evolve(ended, result=None).to_map()))
             tx.put(TASKS + task_id, ended.to_map(), decoded=ended)
             tx.delete(CLAIMS + task_id)
             if claim.own_lease:
@@ -162,9 +159,8 @@ class Holding(Core):
     def _ended(self, task_id: str, task: TaskRecord, given_back: int) -> Answer:
         unblocked = []
         if task.state == COMPLETED:
-            unblocked = [
-                name for name in sorted(self.board.dependants_of(task_id)) if self.board.tasks[name].unmet <= {task_id}
-            ]
+            freed = (name for name in self.board.dependants_of(task_id) if self.board.tasks[name].unmet <= {task_id})
+            unblocked = sorted(freed)[: rules.MAX_UNBLOCKED]
         view = rules.task_view(task_id, task)
         view["claimed_at_ms"] = task.last_claimed_at_ms  # of the claim that ended, also where the task goes on
         return {

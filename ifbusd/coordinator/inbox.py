@@ -9,6 +9,7 @@ import attrs
 
 from ifbus.errors import InvalidRequest
 from ifbus.models import check_capabilities, check_identifier
+from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
 from ifbusd.coordinator.mailboxes import Listener
@@ -19,6 +20,8 @@ from ifbusd.operation import Tx
 _MAX_BODY_BYTES = 16 << 10
 # So many letters are written or dropped in one transaction; etcd takes 128 operations.
 _CHUNK = 100
+# So many letters of a backlog, at most 24 KiB each, are sent before the reader has to take them.
+_REPLAYED_AT_ONCE = 16
 # A broadcast names at most so many swarms whose inboxes were full.
 _NAMED = 20
 
@@ -53,6 +56,7 @@ class Inbox(Core):
                     return {"seq": there.create_revision}
             elif task.route:
                 tx.delete(f"{INBOX}{task.route}/{name}")
+            self._require_may_send(caller.uid, f"push {task_id} to {swarm_id}")
             waiting, allowed = self.board.mail.waiting(swarm_id), self._config.inbox_messages
             if waiting >= allowed:
                 raise limit_exceeded(
@@ -64,7 +68,7 @@ class Inbox(Core):
                 )
             tx.put(TASKS + task_id, attrs.evolve(task, route=swarm_id).to_map())
             body = {"task_id": task_id, "title": task.title, "capabilities": task.capabilities}
-            message = MessageRecord(kind="task", body=body, at_ms=self._now_ms())
+            message = MessageRecord(kind="task", body=body, uid=caller.uid, at_ms=self._now_ms())
             self._put_message(tx, swarm_id, message, name=name)
             tx.detail["swarm"] = swarm_id
             self._publish_board(tx, "pushed", task_id, swarm_id=swarm_id)
@@ -95,7 +99,9 @@ class Inbox(Core):
             )
         await self.board.show_told()
         at_ms = self._now_ms()
-        message = MessageRecord(kind="broadcast", body={"topic": topic, **body}, sender=sender, at_ms=at_ms)
+        message = MessageRecord(
+            kind="broadcast", body={**body, "topic": topic}, uid=caller.uid, sender=sender, at_ms=at_ms
+        )
         answer: Answer = {}
         delivered, full, last, n = 0, [], "", 0
         while True:
@@ -103,6 +109,7 @@ class Inbox(Core):
             async def send(tx: Tx, last: str = last) -> Answer:
                 if sender:
                     await self._governor.require_owner(tx, caller, sender)
+                self._require_may_send(caller.uid, "broadcast")
                 # Sorted, and the next chunk goes on after the last name: a retry with the same key meets nobody twice.
                 left = [name for name in self._governor.swarms_with(wanted) if name > last and name != sender]
                 chunk = left[:_CHUNK]
@@ -123,6 +130,7 @@ class Inbox(Core):
             last, n = answer.pop("last"), n + 1
             if not last:
                 break
+            await self.board.show_told()  # the next chunk is judged by what this one has added
         broadcast = {
             "topic": topic,
             "body": body,
@@ -135,14 +143,13 @@ class Inbox(Core):
 
     async def read_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0, limit: int = 50) -> Answer:
         """See `interface.Coordinator.read_inbox`."""
-        rules.check_span("limit", limit, 1, 200)
+        rules.check_limit(limit)
         await self._governor.require_owner(Tx(self._store), caller, swarm_id)
         await self.board.catch_up()
         letters = self.board.mail.letters(swarm_id, after_seq)
-        return {
-            "messages": [{"seq": seq, **message.to_map()} for seq, message in letters[:limit]],
-            "has_more": len(letters) > limit,
-        }
+        messages = [{"seq": seq, **message.to_map()} for seq, message in letters[:limit]]
+        messages = messages[: how_many_fit(messages)]
+        return {"messages": messages, "has_more": len(letters) > len(messages)}
 
     async def subscribe_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0) -> Answer:
         """See `interface.Coordinator.subscribe_inbox`."""
@@ -153,10 +160,19 @@ class Inbox(Core):
         def tell(seq: int, message: MessageRecord) -> None:
             session.notify("inbox", [{"seq": seq, **message.to_map(), "swarm_id": swarm_id}])
 
-        # No await from here on: what waits is told now, what comes later as it comes, each once.
-        listener = Listener(tell=tell, seen=after_seq)
-        replayed = self.board.mail.listen(swarm_id, listener)
-        self._subscribe(session, f"inbox.{swarm_id}", lambda: self.board.mail.stop_listening(swarm_id, listener))
+        subject = f"inbox.{swarm_id}"
+        self._unsubscribe(session, subject)
+        # A full inbox is longer than what may wait for a reader, so it is told no faster than it is read.
+        seen, replayed = after_seq, 0
+        while len(letters := self.board.mail.letters(swarm_id, seen)) > _REPLAYED_AT_ONCE:
+            for seen, message in letters[:_REPLAYED_AT_ONCE]:
+                tell(seen, message)
+            replayed += _REPLAYED_AT_ONCE
+            await session.drained()
+        # No await from here on: what still waits is told now, what comes later as it comes, each once.
+        listener = Listener(tell=tell, seen=seen)
+        replayed += self.board.mail.listen(swarm_id, listener)
+        self._subscribe(session, subject, lambda: self.board.mail.stop_listening(swarm_id, listener))
         return {"swarm_id": swarm_id, "replayed": replayed}
 
     async def acknowledge(self, caller: Caller, swarm_id: str, seq: int) -> Answer:
@@ -196,16 +212,19 @@ class Inbox(Core):
         subjects = self._subscriptions.get(session)
         if subjects is None:
             subjects = self._subscriptions[session] = {}
-            session.on_close(lambda: self._unsubscribe(session))
-        former = subjects.get(subject)
-        if former is not None:
-            former()
+            session.on_close(lambda: self._unsubscribe_all(session))
+        self._unsubscribe(session, subject)
         if session in self._subscriptions:
             subjects[subject] = close
         else:
             close()  # the connection had ended already
 
-    def _unsubscribe(self, session: Session) -> None:
+    def _unsubscribe(self, session: Session, subject: str) -> None:
+        former = self._subscriptions.get(session, {}).pop(subject, None)
+        if former is not None:
+            former()
+
+    def _unsubscribe_all(self, session: Session) -> None:
         for close in self._subscriptions.pop(session, {}).values():
             close()
 

@@ -44,7 +44,7 @@ class Coordinator(Protocol):
             filler: Offer it only while nothing better is ready for a swarm.
             priority: Higher is offered first, -100 to 100.
             estimate_usd: What it will probably cost; reserved in the budget of the swarm that claims it.
-            payload: Anything the holder should know, at most 32 KiB packed.
+            payload: Anything the holder should know, at most 32 KiB packed; 40 KiB with all other parameters.
             milestones: ``[percent, text]`` each, at most 32.
 
         Returns:
@@ -83,7 +83,7 @@ class Coordinator(Protocol):
             holder: Only tasks that this swarm holds.
             grep: Only tasks whose id or title contains this, whatever the case.
             after: Go on after this task id.
-            limit: At most this many, 1 to 200.
+            limit: At most this many, 1 to 200; fewer if they do not fit into one answer.
 
         Returns:
             ``{"tasks": [Task], "total": matching, "next": task id to go on after or None, "counts": {state: number}}``.
@@ -292,11 +292,14 @@ class Coordinator(Protocol):
         ...
 
     async def list_blockers(self, caller: Caller) -> Answer:
-        """The open blockers, oldest first: ``{"blockers": [BlockerAlert]}``."""
+        """The oldest open blockers that fit into one answer, 100 at most: ``{"blockers": [BlockerAlert], "has_more": bool}``."""
         ...
 
     async def read_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0, limit: int = 50) -> Answer:
-        """Unacknowledged messages with a seq above `after_seq`: ``{"messages": [InboxMessage], "has_more": bool}``."""
+        """Unacknowledged messages with a seq above `after_seq`: ``{"messages": [InboxMessage], "has_more": bool}``.
+
+        They may be fewer than `limit`: what fits into one answer. Go on after the last one's seq.
+        """
         ...
 
     async def subscribe_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0) -> Answer:

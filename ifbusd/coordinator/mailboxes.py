@@ -24,10 +24,12 @@ class Listener:
 
 
 class Mailboxes:
-    """The mutable state is the letters by inbox and key, and the listeners, nothing else."""
+    """The mutable state is the letters by inbox and key, how much of them is whose, and the listeners, nothing else."""
 
     def __init__(self) -> None:
         self._letters: dict[str, dict[str, Letter]] = {}
+        self._sizes: dict[str, int] = {}  # by key, as stored
+        self._bytes_of: dict[int, int] = {}  # by the uid that sent them
         self._listeners: dict[str, dict[Listener, None]] = {}
 
     def __len__(self) -> int:
@@ -37,18 +39,36 @@ class Mailboxes:
     def clear(self) -> None:
         """Forget the letters; the listeners stay."""
         self._letters.clear()
+        self._sizes.clear()
+        self._bytes_of.clear()
 
-    def put(self, swarm_id: str, key: str, letter: Letter) -> None:
-        """A letter is in the store."""
-        self._letters.setdefault(swarm_id, {})[key] = letter
+    def put(self, swarm_id: str, key: str, letter: Letter, size_bytes: int) -> None:
+        """A letter is in the store, where it takes this much."""
+        letters = self._letters.setdefault(swarm_id, {})
+        if (former := letters.get(key)) is not None:
+            self._count(former[1].uid, -self._sizes[key])
+        letters[key] = letter
+        self._sizes[key] = size_bytes
+        self._count(letter[1].uid, size_bytes)
 
     def drop(self, swarm_id: str, key: str) -> None:
         """A letter is no longer in the store."""
         letters = self._letters.get(swarm_id)
         if letters is not None:
-            letters.pop(key, None)
+            dropped = letters.pop(key, None)
+            if dropped is not None:
+                self._count(dropped[1].uid, -self._sizes.pop(key))
             if not letters:
                 del self._letters[swarm_id]
+
+    def _count(self, uid: int, size_bytes: int) -> None:
+        self._bytes_of[uid] = self._bytes_of.get(uid, 0) + size_bytes
+        if not self._bytes_of[uid]:
+            del self._bytes_of[uid]
+
+    def bytes_of(self, uid: int) -> int:
+        """What a user has sent and nobody has acknowledged, in bytes as stored."""
+        return self._bytes_of.get(uid, 0)
 
     def waiting(self, swarm_id: str) -> int:
         """How many letters are in an inbox."""

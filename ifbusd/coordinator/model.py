@@ -38,6 +38,8 @@ class CoordinatorConfig:
         min_lease_ms, max_lease_ms: What a caller may ask for.
         max_wait_ms: Longest time that `claim_task` and `claim_next` wait.
         inbox_messages: Messages that wait in one inbox; a push beyond it is refused, a broadcast leaves it out and says so.
+        letter_bytes_per_uid: What one user has sent, as stored, and nobody has acknowledged; beyond it pushes and broadcasts of
+            that user are refused. 32 MiB: the daemon keeps all letters in memory, and no user may fill that.
         open_tasks: Tasks that are not final yet.
         blockers: Open blockers.
     """
@@ -47,6 +49,7 @@ class CoordinatorConfig:
     max_lease_ms: int = attrs.field(default=24 * 3_600_000, validator=and_(ge(100), le(24 * 3_600_000)))
     max_wait_ms: int = attrs.field(default=600_000, validator=and_(ge(0), le(24 * 3_600_000)))
     inbox_messages: int = attrs.field(default=1_000, validator=and_(ge(1), le(100_000)))
+    letter_bytes_per_uid: int = attrs.field(default=32 << 20, validator=and_(ge(64 << 10), le(16 << 30)))
     open_tasks: int = attrs.field(default=1_000_000, validator=and_(ge(1), le(10_000_000)))
     blockers: int = attrs.field(default=10_000, validator=and_(ge(1), le(100_000)))
 
@@ -154,10 +157,11 @@ class SessionRecord(_Record):
 
 @attrs.frozen(kw_only=True)
 class MessageRecord(_Record):
-    """One letter of an inbox."""
+    """One letter of an inbox; `uid` is the user who caused it, by the kernel's word, whatever the `sender`."""
 
     kind: str
     body: dict[str, Any]
+    uid: int = -1
     sender: str = ""
     at_ms: int = 0
     urgent: bool = False

@@ -15,6 +15,13 @@ MAX_TITLE = 200
 MAX_DESCRIPTION = 16 << 10
 MAX_PAYLOAD_BYTES = 32 << 10
 MAX_MILESTONES = 32
+# As stored, when created. With all that comes to it later a task still fits into an answer, which is a message of 64 KiB: what
+# does not could be claimed, and nobody would learn the token.
+MAX_TASK_BYTES = 40 << 10
+# The same with its result.
+MAX_COMPLETED_BYTES = 56 << 10
+# An answer names at most so many tasks that became ready.
+MAX_UNBLOCKED = 50
 # Each is a compare of the claiming transaction; etcd takes 128 in all.
 MAX_DEPENDENCIES = 100
 MAX_NOTE = 1_000
@@ -53,6 +60,27 @@ def check_new_task(
             and isinstance(milestone[1], str)
             and len(milestone[1]) <= MAX_TITLE,
             "[percent, text] each",
+        )
+
+
+def check_task_size(used: int) -> None:
+    """Raise InvalidParams if a new task is too long for an answer, as stored."""
+    if used > MAX_TASK_BYTES:
+        raise InvalidParams(
+            f"a task is at most {MAX_TASK_BYTES} bytes packed with all its texts, got {used}",
+            data={"param": "description", "used": used, "allowed": MAX_TASK_BYTES},
+            would_change=[{"by": "self", "what": "a shorter description or payload; it can name where more is"}],
+        )
+
+
+def check_result_size(result_bytes: int, task_bytes: int) -> None:
+    """Raise InvalidParams if a result is too long, by itself or together with its task."""
+    allowed = min(MAX_PAYLOAD_BYTES, MAX_COMPLETED_BYTES - task_bytes)
+    if result_bytes > allowed:
+        raise InvalidParams(
+            f"result must be at most {allowed} bytes packed, got {result_bytes}",
+            data={"param": "result", "used": result_bytes, "allowed": allowed},
+            would_change=[{"by": "self", "what": "a shorter result; it can name where more is"}],
         )
 
 
@@ -228,6 +256,12 @@ def task_view(
         if task.last_claimed_at_ms:
             view["claimed_at_ms"] = task.last_claimed_at_ms
     return view
+
+
+def drop_heavy(view: dict[str, Any]) -> None:
+    """Leave out of a task's view what makes it long, for lists; `get_task` has it."""
+    for heavy in ("description", "payload", "result", "milestones"):
+        view.pop(heavy, None)
 
 
 def claim_view(task_id: str, claim: ClaimRecord) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
 import trio
 
@@ -14,6 +16,9 @@ from ifbusd.coordinator.sessions import Sessions
 from ifbusd.coordinator.tasks import Tasks
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
+
+# Named in one notification, which is a message of 64 KiB; `renew_session` names all.
+_HANDLES: Final = 200
 
 
 @attrs.frozen(kw_only=True)
@@ -53,7 +58,7 @@ class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
         await self.board.catch_up()
         items: list[Answer] = [
             {"kind": "holding", "handle": handle, "message": f"you still hold {handle}"}
-            for handle in self.board.handles_of(swarm_id)
+            for handle in self.board.handles_of(swarm_id)[:_HANDLES]
         ]
         letters = [message for _, message in self.board.mail.letters(swarm_id)]
         urgent = sum(1 for message in letters if message.urgent)

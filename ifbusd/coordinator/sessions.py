@@ -8,9 +8,10 @@ import hmac
 from ifbus.errors import IfbusError
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import MicroUsd
+from ifbusd.codec import ANSWER_BYTES, how_many_fit
 from ifbusd.coordinator.core import Answer, Core, session_ended
 from ifbusd.coordinator.model import SESSIONS, TASKS, SessionRecord, TaskRecord
-from ifbusd.coordinator.rules import claim_view, task_view
+from ifbusd.coordinator.rules import claim_view, drop_heavy, task_view
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import KeyValue, LeaseNotFound
@@ -38,8 +39,10 @@ class Sessions(Core):
         self._check_lease(lease_ms)
         span_ms = lease_ms or self._config.lease_ms
         granted: list[int] = []  # one lease, however often the decision is made
+        unused: list[int] = []
 
         async def register(tx: Tx) -> Answer:
+            unused[:] = granted
             stored = await tx.get_stored(SESSIONS + swarm_id)
             session = None if stored is None else SessionRecord.from_bytes(stored.value)
             resumed = resume_token is not None and session is not None and _fits(session, resume_token)
@@ -62,6 +65,7 @@ class Sessions(Core):
                 if not granted:
                     granted.append(await self._store.grant(span_ms))
                 token, lease = self._new_secret(), granted[0]
+                unused[:] = [] if stored is None else [stored.lease]  # of the session that this one replaces
                 record = SessionRecord(
                     incarnation=profile["incarnation"],
                     uid=caller.uid,
@@ -85,14 +89,15 @@ class Sessions(Core):
             raise await self._refuse(caller, "register_swarm", swarm_id, session_ended(swarm_id)) from None
         await self.board.catch_up()
         await self._governor.caught_up(swarm_id)
-        await self._free_former(swarm_id, answer["incarnation"])
+        await self._free_former(swarm_id, answer["incarnation"], [] if "replayed" in answer["receipt"] else unused)
         answer["claims"] = await self._claims_held(swarm_id) if answer["resumed"] else []
         answer["inbox_seq"] = max((seq for seq, _ in self.board.mail.letters(swarm_id)), default=0)
         return answer
 
-    async def _free_former(self, swarm_id: str, incarnation: int) -> None:
-        """End the claims of earlier incarnations. They are void since the commit (`Claims.require_holder`); this frees the tasks."""
-        former = {held.lease for _, held in self.board.claims_of(swarm_id) if 0 < held.claim.incarnation < incarnation}
+    async def _free_former(self, swarm_id: str, incarnation: int, unused: list[int]) -> None:
+        """End leases that are no longer used, and the claims of earlier incarnations. They are void since the commit (`Claims.require_holder`); this frees the tasks."""
+        former = set(unused)
+        former |= {held.lease for _, held in self.board.claims_of(swarm_id) if 0 < held.claim.incarnation < incarnation}
         for lease in former:
             self._retired.add(lease)
         await self._retired.wait_revoked(former)
@@ -106,7 +111,11 @@ class Sessions(Core):
                 view = claim_view(task_id, held.claim)
                 view.update(token=held.token, task=task_view(task_id, task, claim=held.claim, token=held.token))
                 views.append(view)
-        return views
+        # Many claims do not fit into one answer with all that their tasks say, nor do very many at all: `get_task` has the
+        # rest, `renew_session` names them all.
+        for view in views[how_many_fit(views, ANSWER_BYTES // 2) :]:
+            drop_heavy(view["task"])
+        return views[: how_many_fit(views)]
 
     async def renew_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
         """See `interface.Coordinator.renew_session`."""

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import trio
+
 from ifbus.errors import AlreadyExists, IfbusError, InvalidParams, NotFound
 from ifbus.models import check_identifier
 from ifbus.money import NO_MONEY, MicroUsd
-from ifbusd.codec import unpack
+from ifbusd.codec import how_many_fit, unpack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
 from ifbusd.coordinator.model import CLAIMS, TASK_COUNTER, TASKS, ClaimRecord, TaskRecord
+from ifbusd.coordinator.offers import Entry
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import KeyValue
+
+# Tasks per slice between two looks at the scheduler: half a millisecond.
+_LOOKED_AT = 1_000
 
 
 class Tasks(Core):
@@ -82,6 +88,7 @@ class Tasks(Core):
                 created_at_ms=self._now_ms(),
                 uid=caller.uid,
             )
+            rules.check_task_size(packed_size(record.to_map()))
             tx.put(TASK_COUNTER, n)
             tx.put(TASKS + name, record.to_map(), decoded=record)
             tx.detail["title"] = title
@@ -135,26 +142,30 @@ class Tasks(Core):
                 raise self._no_task(after)
             start = entry.n
         wanted, word = frozenset(states or rules.STATES), grep.casefold()
-        matching = [
-            entry
-            for entry in self.board.tasks.values()
-            if entry.shown in wanted
-            and (not holder or (entry.held is not None and entry.held.swarm_id == holder))
-            and (not word or word in entry.task_id.casefold() or word in entry.title.casefold())
-        ]
-        shown = [entry for entry in matching if entry.n > start][: limit + 1]
-        names = [entry.task_id for entry in shown[:limit]]
-        views = []
+        matching: list[Entry] = []
+        entries = list(self.board.tasks.values())
+        for first in range(0, len(entries), _LOOKED_AT):
+            matching += [
+                entry
+                for entry in entries[first : first + _LOOKED_AT]
+                if entry.shown in wanted
+                and (not holder or (entry.held is not None and entry.held.swarm_id == holder))
+                and (not word or word in entry.task_id.casefold() or word in entry.title.casefold())
+            ]
+            await trio.lowlevel.checkpoint()
+        shown = [entry.task_id for entry in matching if entry.n > start]
+        names, views = shown[:limit], []
         for name, (stored, held) in zip(names, await self._read_tasks(names), strict=True):
             if stored is not None:
                 view = self._stored_view(name, stored, held)
-                for heavy in ("description", "payload", "result", "milestones"):
-                    view.pop(heavy, None)
+                rules.drop_heavy(view)
                 views.append(view)
+        views = views[: how_many_fit(views)]
+        last = views[-1]["task_id"] if views else None
         return {
             "tasks": views,
             "total": len(matching),
-            "next": names[-1] if len(shown) > limit else None,
+            "next": last if last is not None and last != shown[-1] else None,
             "counts": {state: number for state, number in self.board.counts.items() if number},
         }
 

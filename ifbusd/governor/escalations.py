@@ -13,6 +13,8 @@ from ifbusd.store.base import Store
 
 # Of each kind; an operator with more open than this has another problem than reading them.
 MAX_OPEN: Final = 200
+# Of at most 24 KiB each.
+_TOLD_AT_ONCE: Final = 16
 
 
 class Escalations:
@@ -54,12 +56,16 @@ class Escalations:
         self._listening.add(id(session))
         session.on_close(forget)
         try:
-            opened, complete, _ = await self.read_open()
+            opened, as_of, _ = await self.read_open()
+            # All of them can be longer than what may wait for a reader, so they are told no faster than they are read.
+            for number, message in enumerate(opened, start=1):
+                session.notify("escalation", [message])
+                if not number % _TOLD_AT_ONCE:
+                    await session.drained()
         except BaseException:
             forget()
             raise
-        for message in opened:
-            session.notify("escalation", [message])
+        complete = as_of
         for message in early:
             tell(ESCALATIONS, message)
         return len(opened)

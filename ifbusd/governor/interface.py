@@ -187,5 +187,8 @@ class Governor(Protocol):
         ...
 
     async def list_escalations(self, caller: Caller) -> Answer:
-        """Open escalations: tripped breakers and open blockers, the first 200 of each. ``{"escalations": [...], "has_more": bool}``."""
+        """Open escalations: tripped breakers and open blockers, the first 200 of each, as far as they fit into one answer.
+
+        ``{"escalations": [...], "has_more": bool}``.
+        """
         ...

@@ -12,7 +12,7 @@ from ifbus.errors import InvalidParams, InvalidRequest, NotFound, PermissionDeni
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import MAX_MICRO_USD, MicroUsd, to_usd
 from ifbusd.bus.base import Bus
-from ifbusd.codec import unpack
+from ifbusd.codec import how_many_fit, unpack
 from ifbusd.governor import rules
 from ifbusd.governor.admission import MAX_MODEL_CHARS, Admissions, check_text
 from ifbusd.governor.escalations import Escalations
@@ -35,6 +35,7 @@ from ifbusd.store.base import Store
 
 MAX_PAGE: Final = 200
 MAX_MATCHES: Final = 50
+MAX_HANDLES: Final = 50
 MAX_REASON_CHARS: Final = 500
 # No task can have such an id, so a reservation is never taken for a claim's hold.
 _RESERVATION: Final = "r:"
@@ -151,16 +152,13 @@ class IFGovernor(Admissions):
         """``{"swarms": [SwarmProfile], "total": n, "next": swarm id to go on after or None}``, by name."""
         page, next_after = await self._page(after, limit)
         swarms = [rules.describe_profile(profile, account) for profile, account in page]
-        return {
-            "swarms": await self._with_presence(swarms),
-            "total": len(self._registry),
-            "next": next_after,
-        }
+        return _fitting("swarms", await self._with_presence(swarms), next_after) | {"total": len(self._registry)}
 
     async def _with_presence(self, profiles: list[Answer]) -> list[Answer]:
         present = await self._presence([profile["swarm_id"] for profile in profiles])
+        # Named up to a bound: whoever holds thousands must not make the lists of others too long for an answer.
         return [
-            profile | {"alive": is_alive, "claims": handles}
+            profile | {"alive": is_alive, "claims": handles[:MAX_HANDLES]}
             for profile, (is_alive, handles) in zip(profiles, present, strict=True)
         ]
 
@@ -397,7 +395,7 @@ class IFGovernor(Admissions):
         if swarm_id is None:
             page, next_after = await self._page(after, limit)
             reports = [rules.describe_account(profile.swarm_id, account) for profile, account in page]
-            return {"reports": reports, "next": next_after}
+            return _fitting("reports", reports, next_after)
         tx = Tx(self._store)
         await self._read_profile(tx, swarm_id)
         account = await self._read_account(tx, swarm_id)
@@ -485,12 +483,12 @@ class IFGovernor(Admissions):
         if not tripped_only:
             everybody, next_after = await self._page(after, limit)
             breakers = [rules.describe_breaker(profile.swarm_id, account) for profile, account in everybody]
-            return {"breakers": breakers, "next": next_after}
+            return _fitting("breakers", breakers, next_after)
         check_limit(limit, MAX_PAGE)
         page = await self._store.range(TRIPPED, after=TRIPPED + after if after else "", limit=limit)
         await self._store.barrier()
         breakers = [unpack(item.value) for item in page.items]
-        return {"breakers": breakers, "next": breakers[-1]["swarm_id"] if page.has_more else None}
+        return _fitting("breakers", breakers, breakers[-1]["swarm_id"] if page.has_more else None)
 
     # --- escalations ---------------------------------------------------------------------------------
 
@@ -506,9 +504,19 @@ class IFGovernor(Admissions):
         return {"open": await self._escalations.subscribe(caller.session)}
 
     async def list_escalations(self, caller: Caller) -> Answer:
-        """Open escalations: tripped breakers and open blockers, the first 200 of each. ``{"escalations": [...], "has_more": bool}``."""
+        """Open escalations: tripped breakers and open blockers, the first 200 of each, as far as they fit into one answer.
+
+        ``{"escalations": [...], "has_more": bool}``.
+        """
         escalations, _, has_more = await self._escalations.read_open()
-        return {"escalations": escalations, "has_more": has_more}
+        fitting = escalations[: how_many_fit(escalations)]
+        return {"escalations": fitting, "has_more": has_more or len(fitting) < len(escalations)}
+
+
+def _fitting(name: str, rows: list[dict[str, Any]], next_after: str | None) -> Answer:
+    """A page of swarms' rows, cut to what fits into one answer."""
+    fitting = rows[: how_many_fit(rows)]
+    return {name: fitting, "next": fitting[-1]["swarm_id"] if len(fitting) < len(rows) else next_after}
 
 
 def check_limit(limit: int, most: int) -> None:

@@ -140,6 +140,12 @@ class Connection:
             return
         self._send(data)
 
+    async def drained(self) -> None:
+        """Return once the peer has taken what was sent before; not at all if it takes too long: then the connection ends."""
+        await trio.lowlevel.checkpoint()
+        while self._queue:
+            await self._queue_drained.park()
+
     def on_close(self, callback: Callable[[], None]) -> None:
         """Call `callback` once when the connection ends, in the loop's thread; at once if it has ended."""
         if self._close_callbacks is None:

@@ -48,6 +48,9 @@ class Connection:
         assert not self._is_closed, "told after the end"
         self.heard.append((method, params[0]))
 
+    async def drained(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     def on_close(self, callback: Callable[[], None]) -> None:
         if self._is_closed:
             callback()

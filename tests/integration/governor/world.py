@@ -34,6 +34,9 @@ class Ear:
         assert method == "escalation"
         self.heard += params
 
+    async def drained(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     def on_close(self, callback: Callable[[], None]) -> None:
         self._at_close.append(callback)
 

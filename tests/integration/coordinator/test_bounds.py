@@ -1,0 +1,185 @@
+"""What one user may make the others carry: answers stay within a message, letters and leases within their bounds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ifbus.errors import InvalidParams, LimitExceeded
+from ifbusd.codec import pack
+from ifbusd.coordinator.model import CoordinatorConfig
+from tests.integration.coordinator.world import STRANGER, Connection, World, open_world
+
+MESSAGE_BYTES = 64 << 10
+# As many bytes as a character may have, three where JSON-like text is the rule.
+WIDE = "\u4e2d"
+
+
+def assert_fits(answer: Any) -> None:
+    """It can be sent."""
+    assert len(pack(answer)) < MESSAGE_BYTES - 100
+
+
+async def test_a_task_that_no_claim_could_answer_is_not_created(world: World) -> None:
+    """What is too long for the answer to a claim would be claimed while nobody learns the token."""
+    with pytest.raises(InvalidParams, match="40960 bytes"):
+        await world.task("T-1", description=WIDE * 16_384)
+    assert (await world.record())[-1]["outcome"] == "invalid_params"
+
+
+async def test_the_longest_task_can_be_claimed_reported_and_ended(world: World) -> None:
+    """Every answer about it is shorter than a message, with the longest note, error and result that are taken."""
+    await world.swarm("docs")
+    for name in ("T-1", "T-2"):
+        await world.task(name, description=WIDE * 10_000, payload={"x": "y" * 9_000})
+        assert_fits(await world.it.claim_task(world.me, name, "docs"))
+        token = (await world.show(name))["token"]
+        note = WIDE * 1_000
+        assert_fits(await world.it.report_progress(world.me, name, "docs", token, 50, note=note))
+        if name == "T-1":
+            with pytest.raises(InvalidParams) as refusal:
+                await world.it.complete_task(world.me, name, "docs", token, result="r" * 32_000)
+            result = "r" * (refusal.value.data["allowed"] - 3)
+            assert_fits(await world.it.complete_task(world.me, name, "docs", token, result=result))
+        else:
+            assert_fits(await world.it.fail_task(world.me, name, "docs", token, WIDE * 4_096))
+        assert_fits(await world.it.get_task(world.me, name))
+
+
+async def test_a_result_may_be_as_long_as_ever_beside_a_short_task(world: World) -> None:
+    """32 KiB, the documented bound."""
+    await world.swarm("docs")
+    await world.task("T-1")
+    token = await world.token("T-1", "docs")
+    assert_fits(await world.it.complete_task(world.me, "T-1", "docs", token, result="r" * ((32 << 10) - 3)))
+
+
+async def test_lists_of_long_rows_come_in_pages_that_fit(world: World) -> None:
+    """Tasks, letters and blockers of other users: an answer has fewer than asked for and says that there is more."""
+    await world.swarm("docs")
+    names = [await world.task(f"{'d' * 50}-{n}") for n in range(100)]
+    for _ in range(12):
+        await world.task(None, depends_on=names)
+    seen: list[str] = []
+    after: str | None = ""
+    while after is not None:
+        page = await world.it.list_tasks(world.me, after=after, limit=200)
+        assert_fits(page)
+        assert page["total"] == 112
+        seen += [task["task_id"] for task in page["tasks"]]
+        after = page["next"]
+    assert len(seen) == len(set(seen)) == 112
+
+    for n in range(6):
+        await world.it.broadcast(world.caller(STRANGER), f"topic-{n}", {"x": "y" * 16_000})
+    letters: list[Any] = []
+    has_more = True
+    while has_more:
+        answer = await world.it.read_inbox(world.me, "docs", after_seq=letters[-1]["seq"] if letters else 0)
+        assert_fits(answer)
+        letters += answer["messages"]
+        has_more = answer["has_more"]
+    assert [letter["body"]["topic"] for letter in letters] == [f"topic-{n}" for n in range(6)]
+
+    for _ in range(6):
+        await world.it.detect_blocker(world.me, "docs", {"reason": WIDE * 4_096})
+    blockers = await world.it.list_blockers(world.me)
+    assert_fits(blockers)
+    assert blockers["has_more"]
+    assert_fits(await world.governor.list_escalations(world.me))
+
+
+async def test_a_swarm_with_many_claims_comes_back(world: World) -> None:
+    """The answer to its registration has what fits; the long parts of the others are left to `get_task`."""
+    token = (await world.swarm("docs"))["resume_token"]
+    for n in range(60):
+        await world.task(f"T-{n}", description="d" * 4_000)
+        await world.token(f"T-{n}", "docs")
+    answer = await world.swarm("docs", resume=token)
+    assert_fits(answer)
+    assert len(answer["claims"]) == 60
+    assert ["description" in claim["task"] for claim in answer["claims"]] == [True] * 5 + [False] * 55
+    assert_fits([await world.it.attention(world.me, "docs")])
+
+
+async def test_what_became_ready_is_named_up_to_a_bound(world: World) -> None:
+    """A stranger's thousand tasks that wait for this one do not keep its completion from being answered."""
+    await world.swarm("docs")
+    await world.task("T-1")
+    for n in range(60):
+        await world.task(f"{'w' * 50}-{n}", depends_on=["T-1"])
+    token = await world.token("T-1", "docs")
+    answer = await world.it.complete_task(world.me, "T-1", "docs", token)
+    assert len(answer["unblocked"]) == 50
+
+
+async def test_a_full_inbox_is_told_no_faster_than_it_is_read(world: World) -> None:
+    """A backlog longer than what may wait for a reader would end each connection that subscribes, for ever."""
+
+    class Slow(Connection):
+        waiting = most = 0
+
+        def notify(self, method: str, params: list[Any]) -> None:
+            super().notify(method, params)
+            self.waiting += len(pack(params))
+            self.most = max(self.most, self.waiting)
+
+        async def drained(self) -> None:
+            await super().drained()
+            self.waiting = 0
+            if len(self.heard) == 16:  # one more while the backlog is told
+                await world.it.broadcast(world.me, "last", {})
+
+    await world.swarm("docs")
+    for _ in range(100):
+        await world.it.broadcast(world.me, "topic", {"x": "y" * 16_000})
+    slow = Slow()
+    answer = await world.it.subscribe_inbox(world.caller(session=slow), "docs")
+    heard = slow.of("inbox")
+    assert answer["replayed"] == len(heard) == 101
+    assert [letter["seq"] for letter in heard] == sorted({letter["seq"] for letter in heard})
+    assert slow.most < 1 << 19
+
+
+async def test_what_one_user_sent_and_nobody_read_is_bounded(tmp_path: Path) -> None:
+    """Beyond it that user's broadcasts and pushes are refused, another's are not, until somebody acknowledges."""
+    async with open_world(tmp_path, config=CoordinatorConfig(letter_bytes_per_uid=64 << 10)) as world:
+        await world.swarm("docs")
+        await world.task("T-1")
+        stranger = world.caller(STRANGER)
+        for _ in range(5):
+            await world.it.broadcast(stranger, "flood", {"x": "y" * 16_000})
+        with pytest.raises(LimitExceeded) as refusal:
+            await world.it.broadcast(stranger, "flood", {})
+        assert refusal.value.data["limit"] == "letter_bytes_per_uid"
+        assert refusal.value.would_change
+        with pytest.raises(LimitExceeded):
+            await world.it.push_task_to_swarm(stranger, "T-1", "docs")
+        await world.it.broadcast(world.me, "mine", {})
+    async with open_world(tmp_path, config=CoordinatorConfig(letter_bytes_per_uid=64 << 10)) as world:
+        stranger = world.caller(STRANGER)
+        with pytest.raises(LimitExceeded):
+            await world.it.broadcast(stranger, "flood", {})
+        seqs = [letter["seq"] for letter in (await world.it.read_inbox(world.me, "docs"))["messages"]]
+        await world.it.acknowledge(world.me, "docs", seqs[-1])
+        await world.it.push_task_to_swarm(stranger, "T-1", "docs")
+        while (await world.it.read_inbox(world.me, "docs"))["messages"][0]["kind"] != "task":
+            await world.it.acknowledge(world.me, "docs", 1 << 60)
+        assert world.it.board.mail.bytes_of(STRANGER) < 1_000
+
+
+async def test_a_letter_says_whose_it_is_and_what_its_topic_is(world: World) -> None:
+    """The kernel's uid and the topic of the call stand, whatever the body says."""
+    await world.swarm("docs")
+    await world.it.broadcast(world.caller(STRANGER), "news", {"topic": "payday", "uid": 0})
+    [letter] = await world.inbox("docs")
+    assert (letter["uid"], letter["body"]["topic"]) == (STRANGER, "news")
+
+
+async def test_registering_again_and_again_takes_one_lease(world: World) -> None:
+    """The lease of a session that was replaced ends with it: else one user takes all leases, a day long each."""
+    await world.swarm("docs", lease_ms=86_400_000)
+    before = world.store.statistics().leases
+    for _ in range(5):
+        await world.swarm("docs", lease_ms=86_400_000)
+    assert world.store.statistics().leases == before
