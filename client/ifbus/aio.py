@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 import anyio
@@ -223,8 +223,9 @@ class AsyncSwarm(SwarmCore):
         self._on_lease_lost = on_lease_lost
         self._run_soon = _entrance()
         self._changed = anyio.Event()  # replaced when it is set: what is held, waited for, or to be done has changed
-        self._claiming: set[anyio.CancelScope] = set()
-        self._holding: set[anyio.CancelScope] = set()
+        # Of the calls under way, and whether a drain ends them.
+        self._claiming: dict[anyio.CancelScope, bool] = {}
+        self._holding: dict[anyio.CancelScope, bool] = {}
         self._letters: list[AsyncSubscription[InboxMessage]] = []
         link = client._renewing_link()
         self._renewal = Renewal(
@@ -243,8 +244,11 @@ class AsyncSwarm(SwarmCore):
         await self.close()
 
     def drain(self) -> None:
-        """Take no more tasks: `tasks` ends within 2 s, what is held may be finished."""
+        """Take no more tasks: `tasks` ends, what is held may be finished."""
         self._is_draining = True
+        for scope, ends_with_drain in tuple(self._claiming.items()):
+            if ends_with_drain:
+                scope.cancel()
         self._tell_change()
 
     async def close(self) -> tuple[str, ...]:
@@ -295,9 +299,9 @@ class AsyncSwarm(SwarmCore):
     async def _next_task(self, spec: type[S] | None, max_in_flight: int) -> AsyncClaim[S] | None:
         while await self._wait_for_room(max_in_flight):
             try:
-                grant = self._next_resumed() or await self._ask(self.next_steps(wait=WAIT_S))
+                grant = self._next_resumed() or await self._ask(self.next_steps(wait=WAIT_S), ends_with_drain=True)
             except (Cancelled, LeaseLost):
-                if self._is_leaving:
+                if self._is_draining:
                     return None
                 raise
             if grant is not None:
@@ -348,23 +352,28 @@ class AsyncSwarm(SwarmCore):
         self._letters.append(letters)
         return letters
 
-    async def _ask(self, steps: Steps[R]) -> R:
+    async def _ask(self, steps: Steps[R], *, ends_with_drain: bool = False) -> R:
         if self._is_leaving:
             raise self._left()
-        return await drive_async(steps, partial(self._perform_in, self._claiming))
+
+        async def perform(call: Call[Any]) -> Any:
+            # What gives a claim back goes through.
+            return await self._perform_in(self._claiming if call.wait_s else self._holding, call, ends_with_drain)
+
+        return await drive_async(steps, perform)
 
     async def _perform_as_holder(self, call: Call[R]) -> R:
-        return await self._perform_in(self._holding, call)
+        return await self._perform_in(self._holding, call, False)
 
-    async def _perform_in(self, scopes: set[anyio.CancelScope], call: Call[R]) -> R:
-        """Make a call that `close`, or the loss of the session, ends."""
+    async def _perform_in(self, scopes: dict[anyio.CancelScope, bool], call: Call[R], ends_with_drain: bool) -> R:
+        """Make a call that the loss of the session ends, or, if it waits for a claim, the swarm's end or drain."""
         scope = anyio.CancelScope()
-        scopes.add(scope)
+        scopes[scope] = ends_with_drain
         try:
             with scope:
                 return await self._client.perform(call, guard=self.check)
         finally:
-            scopes.discard(scope)
+            del scopes[scope]
             self._tell_change()
         self.check()
         raise Cancelled(f"{call.method} was given up, because {self.swarm_id} leaves; it may have been done")

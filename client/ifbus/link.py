@@ -41,12 +41,17 @@ class Abort:
         self._session: _Session | None = None
         self._waiter: Waiter | None = None
 
-    def set(self) -> None:
-        """Ask the daemon to give the call up; it then raises Cancelled, or gives the answer that was faster."""
+    def set(self, *, wait: bool = True) -> None:
+        """Ask the daemon to give the call up; it then raises Cancelled, or gives the answer that was faster.
+
+        Args:
+            wait: Until other threads have sent what they are sending; without it, as in a signal handler, the call may go on
+                to its end instead.
+        """
         self.is_set = True
         session, waiter = self._session, self._waiter
         if session is not None and waiter is not None:
-            session.cancel(waiter)
+            session.cancel(waiter, wait=wait)
 
     def attach(self, session: _Session, waiter: Waiter) -> None:
         """The call is under way. First the note, then the look: an abort at this moment is seen by one of the two."""
@@ -187,14 +192,15 @@ class _Session:
         self._exchange.forget(waiter)
         self.cancel(waiter)
 
-    def cancel(self, waiter: Waiter) -> None:
+    def cancel(self, waiter: Waiter, *, wait: bool = True) -> None:
         """Ask the daemon to give a request up; its answer still comes."""
-        if self._exchange.failure is None:
-            with self._sending:
-                try:
-                    self._stream.send(self._exchange.cancel(waiter))
-                except ConnectionLost as error:
-                    self._end(error)
+        if self._exchange.failure is None and self._sending.acquire(wait):
+            try:
+                self._stream.send(self._exchange.cancel(waiter))
+            except ConnectionLost as error:
+                self._end(error)
+            finally:
+                self._sending.release()
 
     def nudge(self) -> None:
         """Bring the reader back from the kernel, so that it looks again: the answer to a ping that nobody waits for."""

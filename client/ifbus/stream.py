@@ -16,6 +16,7 @@ from ifbus.errors import ConnectionLost, Unavailable
 
 # As much as the protocol feeds to its decoder at a time; a small buffer is also cheaper to allocate for each read.
 RECEIVE_BYTES: Final = 16 << 10
+_USUAL_BYTES: Final = 2 << 10
 # How long one message may take to leave. A daemon that does not read for so long is stuck; the stream is given up.
 SEND_TIMEOUT_S: Final = 10.0
 
@@ -49,6 +50,7 @@ class SocketStream:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._timeout_s: float | None = None
+        self._bytes = _USUAL_BYTES
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(SEND_TIMEOUT_S))
 
     def send(self, data: bytes) -> None:
@@ -66,11 +68,14 @@ class SocketStream:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout_s))
             self._timeout_s = timeout_s
         try:
-            return self._sock.recv(RECEIVE_BYTES)
+            data = self._sock.recv(self._bytes)
         except BlockingIOError:
             raise TimeoutError from None
         except OSError as error:
             raise ConnectionLost(f"the connection ended: {error}") from error
+        # Allocating for more than what comes costs a microsecond, so there is room for much only where much came.
+        self._bytes = RECEIVE_BYTES if len(data) >= _USUAL_BYTES else _USUAL_BYTES
+        return data
 
     def shut_down(self) -> None:
         try:

@@ -178,7 +178,7 @@ class Swarm(SwarmCore):
         self._on_lease_lost = on_lease_lost
         # Guards `_in_flight` and `_aborts`; told when one of them, or whether to go on, has changed.
         self._changed = threading.Condition()
-        self._aborts: set[Abort] = set()
+        self._aborts: dict[Abort, bool] = {}  # of the claims under way, and whether a drain ends them
         self._letters: list[Subscription[InboxMessage]] = []
         self._renewal = Renewal(
             link, tenure, registration.resume_token, owns_link=owns_link, on_lost=self._hear_of_the_loss
@@ -192,10 +192,15 @@ class Swarm(SwarmCore):
         self.close()
 
     def drain(self) -> None:
-        """Take no more tasks: `tasks` ends within 2 s, what is held may be finished. For signal handlers too."""
+        """Take no more tasks: `tasks` ends, what is held may be finished. For signal handlers too."""
         self._is_draining = True
         with self._changed:
+            aborts = tuple(abort for abort, ends_with_drain in self._aborts.items() if ends_with_drain)
             self._changed.notify_all()
+        for abort in aborts:
+            # Not at the price of waiting for a thread that is sending, perhaps the one that this interrupts: what it asked
+            # for ends by itself within `WAIT_S`.
+            abort.set(wait=False)
 
     def close(self) -> tuple[str, ...]:
         """End the session: what it still holds comes free at once; the ids of those tasks. Twice is fine.
@@ -239,9 +244,9 @@ class Swarm(SwarmCore):
         """
         while self._wait_for_room(max_in_flight):
             try:
-                grant = self._next_resumed() or self._ask(self.next_steps(wait=WAIT_S))
+                grant = self._next_resumed() or self._ask(self.next_steps(wait=WAIT_S), ends_with_drain=True)
             except (Cancelled, LeaseLost):
-                if self._is_leaving:
+                if self._is_draining:
                     return
                 raise
             if grant is not None:
@@ -289,17 +294,22 @@ class Swarm(SwarmCore):
                 yield letter
                 drive(self.read_steps(letter), self._client.perform)
 
-    def _ask(self, steps: Steps[R]) -> R:
+    def _ask(self, steps: Steps[R], *, ends_with_drain: bool = False) -> R:
         abort = Abort()
         with self._changed:
             if self._is_leaving:
                 raise self._left()
-            self._aborts.add(abort)
+            self._aborts[abort] = ends_with_drain
+
+        def perform(call: Call[Any]) -> Any:
+            # What gives a claim back goes through.
+            return self._client.perform(call, guard=self.check, abort=abort if call.wait_s else None)
+
         try:
-            return drive(steps, lambda call: self._client.perform(call, guard=self.check, abort=abort))
+            return drive(steps, perform)
         finally:
             with self._changed:
-                self._aborts.discard(abort)
+                del self._aborts[abort]
                 self._changed.notify_all()
 
     def _settle(self, steps: Callable[[], Steps[None]]) -> None:
