@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ import attrs
 import pytest
 
 import ifbus
-from ifbus.errors import LeaseLost, NotFound, NotReady, StaleToken
+from ifbus import calls
+from ifbus.errors import IdempotencyConflict, LeaseLost, NotFound, NotReady, StaleToken
+from ifbus.steps import drive
 from ifbus.sync import Client
 from tests.integration.client.conftest import PATIENCE_S, World
 
@@ -141,6 +144,41 @@ def test_a_drained_swarm_keeps_no_task(world: World) -> None:
         for _ in range(3):
             assert world.state(world.add()) == "ready"
         assert swarm.is_draining
+
+
+def test_a_claim_of_unknown_outcome_is_struck_out(world: World) -> None:
+    """Whether it was committed or is still on its way, a claim that nobody waits for ends up with nobody."""
+    won, late = world.add(), world.add()
+    with world.bus.register(world.swarm, capabilities=[world.skill]) as swarm:
+        key = world.bus.new_key()
+        call = calls.claim_task(won, world.swarm, idempotency_key=key)
+        assert world.bus.perform(call)
+        for _ in range(2):  # twice is as good as once
+            drive(swarm._strike_steps(call, key), world.bus.perform)
+            assert world.state(won) == "ready"
+        key = world.bus.new_key()
+        call = calls.claim_next(world.swarm, wait_ms=1, idempotency_key=key)
+        drive(swarm._strike_steps(call, key), world.bus.perform)
+        with pytest.raises(IdempotencyConflict):
+            world.bus.perform(call)
+        assert world.state(late) == "ready"
+
+
+def test_a_drain_is_safe_in_a_signal_handler(world: World) -> None:
+    """A handler that drains the swarm ends the loop that it interrupts."""
+    with world.bus.register(world.swarm, capabilities=[world.skill]) as swarm, ThreadPoolExecutor(1) as pool:
+        before = signal.signal(signal.SIGUSR1, lambda *_: swarm.drain())
+        try:
+
+            def interrupt() -> None:
+                world.wait_for(lambda: bool(swarm._aborts))
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+            interrupted = pool.submit(interrupt)
+            assert list(swarm.tasks()) == []
+            interrupted.result(PATIENCE_S)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
 
 
 def test_closing_ends_threads_that_wait_and_leaves_no_claim(world: World) -> None:
