@@ -48,7 +48,7 @@ _MAX_UNANSWERABLE: Final = 16  # messages of a connection that are none and have
 _MAX_KEY_CHARS: Final = 128
 _MAX_TIMEOUT_MS: Final = 24 * 60 * 60 * 1000
 # On the path of every request; looking a member up in its enum costs as much as the comparison.
-_ALWAYS, _ASKED, _OPERATOR = Waits.ALWAYS, Waits.ASKED, Role.OPERATOR
+_ALWAYS, _ASKED, _OPERATOR, _LIST = Waits.ALWAYS, Waits.ASKED, Role.OPERATOR, Quota.LIST
 # Over its quota a connection is not read for as long as the tokens take, so that refusing costs less than serving.
 _MAX_PAUSE_S: Final = 0.25
 # W3C Trace Context 1, section 3.2.2: version ff and all-zero ids are invalid, a later version may append fields.
@@ -391,7 +391,12 @@ class Connection:
         try:
             if method.role is _OPERATOR and not caller.peer.is_operator:
                 await self._deny(method, caller, arguments)
-            data = self._protocol.respond(msgid, await method.handler(caller, **arguments))
+            if method.quota is _LIST:
+                async with self.share.turn:
+                    result = await method.handler(caller, **arguments)
+            else:
+                result = await method.handler(caller, **arguments)
+            data = self._protocol.respond(msgid, result)
         except IfbusError as refusal:
             self._refusals += 1
             data = self._protocol.respond_error(msgid, refusal)

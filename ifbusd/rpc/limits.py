@@ -21,7 +21,7 @@ class RpcLimits:
         connections: Connections in all. 1024, at about 50 kB and one descriptor each.
         connections_per_uid: Connections of one user, so that no user shuts the others out. 256: a hundred agents of one user, two
             connections each (its own and its renewals'), and three more such users fit.
-        requests_per_s: Requests per second of one user; a changing one counts 2, a heavy one 50. 200,000: about four times
+        requests_per_s: Requests per second of one user; a changing one counts 2, a list 10, a heavy one 50. 200,000: about four times
             what one core answers, so it stops a runaway only where an operator lowers it; the turns below keep it fair.
         burst_requests: How many of them may come at once.
         turn_requests: Requests of one connection in a row before all others have their turn. 8, so that 64 flooding

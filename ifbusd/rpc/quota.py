@@ -1,4 +1,4 @@
-"""How much of the daemon one user may take: a token bucket per uid, and a count of its connections.
+"""How much of the daemon one user may take: a token bucket per uid, a count of its connections, one long look at a time.
 
 Rule of this file: no clock; the caller says what time it is.
 """
@@ -8,12 +8,19 @@ from __future__ import annotations
 import enum
 from collections.abc import Hashable
 
+import trio
+
 
 class Quota(enum.IntEnum):
-    """What a request of a method takes out of its user's bucket."""
+    """What a request of a method takes out of its user's bucket.
+
+    `LIST` looks at many records, a slice per turn of the loop. A user's run one after another: side by side, their slices
+    would come together in one turn, and keep everybody else waiting for the sum.
+    """
 
     READ = 1
     WRITE = 2
+    LIST = 10
     HEAVY = 50
 
 
@@ -53,13 +60,14 @@ def take(bucket: Bucket, rate: Rate, now_s: float, n: int) -> float:
 
 
 class Share:
-    """What one user takes at the moment: its bucket and its open connections."""
+    """What one user takes at the moment: its bucket, its open connections, and who of them has the turn for a `Quota.LIST`."""
 
-    __slots__ = ("bucket", "connections")
+    __slots__ = ("bucket", "connections", "turn")
 
     def __init__(self) -> None:
         self.bucket = Bucket()
         self.connections = 0
+        self.turn = trio.Lock()
 
 
 class Shares:

@@ -41,6 +41,7 @@ class Probe:
     def __init__(self) -> None:
         self.gate = trio.Event()
         self.waiting = 0
+        self.looking = 0
         self.cancelled = 0
         self.closed: list[int] = []
         self.callers: list[Caller] = []
@@ -88,6 +89,18 @@ class Probe:
         await trio.lowlevel.checkpoint()
         return value
 
+    async def look(self, caller: Caller) -> int:
+        """Look at many records, in slices; how many did so at the same time."""
+        self.looking += 1
+        try:
+            most = self.looking
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+                most = max(most, self.looking)
+        finally:
+            self.looking -= 1
+        return most
+
     async def refuse(self, caller: Caller) -> None:
         """Say no, with figures."""
         raise AlreadyClaimed("cannot claim T-1: docs holds it", data={"owner": "docs", "token": 41})
@@ -129,8 +142,16 @@ class Probe:
         return "registered"
 
 
-def _row(name: str, does: Any, *, role: Role = Role.ANY, waits: Waits = Waits.NEVER, changes: bool = False) -> Row:
-    return Row(f"probe.{name}", does, role, Quota.READ, waits, changes)
+def _row(
+    name: str,
+    does: Any,
+    *,
+    role: Role = Role.ANY,
+    quota: Quota = Quota.READ,
+    waits: Waits = Waits.NEVER,
+    changes: bool = False,
+) -> Row:
+    return Row(f"probe.{name}", does, role, quota, waits, changes)
 
 
 PROBE_ROWS = (
@@ -142,6 +163,7 @@ PROBE_ROWS = (
     _row("wait_inline", Probe.wait),
     _row("open_gate", Probe.open_gate),
     _row("turn", Probe.turn),
+    _row("look", Probe.look, quota=Quota.LIST),
     _row("refuse", Probe.refuse),
     _row("fail", Probe.fail),
     _row("unpackable", Probe.unpackable),

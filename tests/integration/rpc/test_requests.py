@@ -109,6 +109,15 @@ async def test_requests_sent_together_run_side_by_side(tmp_path: Path) -> None:
         assert await client.answer(first) == "open"
 
 
+async def test_long_looks_of_one_user_come_one_after_another(tmp_path: Path) -> None:
+    """Whatever the connection, so that their slices do not add up in one turn of the loop; short requests pass between them."""
+    async with serving(tmp_path) as served, served.client() as first, served.client() as second:
+        looks = [(client, await client.start("probe.look")) for client in (first, second) for _ in range(8)]
+        assert await second.call("probe.echo", 1) == 1
+        assert served.probe.looking == 1
+        assert [await client.answer(msgid) for client, msgid in looks] == [1] * 16
+
+
 async def test_a_request_that_waits_holds_up_nobody(tmp_path: Path) -> None:
     """What may wait, or was asked to, runs beside what its connection sends later."""
     async with serving(tmp_path) as served, served.client() as client:
