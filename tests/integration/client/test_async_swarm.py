@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -156,6 +157,30 @@ def test_a_busy_loop_keeps_its_claims(world: World, run: Run) -> None:
             await claim.complete()
 
     run(test)
+
+
+def test_an_inherited_connection_carries_the_renewals_too(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no second connection can be made, the session is renewed over the one that there is."""
+    task_id = world.add()
+
+    async def test() -> None:
+        async with (
+            ifbus.AsyncClient() as bus,
+            bus.register(world.swarm, capabilities=[world.skill], lease_ms=500) as swarm,
+        ):
+            claim = await swarm.claim(task_id)
+            assert claim
+            until = swarm._tenure.proven_until_s + 0.5
+            while swarm._tenure.proven_until_s < until:
+                await bus.ping()
+            await claim.complete()
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(world.daemon.socket))
+        monkeypatch.setenv("IFBUS_FD", str(sock.fileno()))
+        run(test)
 
 
 def test_letters_come_as_they_are_sent(world: World, run: Run) -> None:
