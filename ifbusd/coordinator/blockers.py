@@ -37,11 +37,13 @@ class Blockers(Core):
             nonlocal own_lease
             own_lease = 0
             await self._governor.require_owner(tx, caller, swarm_id)
-            used, allowed = len(self.board.blockers), self._config.blockers
-            if used >= allowed:
-                raise limit_exceeded(
-                    "report a blocker", "blockers", used, allowed, "resolve some: ifbus task unblock BLOCKER"
-                )
+            for limit, used, allowed in (
+                ("blockers", len(self.board.blockers), self._config.blockers),
+                ("blockers_per_uid", self.board.blockers_of(caller.uid), self._config.blockers_per_uid),
+            ):
+                if used >= allowed:
+                    remedy = "resolve some: ifbus task unblock BLOCKER"
+                    raise limit_exceeded("report a blocker", limit, used, allowed, remedy)
             needs = frozenset(blocker.needs)
             if blocker.task_id:
                 stored, claim = await self._claims.require_holder(tx, blocker.task_id, swarm_id, blocker.token)

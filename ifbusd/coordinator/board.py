@@ -65,6 +65,7 @@ class Board:
         self.counts: dict[str, int] = {}
         self.sessions: dict[str, tuple[SessionRecord, int]] = {}  # with the lease
         self.held_by: dict[str, set[str]] = {}
+        self._leases_of: dict[int, int] = {}  # by uid: its sessions, and its claims on leases of their own
         self.mail = Mailboxes()
         self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
@@ -115,6 +116,7 @@ class Board:
         self.counts.clear()
         self.sessions.clear()
         self.held_by.clear()
+        self._leases_of.clear()
         self.mail.clear()
         self.offers.clear()
         self.blockers.clear()
@@ -226,8 +228,13 @@ class Board:
             self._forget_claim(name)
             self._claims[name] = held
             self.held_by.setdefault(claim.swarm_id, set()).add(name)
+            if claim.own_lease:
+                self._count_lease(claim.uid, 1)
         elif kind == "sessions":
-            self.sessions[name] = (SessionRecord.from_bytes(item.value), item.lease)
+            self._forget_session(name)
+            session = SessionRecord.from_bytes(item.value)
+            self.sessions[name] = (session, item.lease)
+            self._count_lease(session.uid, 1)
         elif kind == "inbox":
             swarm_id, _, _ = name.partition("/")
             letter = (item.create_revision, MessageRecord.from_bytes(item.value))
@@ -240,7 +247,7 @@ class Board:
         if kind == "claims":
             self._forget_claim(name)
         elif kind == "sessions":
-            self.sessions.pop(name, None)
+            self._forget_session(name)
         elif kind == "inbox":
             swarm_id, _, _ = name.partition("/")
             self.mail.drop(swarm_id, key)
@@ -290,6 +297,18 @@ class Board:
                 tasks.discard(task_id)
                 if not tasks:
                     del self.held_by[held.swarm_id]
+            if held.claim.own_lease:
+                self._count_lease(held.claim.uid, -1)
+
+    def _forget_session(self, swarm_id: str) -> None:
+        former = self.sessions.pop(swarm_id, None)
+        if former is not None:
+            self._count_lease(former[0].uid, -1)
+
+    def _count_lease(self, uid: int, more: int) -> None:
+        self._leases_of[uid] = self._leases_of.get(uid, 0) + more
+        if not self._leases_of[uid]:
+            del self._leases_of[uid]
 
     def _refresh(self, task_id: str) -> None:
         """Bring what is shown and offered of one task in step with what is known of it."""
@@ -363,6 +382,14 @@ class Board:
         """The swarm that holds a task, ``""`` if none does."""
         held = self._claims.get(task_id)
         return "" if held is None else held.swarm_id
+
+    def leases_of(self, uid: int) -> int:
+        """How many leases a user's sessions and claims take."""
+        return self._leases_of.get(uid, 0)
+
+    def blockers_of(self, uid: int) -> int:
+        """How many open blockers a user has reported."""
+        return sum(blocker.uid == uid for blocker in self.blockers.values())
 
     def open_tasks(self) -> int:
         """Tasks that are not final."""

@@ -239,6 +239,7 @@ class Claiming(Core):
             else:
                 span_ms, own = lease_ms or self._config.lease_ms, True
                 if not granted:
+                    self._require_lease(caller.uid, f"claim {task_id}")
                     granted.append(await self._store.grant(span_ms))
                 [lease] = used[:] = granted
             record = ClaimRecord(

@@ -127,6 +127,12 @@ class Core:
             remedy = f"those who have letters of uid {uid} acknowledge them"
             raise limit_exceeded(what, "letter_bytes_per_uid", used, allowed, remedy)
 
+    def _require_lease(self, uid: int, what: str) -> None:
+        used, allowed = self.board.leases_of(uid), self._config.leases_per_uid
+        if used >= allowed:
+            remedy = "end sessions or claims; a claim without a lease_ms of its own lives on its session's lease"
+            raise limit_exceeded(what, "leases_per_uid", used, allowed, remedy)
+
     def _publish_board(self, tx: Tx, event: str, task_id: str, **more: Any) -> None:
         tx.publish("board", {"event": event, "task_id": task_id, "at_ms": self._now_ms(), **more})
 

@@ -42,6 +42,9 @@ class CoordinatorConfig:
             that user are refused. 32 MiB: the daemon keeps all letters in memory, and no user may fill that.
         open_tasks: Tasks that are not final yet.
         blockers: Open blockers.
+        blockers_per_uid: The same of one user, so that nobody keeps the others from reporting.
+        leases_per_uid: Sessions of one user, and claims with a lease of their own. 16,384: a quarter of the store's
+            `max_leases`, without which nobody can begin a session.
     """
 
     lease_ms: int = attrs.field(default=30_000, validator=and_(ge(100), le(24 * 3_600_000)))
@@ -52,6 +55,8 @@ class CoordinatorConfig:
     letter_bytes_per_uid: int = attrs.field(default=32 << 20, validator=and_(ge(64 << 10), le(16 << 30)))
     open_tasks: int = attrs.field(default=1_000_000, validator=and_(ge(1), le(10_000_000)))
     blockers: int = attrs.field(default=10_000, validator=and_(ge(1), le(100_000)))
+    blockers_per_uid: int = attrs.field(default=1_000, validator=and_(ge(1), le(100_000)))
+    leases_per_uid: int = attrs.field(default=16_384, validator=ge(1))
 
     def __attrs_post_init__(self) -> None:
         if not self.min_lease_ms <= self.lease_ms <= self.max_lease_ms:

@@ -63,6 +63,8 @@ class Sessions(Core):
                 record = session
             else:
                 if not granted:
+                    if stored is None:  # else one takes the other's place
+                        self._require_lease(caller.uid, f"register {swarm_id}")
                     granted.append(await self._store.grant(span_ms))
                 token, lease = self._new_secret(), granted[0]
                 unused[:] = [] if stored is None else [stored.lease]  # of the session that this one replaces

@@ -183,3 +183,36 @@ async def test_registering_again_and_again_takes_one_lease(world: World) -> None
     for _ in range(5):
         await world.swarm("docs", lease_ms=86_400_000)
     assert world.store.statistics().leases == before
+
+
+async def test_one_user_takes_only_so_many_leases(tmp_path: Path) -> None:
+    """Sessions and claims on leases of their own count, also after a restart; registering again and others go on."""
+    config = CoordinatorConfig(leases_per_uid=3)
+    async with open_world(tmp_path, config=config) as world:
+        names = [await world.task(f"T-{n}") for n in range(4)]
+        await world.swarm("docs", lease_ms=60_000)
+        await world.token("T-0", "docs", lease_ms=60_000)
+        token = await world.token("T-1", "docs", lease_ms=60_000)
+        await world.it.report_progress(world.me, "T-1", "docs", token, 10)
+    async with open_world(tmp_path, config=config) as world:
+        for refused in (world.it.claim_task(world.me, names[2], "docs", lease_ms=60_000), world.swarm("more")):
+            with pytest.raises(LimitExceeded) as refusal:
+                await refused
+            assert refusal.value.data == {"limit": "leases_per_uid", "used": 3, "allowed": 3} | {
+                name: refusal.value.data[name] for name in ("would_change", "receipt")
+            }
+        await world.token("T-2", "docs")
+        await world.swarm("docs")
+        await world.swarm("other", uid=STRANGER)
+        await world.it.release_task(world.me, "T-3", "docs", await world.token("T-3", "docs", lease_ms=60_000))
+
+
+async def test_one_user_reports_only_so_many_blockers(tmp_path: Path) -> None:
+    """Another user's are heard all the same."""
+    async with open_world(tmp_path, config=CoordinatorConfig(blockers_per_uid=1)) as world:
+        await world.swarm("docs")
+        await world.swarm("other", uid=STRANGER)
+        await world.it.detect_blocker(world.me, "docs", {"reason": "no key"})
+        with pytest.raises(LimitExceeded, match="blockers_per_uid"):
+            await world.it.detect_blocker(world.me, "docs", {"reason": "no key"})
+        await world.it.detect_blocker(world.caller(STRANGER), "other", {"reason": "no key"})
