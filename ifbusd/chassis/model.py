@@ -58,6 +58,7 @@ class ChassisConfig:
 
     Attributes:
         max_workers: Sandbox processes at once; an idle one makes room for a new one, least recently used first.
+        max_workers_per_uid: The same of one user's modules. 16: half of all, so that nobody keeps the others from running.
         max_modules: Modules loaded per swarm.
         queue_length: Executions that may wait for one sandbox; the next one is refused with `overloaded`.
         compile_queue_length: Compilations that may wait; one runs at a time.
@@ -72,6 +73,7 @@ class ChassisConfig:
     """
 
     max_workers: int = attrs.field(default=32, validator=and_(ge(1), le(1024)))
+    max_workers_per_uid: int = attrs.field(default=16, validator=and_(ge(1), le(1024)))
     max_modules: int = attrs.field(default=16, validator=and_(ge(1), le(1024)))
     queue_length: int = attrs.field(default=16, validator=and_(ge(1), le(4096)))
     compile_queue_length: int = attrs.field(default=16, validator=and_(ge(1), le(1024)))

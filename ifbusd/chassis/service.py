@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -80,6 +81,7 @@ class IFChassis:
             [config.worker_uid_base + number for number in range(config.max_workers + 1)] if os.geteuid() == 0 else None
         )
         self._workers = 0
+        self._workers_of: Counter[int] = Counter()  # by the uid that loaded the module
         self._workers_started = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -297,7 +299,7 @@ class IFChassis:
         for _ in range(2):
             code = await self._code(sandbox.module)
             try:
-                await self._make_room()
+                await self._make_room(sandbox.module.uid)
                 ready = await self._start_worker(sandbox, code)
             except BaseException:
                 code.release()
@@ -318,13 +320,20 @@ class IFChassis:
             contract, profile, lambda: self._blobs.open(module.uid, contract.module_sha256)
         )
 
-    async def _make_room(self) -> None:
-        while self._workers >= self._config.max_workers:
-            idle = [sandbox for sandbox in self._sandboxes.values() if sandbox.is_warm and not sandbox.is_busy]
+    async def _make_room(self, uid: int) -> None:
+        """End idle workers until there is room for one more: the user's own first, where the bound is the user's."""
+        most, most_per_uid = self._config.max_workers, self._config.max_workers_per_uid
+        while (is_users := self._workers_of[uid] >= most_per_uid) or self._workers >= most:
+            idle = [
+                sandbox
+                for sandbox in self._sandboxes.values()
+                if sandbox.is_warm and not sandbox.is_busy and (sandbox.module.uid == uid or not is_users)
+            ]
             if not idle:
+                used, whose = (self._workers_of[uid], f" of uid {uid}") if is_users else (self._workers, "")
                 raise Overloaded(
-                    f"cannot start a sandbox: all {self._config.max_workers} are busy",
-                    data={"workers": self._config.max_workers, "retry_after_ms": 100},
+                    f"cannot start a sandbox: all {used}{whose} are busy",
+                    data={"workers": used, "retry_after_ms": 100},
                 )
             await min(idle, key=lambda sandbox: sandbox.used_at).cool()
 
@@ -332,11 +341,13 @@ class IFChassis:
         """A ready worker, which owns a use of `code` from then on; None if it could not map the code."""
         contract = sandbox.module.contract
         self._workers += 1
+        self._workers_of[sandbox.module.uid] += 1
         self._workers_started += 1
         uid = self._take_uid()
 
         def released() -> None:
             self._workers -= 1
+            self._workers_of -= Counter([sandbox.module.uid])  # forgets a user without any
             self._give_uid(uid)
 
         worker: Worker | None = None

@@ -11,7 +11,7 @@ import wasmtime
 
 from ifbus.errors import GuestFailed, IfbusError, InvalidParams, LimitExceeded, Overloaded
 from ifbusd.chassis.model import ChassisConfig
-from tests.integration.chassis.harness import Harness, caller, is_running, running, wait_for
+from tests.integration.chassis.harness import STRANGER_UID, Harness, caller, is_running, running, wait_for
 
 _MiB = 1 << 20
 
@@ -180,6 +180,26 @@ async def test_idle_sandbox_makes_room_for_a_new_one(tmp_path: Path) -> None:
             await wait_for(lambda: [s.is_busy for s in chassis.chassis._sandboxes.values()].count(True) == 2)
             with pytest.raises(Overloaded):
                 await chassis.run(1, 2, swarm="c")
+
+
+async def test_one_user_does_not_keep_all_sandboxes(tmp_path: Path) -> None:
+    """At a user's own bound that user's idle sandboxes make room, with none idle only that user is refused."""
+    async with running(tmp_path / "state", ChassisConfig(max_workers=3, max_workers_per_uid=2)) as chassis:
+        stranger = caller(STRANGER_UID)
+        await chassis.load("core", swarm="x", who=stranger, export="add")
+        for swarm in "abc":
+            await chassis.load("core", swarm=swarm, export="add")
+        assert chassis.chassis.statistics().workers == 3
+        assert (await chassis.execute({"args": [1, 2]}, swarm="x", who=stranger))["sandbox"] == "warm"
+        for swarm in "ab":
+            await chassis.load("core", swarm=swarm, export="spin", wall_ms=1_000)
+        async with trio.open_nursery() as nursery:
+            for swarm in "ab":
+                nursery.start_soon(_until_limit, chassis, swarm)
+            await wait_for(lambda: [s.is_busy for s in chassis.chassis._sandboxes.values()].count(True) == 2)
+            with pytest.raises(Overloaded, match="uid 1000"):
+                await chassis.run(1, 2, swarm="c")
+            assert (await chassis.execute({"args": [1, 2]}, swarm="x", who=stranger))["output"] == 3
 
 
 async def _until_limit(chassis: Harness, swarm: str) -> None:
