@@ -21,6 +21,8 @@ help:  ## List these targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "ifbusd needs Python 3.11 or later, $(PYTHON) is none: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
 # Two stamps, so that who only wants to see the demo need not download the tools of those who change the code.

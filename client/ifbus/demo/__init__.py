@@ -30,4 +30,8 @@ def main(argv: list[str]) -> int:
         return 2
     from ifbus.demo.play import play
 
-    return play(is_full=arguments.full, tool=arguments.tool)
+    try:
+        return play(is_full=arguments.full, tool=arguments.tool)
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left running", file=sys.stderr)
+        return 130

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,6 @@ from ifbus import board, testing
 from ifbus.demo import screen
 from ifbus.demo.cast import CAST, ESTIMATE_USD_PER_HOUR
 from ifbus.demo.tally import Tally
-from ifbus.errors import IfbusError
 from ifbus.money import to_micro_usd, to_usd
 from ifbus.sync import Client
 
@@ -62,12 +61,17 @@ def play(*, is_full: bool, tool: str | None) -> int:
         reports: queue.Queue[dict[str, Any]] = queue.Queue()
         environment = {**os.environ, "IFBUS_SOCKET": str(daemon.socket)}
         environment["IFBUS_DEMO_TOOL"] = str(directory / "tool.wasm") if is_full else ""
+        # Who is to hear of a blocker, and who can help, is there before the one that meets it.
         stack.enter_context(_process("orchestrator", [], environment, reports))
-        tally.add(reports.get(timeout=PATIENCE_S))  # it listens from here on: nobody's blocker goes unheard
-        for part in CAST:
+        helpers = [part for part in CAST if not part.blocked_on]
+        for part in helpers:
             stack.enter_context(_process("swarm", [part.name], environment, reports))
+        _wait_until_ready(1 + len(helpers), reports, tally)
+        for part in CAST:
+            if part.blocked_on:
+                stack.enter_context(_process("swarm", [part.name], environment, reports))
         if is_full:
-            stack.enter_context(_tool(tool, directory / "tool.wasm", reports))
+            stack.enter_context(_tool(tool, directory / "tool.wasm", environment, reports))
         stack.enter_context(_operator(operator, environment, reports))
         picture = stack.enter_context(screen.Screen(console))
         is_done = _watch(operator, tasks, tally, reports, picture)
@@ -114,7 +118,21 @@ def _watch(
         picture.show(page.tasks, page.counts, tally)
         if page.counts.get("completed", 0) == tasks and not _still_to_come(tally):
             return True
+        if tally.problems:
+            return False
     return False
+
+
+def _wait_until_ready(number: int, reports: queue.Queue[dict[str, Any]], tally: Tally) -> None:
+    """Return when so many processes have registered, or one could not, which the tally tells at the end."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while number and not tally.problems:
+        try:
+            report = reports.get(timeout=max(0.0, deadline_s - time.monotonic()))
+        except queue.Empty:
+            report = {"event": "problem", "swarm": "play", "text": f"{number} processes did not get ready"}
+        tally.add(report)
+        number -= report["event"] == "ready"
 
 
 def _collect(reports: queue.Queue[dict[str, Any]], tally: Tally) -> None:
@@ -135,26 +153,36 @@ def _still_to_come(tally: Tally) -> list[str]:
 def _process(
     module: str, arguments: list[str], environment: dict[str, str], reports: queue.Queue[dict[str, Any]]
 ) -> Iterator[None]:
-    """A process of the play; what it prints goes to `reports`, and at the end it is asked to stop, then stopped."""
+    """A process of the play; what it prints goes to `reports`. At the end it leaves by itself, or is made to."""
     name = arguments[0] if arguments else module
+    with _child([sys.executable, "-m", f"ifbus.demo.{module}", *arguments], environment) as process:
+        reader = threading.Thread(target=_read, args=(name, process, reports), name=f"reads {name}")
+        reader.start()
+        try:
+            yield
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)  # the curtain was called
+        finally:
+            process.kill()
+            reader.join()
+
+
+@contextmanager
+def _child(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A child in a session of its own, so that Ctrl-C reaches only us and we end the others in order."""
     process = subprocess.Popen(
-        [sys.executable, "-m", f"ifbus.demo.{module}", *arguments],
+        command,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    reader = threading.Thread(target=_read, args=(name, process, reports), name=f"reads {name}")
-    reader.start()
     try:
-        yield
+        yield process
     finally:
-        try:
-            process.wait(_END_S)  # the curtain was called
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        reader.join()
+        process.kill()
+        process.wait()
 
 
 def _read(name: str, process: subprocess.Popen[str], reports: queue.Queue[dict[str, Any]]) -> None:
@@ -171,32 +199,33 @@ def _read(name: str, process: subprocess.Popen[str], reports: queue.Queue[dict[s
 
 
 @contextmanager
-def _tool(built: str | None, target: Path, reports: queue.Queue[dict[str, Any]]) -> Iterator[None]:
+def _tool(
+    built: str | None, target: Path, environment: dict[str, str], reports: queue.Queue[dict[str, Any]]
+) -> Iterator[None]:
     """Build the Python tool beside everything else; the swarms that want it wait for the file to appear."""
+    part = target.with_suffix(".part")
+    command = [sys.executable, "-m", "ifbus.cli", "tool", "build", str(TOOL), "-o", str(part)]
+    if built is not None:
+        command = ["cp", built, str(part)]
+    started_s = time.monotonic()
+    with _child(command, environment) as process:
 
-    def build() -> None:
-        started_s = time.monotonic()
+        def wait() -> None:
+            said, _ = process.communicate()
+            if process.returncode == 0:
+                part.rename(target)
+                text = f"built {TOOL.name} into a WebAssembly component in {time.monotonic() - started_s:.1f} s"
+                reports.put({"event": "built", "swarm": "tool", "text": text})
+            elif process.returncode > 0:  # below 0 it was we who ended it
+                reports.put({"event": "problem", "swarm": "tool", "text": said.strip() or "the tool was not built"})
+
+        waiter = threading.Thread(target=wait, name="builds the tool")
+        waiter.start()
         try:
-            part = target.with_suffix(".part")
-            if built is None:
-                from ifbus import toolbuild
-
-                toolbuild.build(TOOL, part)
-            else:
-                part.write_bytes(Path(built).read_bytes())
-            part.rename(target)
-        except (IfbusError, OSError) as error:
-            reports.put({"event": "problem", "swarm": "tool", "text": str(error)})
-            return
-        text = f"built {TOOL.name} into a WebAssembly component in {time.monotonic() - started_s:.1f} s"
-        reports.put({"event": "built", "swarm": "tool", "text": text})
-
-    thread = threading.Thread(target=build, name="builds the tool")
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+            yield
+        finally:
+            process.kill()
+            waiter.join()
 
 
 @contextmanager
