@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -163,7 +164,7 @@ def _process(
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_END_S)  # the curtain was called
         finally:
-            process.kill()
+            _kill(process)
             reader.join()
 
 
@@ -181,8 +182,14 @@ def _child(command: list[str], environment: dict[str, str]) -> Iterator[subproce
     try:
         yield process
     finally:
-        process.kill()
+        _kill(process)
         process.wait()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a child and what it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(name: str, process: subprocess.Popen[str], reports: queue.Queue[dict[str, Any]]) -> None:
@@ -224,7 +231,7 @@ def _tool(
         try:
             yield
         finally:
-            process.kill()
+            _kill(process)
             waiter.join()
 
 
