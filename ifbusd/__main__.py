@@ -13,13 +13,13 @@ import errno
 import functools
 import logging
 import os
-import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ifbus.connect import is_private, own_directory
 from ifbus.errors import ConfigInvalid, IfbusError
 
 if TYPE_CHECKING:
@@ -125,15 +125,10 @@ def _for_one_user(daemon: DaemonConfig, arguments: argparse.Namespace, stack: co
 
 
 def _private_directory() -> Path:
-    """Where `ifbus` looks for a user's own daemon; without XDG_RUNTIME_DIR a directory in the place for temporary files."""
-    import tempfile
-
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
-    path = Path(runtime_dir, "ifbusd") if runtime_dir else Path(tempfile.gettempdir(), f"ifbusd-{os.getuid()}")
+    """Where `ifbus` looks for a user's own daemon."""
+    path = Path(own_directory(os.environ))
     path.mkdir(mode=0o700, exist_ok=True)
-    # In a directory that everybody writes to, somebody else may have been first.
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    if not is_private(str(path)):
         raise PermissionError(
             errno.EPERM, "expected a directory of your own with mode 0700, or name a --socket", str(path)
         )
@@ -165,7 +160,9 @@ def _run(config: Config, arguments: argparse.Namespace) -> int:
         if arguments.dev:
             _show_ready(ready, arguments)
         else:
-            logger.info("ready", extra={"socket": ready.socket, "state_dir": ready.state_dir, "sandbox": ready.sandbox})
+            logger.info(
+                "ready", extra={"socket": ready.socket, "state_dir": str(ready.state_dir), "sandbox": ready.sandbox}
+            )
 
     try:
         trio.run(functools.partial(daemon.serve, config, listener=listener, notifier=notifier, on_ready=on_ready))
@@ -180,8 +177,7 @@ def _run(config: Config, arguments: argparse.Namespace) -> int:
 
 def _show_ready(ready: Ready, arguments: argparse.Namespace) -> None:
     """What the first screen says (UX 1)."""
-    found = os.environ.get("XDG_RUNTIME_DIR") and not arguments.socket
-    finding = "ifbus finds it" if found else f"export IFBUS_SOCKET={ready.socket}"
+    finding = f"export IFBUS_SOCKET={ready.socket}" if arguments.socket else "ifbus finds it"
     keeping = str(arguments.state) if arguments.state else "temporary (keep it: --state DIR)"
     lines = [
         f'ifbusd {_version()} ready in {_age_s():.2f} s, Ctrl-C stops it        next: ifbus demo | ifbus task add "hello"',

@@ -174,13 +174,13 @@ CATALOGUE: dict[str, Entry] = {
     "no_daemon": Entry("no daemon answers", "One of the four causes below; the answer says which."),
     "daemon_not_running": Entry(
         "nothing at $XDG_RUNTIME_DIR/ifbusd/ifbusd.sock nor /run/ifbusd/ifbusd.sock",
-        "There is no socket at any of the places where one could be. A daemon in a place of its own: set IFBUS_SOCKET.",
+        "There is no socket at any of the places where one could be; without XDG_RUNTIME_DIR a private /tmp/ifbusd-UID is one. A daemon in a place of its own: set IFBUS_SOCKET.",
         ("systemctl start ifbusd", "ifbusd --dev"),
     ),
     "daemon_dead_socket": Entry(
         "/run/ifbusd/ifbusd.sock exists, nobody listens",
         "A daemon was there and has ended without cleaning up. A new one takes the socket over.",
-        ("journalctl -u ifbusd -n 20", "systemctl start ifbusd", "ifbusd --dev"),
+        ("ifbusd --dev", "journalctl -u ifbusd -n 20", "systemctl start ifbusd"),
     ),
     "socket_denied": Entry(
         "ann (uid 1004) is not in group ifbus, which owns /run/ifbusd/ifbusd.sock",

@@ -1,6 +1,6 @@
 """Where the daemon is, and what is wrong when it is not there (UX 3): four causes, each with its own remedy.
 
-`candidates`, `inherited` and `explain` are pure; `connect` does the little I/O. Nothing here starts a daemon.
+`inherited` and `explain` are pure; `candidates` looks at one directory, `connect` does the rest. Nothing here starts a daemon.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Facts(NamedTuple):
 
     user: str = ""
     uid: int = 0
+    owner_uid: int | None = None
     owner_group: str | None = None
     mode: int | None = None
     is_socket: bool = True
@@ -55,13 +56,32 @@ class Facts(NamedTuple):
     pid_alive: bool = False
 
 
+def own_directory(environ: Mapping[str, str]) -> str:
+    """Where a user's own daemon has its socket; without ``XDG_RUNTIME_DIR`` in the place for temporary files."""
+    runtime_dir = environ.get("XDG_RUNTIME_DIR")
+    if runtime_dir:
+        return f"{runtime_dir}/ifbusd"
+    # What `tempfile.gettempdir` says in practice; that module costs a one-shot command more than its whole connection.
+    return os.path.join(os.path.abspath(environ.get("TMPDIR") or "/tmp"), f"ifbusd-{os.getuid()}")
+
+
+def is_private(directory: str) -> bool:
+    """Whether this is a real directory of this user that nobody else may enter: in ``/tmp`` anybody may have been first."""
+    try:
+        found = os.lstat(directory)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
 def candidates(socket_path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> list[str]:
     """Where a daemon's socket can be, best first: the argument or ``IFBUS_SOCKET`` alone, else the user's, then the system's."""
     given = os.fspath(socket_path) if socket_path is not None else environ.get("IFBUS_SOCKET")
     if given:
         return [given]
-    runtime_dir = environ.get("XDG_RUNTIME_DIR")
-    return [*([f"{runtime_dir}/ifbusd/ifbusd.sock"] if runtime_dir else []), SYSTEM_SOCKET]
+    directory = own_directory(environ)
+    is_safe = bool(environ.get("XDG_RUNTIME_DIR")) or is_private(directory)
+    return [*([f"{directory}/ifbusd.sock"] if is_safe else []), SYSTEM_SOCKET]
 
 
 def inherited(environ: Mapping[str, str]) -> Inherited | None:
@@ -113,7 +133,9 @@ def explain(paths: Sequence[str], error_number: int, facts: Facts) -> NoDaemon:
         return DaemonDeadSocket(
             f"{path} {reason}",
             data=data,
-            would_change=[
+            would_change=[{"by": "self", "what": "start your own daemon again", "call": _own_daemon(path)}]
+            if facts.owner_uid == facts.uid and path != SYSTEM_SOCKET
+            else [
                 {"by": "operator", "what": "see why it ended", "call": "journalctl -u ifbusd -n 20"},
                 {"by": "operator", "what": "start it again", "call": "systemctl start ifbusd"},
             ],
@@ -150,6 +172,13 @@ def explain(paths: Sequence[str], error_number: int, facts: Facts) -> NoDaemon:
     return NoDaemon(
         f"cannot connect to {path}: {os.strerror(error_number)}", data={**data, "errno": errno.errorcode[error_number]}
     )
+
+
+def _own_daemon(path: str) -> str:
+    import shlex
+
+    is_usual = path == f"{own_directory(os.environ)}/ifbusd.sock"
+    return "ifbusd --dev" if is_usual else f"ifbusd --dev --socket {shlex.quote(path)}"
 
 
 def connect(paths: Sequence[str]) -> socket.socket:
@@ -219,7 +248,10 @@ def _look(path: str) -> Facts:
     except OSError:
         return facts
     facts = facts._replace(
-        owner_group=_group_name(found.st_gid), mode=found.st_mode, is_socket=stat.S_ISSOCK(found.st_mode)
+        owner_uid=found.st_uid,
+        owner_group=_group_name(found.st_gid),
+        mode=found.st_mode,
+        is_socket=stat.S_ISSOCK(found.st_mode),
     )
     pid = _read_pid(os.path.join(os.path.dirname(path), "ifbusd.pid"))
     return facts if pid is None else facts._replace(pid=pid, pid_alive=os.path.exists(f"/proc/{pid}"))

@@ -64,7 +64,9 @@ def test_daemon_dead_socket(tmp_path: Path) -> None:
         daemon.wait()
     said = _fails(shell("task", "ls"), "daemon_dead_socket")
     assert str(path) in said
-    with running([IFBUSD, "--dev", "--socket", path]):
+    remedy = said.split("try: ")[1].split()
+    assert remedy == ["ifbusd", "--dev", "--socket", str(path)]
+    with running([IFBUSD, *remedy[1:]]):
         deadline = time.monotonic() + PATIENCE_S
         while (ran := shell("task", "ls")).exit == 9:
             assert time.monotonic() < deadline, ran

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import wasmtime
 
+from ifbus.connect import candidates
 from tests.integration.systemd.running import IFBUSD, Caller, Manager, running, stop, wait_until_there
 
 ROOT = Path(__file__).parents[3]
@@ -146,15 +147,16 @@ def test_a_foreground_daemon_leaves_nothing(place: Path) -> None:
         assert list(temporary.iterdir()) == []
 
 
-def test_without_a_runtime_directory_the_socket_is_named(place: Path) -> None:
-    """Where XDG_RUNTIME_DIR is not set, the screen says how clients find the daemon."""
+def test_without_a_runtime_directory_ifbus_finds_it_too(place: Path) -> None:
+    """Where XDG_RUNTIME_DIR is not set, the daemon is where `ifbus` looks in the place for temporary files."""
     environ = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
     with running([IFBUSD, "--dev"], {**environ, "TMPDIR": str(place)}) as process:
         assert process.stdout is not None
         process.stdout.readline()
         path = place / f"ifbusd-{os.getuid()}" / "ifbusd.sock"
-        assert f"(export IFBUS_SOCKET={path})" in process.stdout.readline()
+        assert f"socket {path} (ifbus finds it)" in process.stdout.readline()
         ping(path)
+        assert candidates(None, {"TMPDIR": str(place)})[0] == str(path)
 
 
 def test_nobody_reading_the_screen_is_no_failure(place: Path, manager: Manager) -> None:
