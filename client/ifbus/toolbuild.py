@@ -1,4 +1,4 @@
-"""`ifbus tool build`: a Python file with a function ``run`` becomes a WebAssembly component that the chassis executes.
+"""`ifbus tool build`: a Python file with a function ``run(input: dict) -> dict`` becomes a component that the chassis executes.
 
 The component exports one function, JSON text in and JSON text or an error text out::
 
@@ -93,9 +93,9 @@ class BuiltTool:
 
 
 def build(source: Path, output: Path) -> BuiltTool:
-    """Turn the Python file `source`, with a function ``run(input)``, into the component `output`.
+    """Turn the Python file `source`, with a function ``run(input: dict) -> dict``, into the component `output`.
 
-    ``run`` takes and gives any JSON value; an exception becomes the execution's error. All imports belong at the top of the
+    ``run`` may take and give any other JSON value, too; an exception becomes the execution's error. All imports belong at the top of the
     file. Modules beside the file can be imported.
 
     Raises:
@@ -144,7 +144,7 @@ def _check(source: Path) -> None:
         if any(isinstance(node, ast.AsyncFunctionDef) and node.name == FUNCTION for node in tree.body):
             reason = f"its {FUNCTION} is async, and a tool has no event loop"
         else:
-            reason = f"it defines no function {FUNCTION}(input)"
+            reason = f"it defines no function {FUNCTION}(input: dict) -> dict"
         raise ToolBuildFailed(f"cannot build {source}: {reason}", data={"param": "source", "function": FUNCTION})
     arguments = functions[-1].args
     required = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)

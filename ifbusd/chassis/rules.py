@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -151,20 +151,33 @@ def choose_profile(contract: ServiceContract, config: ChassisConfig, *, uid: int
     return profile
 
 
-def check_module(head: bytes, size: int, contract: ServiceContract, profile: CompileProfile) -> None:
+def check_module(
+    head: bytes,
+    size: int,
+    contract: ServiceContract,
+    profile: CompileProfile,
+    profiles: Mapping[str, CompileProfile] | None = None,
+) -> None:
     """Refuse what no compiler needs to look at: by the first eight bytes and the length.
+
+    Args:
+        profiles: All of the host's, to name those that would take a module this long.
 
     Raises:
         InvalidModule: No WebAssembly, or of the other kind.
         LimitExceeded: Longer than the profile allows.
     """
     if size > profile.module_bytes:
+        # In the sentence, too: a traceback shows nothing else.
+        larger = {name: other for name, other in (profiles or {}).items() if size <= other.module_bytes}
+        instead = f"; {' and '.join(map(repr, larger))} would take it" if larger else ""
         raise exceeded(
             "module_bytes",
             size,
             profile.module_bytes,
-            f"cannot load the module: it is {size} bytes, profile {contract.profile!r} allows {profile.module_bytes}",
-            [{"by": "operator", "what": "a larger compile profile"}],
+            f"cannot load the module: it is {size} bytes, profile {contract.profile!r} allows {profile.module_bytes}{instead}",
+            [_use_of(name, other) for name, other in larger.items()]
+            or [{"by": "operator", "what": "a larger compile profile"}],
         )
     if head[:4] != _MAGIC:
         raise InvalidModule("cannot load the module: it does not begin as WebAssembly does")
@@ -182,6 +195,11 @@ def check_module(head: bytes, size: int, contract: ServiceContract, profile: Com
         )
     if head[4:8] != wanted:
         raise InvalidModule(f"cannot load the module: unknown WebAssembly version {head[4:8].hex()}")
+
+
+def _use_of(name: str, profile: CompileProfile) -> WouldChange:
+    who = "everybody may" if profile.everybody else f"operators and chassis.profiles.{name}.uids may"
+    return {"by": "self", "what": f'profile="{name}" takes {profile.module_bytes} bytes; {who} use it'}
 
 
 def check_output(value: Any, *, depth: int = 24, array_items: int = 4096, map_items: int = 512) -> str | None:

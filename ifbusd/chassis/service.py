@@ -292,7 +292,7 @@ class IFChassis:
         """Refuse a module before anything is spent on it: the profile, and whether the caller has uploaded such a one."""
         profile = rules.choose_profile(contract, self._config, uid=caller.uid, is_operator=caller.is_operator)
         head, size = await self._in_thread(lambda: self._blobs.head(caller.uid, contract.module_sha256))
-        rules.check_module(head, size, contract, profile)
+        rules.check_module(head, size, contract, profile, self._config.profiles)
 
     async def _start(self, sandbox: Sandbox) -> Ready:
         """A worker that has loaded the sandbox's module; compiles it if the cache has lost it."""

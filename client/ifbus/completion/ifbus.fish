@@ -346,7 +346,7 @@ complete -c ifbus -n '_shtab_ifbus_using tool build' -s o -l output -xka "(__fis
 complete -c ifbus -n '_shtab_ifbus_using tool build' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using tool build' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using tool build' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using tool build; and test $_shtab_ifbus_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a Python file that defines run(...)'
+complete -c ifbus -n '_shtab_ifbus_using tool build; and test $_shtab_ifbus_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a Python file that defines run(input: dict) -> dict'
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a run -d 'Start an agent with its identity; its claims are free when it ends'
 complete -c ifbus -n '_shtab_ifbus_using run' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using run' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'its name (else IFBUS_SWARM)'

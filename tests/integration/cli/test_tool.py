@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ifbus.cli.commands.tool import render_built
+from ifbus.cli.text import View
 from tests.integration.cli.shell import PATIENCE_S, Shell, validate
 
 pytestmark = pytest.mark.slow
@@ -24,10 +26,9 @@ def run(input):
 # What the documentation shows: a worker that lets its tool do the work.
 WORKER = """
 import sys, ifbus
-limits = ifbus.ResourceLimits(memory_bytes=128 << 20, wall_ms=30_000)
 with ifbus.Client() as bus, bus.register("counter", capabilities=["docs:counting"]) as swarm:
     with swarm.claim(sys.argv[1]) as task:
-        run = task.execute(sys.argv[2], input=task.spec, limits=limits, profile="python-component")
+        run = eval(sys.argv[2], {"task": task})
         task.complete(run.output)
 """
 
@@ -35,7 +36,7 @@ with ifbus.Client() as bus, bus.register("counter", capabilities=["docs:counting
 @pytest.mark.parametrize(
     ("name", "source", "said"),
     [
-        ("my_tool.py", "def start(input): return input", "it defines no function run(input)"),
+        ("my_tool.py", "def start(input): return input", "it defines no function run(input: dict) -> dict"),
         ("my_tool.py", "async def run(input): return input", "its run is async"),
         ("my_tool.py", "def run(a, b): return a", "run must take one argument"),
         ("my_tool.py", "def run(input) return input", "line 1"),
@@ -61,23 +62,28 @@ def test_invalid_module(new_swarm: Callable[..., Shell], tmp_path: Path) -> None
     source.write_text(TOOL, encoding="utf-8")
     task_id = me("task", "add", "Count", "--payload", '{"text": "one three five"}', "-q").out.strip()
 
-    def work(module: Path) -> subprocess.CompletedProcess[str]:
-        program = [sys.executable, "-c", WORKER, task_id, str(module)]
+    def work(call: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-c", WORKER, task_id, call.replace("{...}", "task.spec")]
         return subprocess.run(
             program, env=me.environ(), cwd=tmp_path, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False
         )
 
-    refused = work(source)
+    refused = work(f'task.execute("{source}", input={{...}})')
     assert "ifbus.errors.InvalidModule: " in refused.stderr, refused
     assert me("task", "show", task_id, "--json").data["task"]["state"] == "failed"
     remedy = me("help", "invalid_module").out.split("try: ")[1].strip()
     built = me.type(f"{remedy.replace('SOURCE', str(source))} --json").data
     validate(built, "tool_build")
-    module = Path(built["output"])
-    assert module == source.with_suffix(".wasm")
+    module = source.with_suffix(".wasm")
+    assert built["output"] == str(module)
     assert hashlib.sha256(module.read_bytes()).hexdigest() == built["sha256"]
+    call = render_built(built, View(now_ms=0))[-1].split("in a worker: ")[1]
+    assert call == f'task.execute("{module}", input={{...}}, profile="python-component")'
+    task_id = me("task", "add", "Count", "--payload", '{"text": "one"}', "-q").out.strip()
+    too_long = work(call.replace(', profile="python-component"', ""))
+    assert "profile 'default' allows 1048576; 'python-component' would take it" in too_long.stderr
     task_id = me("task", "add", "Count again", "--payload", '{"text": "one three five"}', "-q").out.strip()
-    done = work(module)
+    done = work(call)
     assert done.returncode == 0, done
     result = me("task", "show", task_id, "--json").data["task"]["result"]
     assert result == {"words": 3, "longest": "three"}, json.dumps(result)

@@ -143,6 +143,25 @@ def test_module_is_refused_by_its_first_bytes() -> None:
             rules.check_module(head, 8, _contract(), profile)
 
 
+def test_module_that_is_too_long_is_told_which_profiles_would_take_it() -> None:
+    """Each profile that is large enough is named with who may use it; without one an operator could make one."""
+    profiles = {
+        "default": CompileProfile(module_bytes=1024, everybody=True),
+        "huge": CompileProfile(module_bytes=4096),
+        "large": CompileProfile(module_bytes=2048, everybody=True),
+    }
+
+    def changes(size: int) -> list[tuple[str, str]]:
+        with pytest.raises(LimitExceeded) as refused:
+            rules.check_module(b"\0asm\1\0\0\0", size, _contract(), profiles["default"], profiles)
+        return [(change["by"], change["what"]) for change in refused.value.would_change]
+
+    huge = ("self", 'profile="huge" takes 4096 bytes; operators and chassis.profiles.huge.uids may use it')
+    assert changes(2048) == [huge, ("self", 'profile="large" takes 2048 bytes; everybody may use it')]
+    assert changes(2049) == [huge]
+    assert changes(4097) == [("operator", "a larger compile profile")]
+
+
 _JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda children: st.lists(children, max_size=5) | st.dictionaries(st.text(), children, max_size=5),

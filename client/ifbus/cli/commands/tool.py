@@ -10,7 +10,7 @@ from ifbus.errors import Usage
 
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="a Python file that defines run(...)")
+    parser.add_argument("source", metavar="SOURCE", help="a Python file that defines run(input: dict) -> dict")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="where to write it; default: the source's name with .wasm"
     )
@@ -38,12 +38,18 @@ def _build(invocation: Invocation) -> Outcome:
     )
 
 
+def _call(data: Data) -> str:
+    import json
+
+    return f'task.execute({json.dumps(data["output"])}, input={{...}}, profile="{data["profile"]}")'
+
+
 def render_built(data: Data, view: View) -> list[str]:
     """Where it is, how large, by which name the chassis will know it, and how a worker runs it."""
     built = [f"{data['output']} built in {span(data['build_ms'])}", f"{data['bytes'] / 1_000_000:.1f} MB"]
     return [
         *fields([*built, f"sha256 {data['sha256']}"], view),
-        f"  next, in a worker: task.execute({data['output']!r}, input=..., profile={data['profile']!r})",
+        f"  next, in a worker: {_call(data)}",
     ]
 
 
