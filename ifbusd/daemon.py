@@ -6,6 +6,7 @@ Stop: the other way round, so that nothing loses what it stands on while a reque
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -197,6 +198,10 @@ async def serve(
                         await serving.start(server.run, listener)
                         if (interval_s := notifier.watchdog_interval_s()) is not None:
                             nursery.start_soon(_feed_watchdog, notifier, store, interval_s)
+                        # What was made so far lives as long as the daemon: looking through it again and again would hold
+                        # the loop up for milliseconds.
+                        gc.collect()
+                        gc.freeze()
                         on_ready(
                             Ready(
                                 socket=where,

@@ -405,7 +405,7 @@ def detect_blocker(
 def resolve_blocker(
     blocker_id: str, *, swarm_id: str | None = None, note: str | None = None, **options: Unpack[Options]
 ) -> Call[BlockerAlert]:
-    """End a blocker; its task is ready again. For its reporter, its helpers, orchestrators and operators; twice is fine."""
+    """End a blocker; its task is ready again. For its reporter's user, its helpers and operators."""
     params = _given(blocker_id=blocker_id, swarm_id=swarm_id, note=note)
     return Call("coordinator.resolve_blocker", params, _blocker, options)
 

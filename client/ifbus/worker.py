@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from ifbus import calls, lease
 from ifbus.errors import ConnectionFailed, IdempotencyConflict, IfbusError, LeaseLost, Momentary, StaleToken
 from ifbus.lease import Tenure
@@ -186,6 +188,9 @@ def registration_steps(
         )
     )
     tenure = Tenure(swarm_id, lease_ms=registration.lease_ms, sent_s=sent_s, pid=os.getpid())
+    taken_up = []
     for claim in registration.claims:
         tenure.hold(claim.handle, sent_s)
-    return registration, tenure
+        # Many claims do not fit into one answer with all that their tasks say, so a resumed one may have been cut short.
+        taken_up.append(attrs.evolve(claim, task=(yield from ask(calls.get_task(claim.task_id)))))
+    return attrs.evolve(registration, claims=tuple(taken_up)), tenure

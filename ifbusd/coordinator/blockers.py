@@ -105,10 +105,11 @@ class Blockers(Core):
             blocker = BlockerRecord.from_bytes(stored)
             if swarm_id:
                 await self._governor.require_owner(tx, caller, swarm_id)
-            may = {blocker.swarm_id, *blocker.helpers, *self._governor.orchestrators()}
+            # Anybody may register as an orchestrator, to hear: that alone gives no say over another user's work.
+            may = {blocker.swarm_id, *blocker.helpers}
             if not (caller.is_operator or swarm_id in may or caller.uid == blocker.uid):
                 raise PermissionDenied(
-                    f"cannot resolve {blocker_id}: that is for {blocker.swarm_id}, its helpers, orchestrators and operators",
+                    f"cannot resolve {blocker_id}: that is for {blocker.swarm_id}, its user, its helpers and operators",
                     data={"blocker_id": blocker_id, "uid": caller.uid, "may": sorted(may)[:20]},
                     would_change=[{"by": "other", "what": "one of these resolves it, or an operator"}],
                 )

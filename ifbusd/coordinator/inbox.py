@@ -55,6 +55,8 @@ class Inbox(Core):
                 if there is not None:
                     return {"seq": there.create_revision}
             elif task.route:
+                if not caller.is_operator and caller.uid != task.uid:
+                    await self._governor.require_owner(tx, caller, task.route)  # nobody else takes its letter away
                 tx.delete(f"{INBOX}{task.route}/{name}")
             self._require_may_send(caller.uid, f"push {task_id} to {swarm_id}")
             waiting, allowed = self.board.mail.waiting(swarm_id), self._config.inbox_messages

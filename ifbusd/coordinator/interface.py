@@ -240,6 +240,7 @@ class Coordinator(Protocol):
 
         Raises:
             not_found, not_ready, not_qualified, breaker_tripped, budget_exceeded: A push never reaches a swarm that could not claim it.
+            permission_denied: It lies in another user's inbox already: only that user, the task's creator and operators take it away.
             limit_exceeded: The inbox is full.
         """
         ...
@@ -281,7 +282,7 @@ class Coordinator(Protocol):
         ...
 
     async def resolve_blocker(self, caller: Caller, blocker_id: str, *, swarm_id: str = "", note: str = "") -> Answer:
-        """End a blocker; its task is ready again. For its reporter, its helpers, orchestrators and operators.
+        """End a blocker; its task is ready again. For its reporter's user, its helpers and operators.
 
         Answers ``{"blocker": BlockerAlert, "receipt": ...}``.
 

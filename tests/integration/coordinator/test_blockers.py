@@ -62,16 +62,19 @@ async def test_a_task_given_back_waits_for_its_blocker(world: World) -> None:
 
 
 async def test_resolving_is_for_those_concerned(world: World) -> None:
-    """A stranger is refused with who may; a helper, an orchestrator and an operator may; once it is resolved there is none."""
+    """A stranger is refused with who may, an orchestrator among them; a helper, the user and an operator may, once."""
     await world.swarm("docs")
     await world.swarm("gpu", "gpu:cuda", uid=2001)
     await world.swarm("boss", uid=2002, orchestrator=True)
-    for caller, swarm_id in ((world.caller(2001), "gpu"), (world.caller(2002), "boss"), (world.caller(0), "")):
+    await world.swarm("own-boss", orchestrator=True)
+    for caller, swarm_id in ((world.caller(2001), "gpu"), (world.me, "own-boss"), (world.caller(0), "")):
         answer = await world.it.detect_blocker(world.me, "docs", {"reason": "stuck", "needs": ["gpu:cuda"]})
         blocker_id = answer["blocker"]["blocker_id"]
         with pytest.raises(PermissionDenied) as refused:
             await world.it.resolve_blocker(world.caller(STRANGER), blocker_id)
-        assert set(refused.value.data["may"]) == {"docs", "gpu", "boss"}
+        assert set(refused.value.data["may"]) == {"docs", "gpu"}
+        with pytest.raises(PermissionDenied):  # anybody can call itself an orchestrator
+            await world.it.resolve_blocker(world.caller(2002), blocker_id, swarm_id="boss")
         with pytest.raises(PermissionDenied):
             await world.it.resolve_blocker(world.caller(STRANGER), blocker_id, swarm_id="gpu")
         await world.it.resolve_blocker(caller, blocker_id, swarm_id=swarm_id)

@@ -6,10 +6,18 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ifbus.errors import BreakerTripped, InvalidRequest, LimitExceeded, NotFound, NotQualified, NotReady
+from ifbus.errors import (
+    BreakerTripped,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    NotQualified,
+    NotReady,
+    PermissionDenied,
+)
 from ifbus.models import InboxMessage
 from ifbusd.coordinator.model import CoordinatorConfig
-from tests.integration.coordinator.world import Connection, World, open_world
+from tests.integration.coordinator.world import STRANGER, Connection, World, open_world
 
 
 async def test_a_push_lands_in_the_inbox_and_is_heard(world: World) -> None:
@@ -25,6 +33,19 @@ async def test_a_push_lands_in_the_inbox_and_is_heard(world: World) -> None:
     assert (message.seq, message.kind, message.body["task_id"]) == (answer["seq"], "task", "T-1")
     assert connection.of("inbox") == [{**letter, "swarm_id": "docs"}]
     assert (await world.show("T-1"))["route"] == "docs"
+
+
+async def test_a_stranger_takes_no_letter_away(world: World) -> None:
+    """What lies in another user's inbox is pushed elsewhere by that user, the task's creator and operators only."""
+    await world.swarm("docs")
+    await world.swarm("thief", uid=STRANGER)
+    await world.task("T-1")
+    await world.it.push_task_to_swarm(world.me, "T-1", "docs")
+    with pytest.raises(PermissionDenied):
+        await world.it.push_task_to_swarm(world.caller(STRANGER), "T-1", "thief")
+    assert len(await world.inbox("docs")) == 1
+    await world.it.push_task_to_swarm(world.caller(0), "T-1", "thief")
+    assert await world.inbox("docs") == []
 
 
 async def test_a_push_is_withdrawn_when_somebody_claims_the_task(world: World) -> None:
