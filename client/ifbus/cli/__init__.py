@@ -80,7 +80,8 @@ def _carry_out(command: Command, rest: list[str], wants_json: bool) -> int:
     except SystemExit:
         return 0  # --help has printed itself
     invocation = Invocation(command, args, make_view(args.color), rest)
-    invocation = Invocation(command, args, invocation.view._replace(swarm=invocation.swarm), rest)
+    view = invocation.view._replace(swarm=invocation.swarm, swarm_flag=invocation.swarm_flag)
+    invocation = Invocation(command, args, view, rest)
     try:
         outcome = command.run(invocation)
         _report(invocation, outcome)
@@ -146,6 +147,7 @@ def _report_error(error: IfbusError, wants_json: bool, invocation: Invocation | 
     if invocation is not None:
         error.data.setdefault("command", invocation.command.words)
         error.data.setdefault("typed", invocation.typed)
+        output.repeat_swarm(error, invocation.view.swarm_flag)
         if isinstance(error, NotFound) and invocation.swarm:
             error.data.setdefault("swarm_id", invocation.swarm)
     document = output.envelope_of_error(error, attention)

@@ -114,7 +114,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
             flag = unknown[0].split("=")[0]
-            close = grammar.nearest(flag, options) if flag.startswith("-") else None
+            close = grammar.nearest_option(flag, options) if flag.startswith("--") else None
             self.error(f"no `{unknown[0]:.64}` here" + (f"; nearest: `{close}`" if close else ""))
         return args
 
@@ -172,6 +172,16 @@ class Invocation:
         return getattr(self.args, "swarm", None) or os.environ.get("IFBUS_SWARM") or None
 
     @property
+    def swarm_flag(self) -> str:
+        """`` --swarm NAME`` if the command itself said so, to be repeated in what is typed next; else ``""``."""
+        given = getattr(self.args, "swarm", None)
+        if not given:
+            return ""
+        import shlex
+
+        return f" --swarm {shlex.quote(given)}"
+
+    @property
     def typed(self) -> str:
         """The command as it was typed, without ``ifbus`` and a key, to be typed again; a long one is cut, and says so."""
         import shlex
@@ -210,9 +220,12 @@ class Invocation:
             Usage: The caller did not say; nothing is guessed.
         """
         if self.swarm is None:
+            example = self.command.examples[0]
+            if "--swarm" not in example:
+                example += " --swarm NAME"
             raise Usage(
                 f"`{self.command.words}` acts for a swarm: say which",
-                data={"command": self.command.words, "example": f"{self.command.examples[0]} --swarm NAME"},
+                data={"command": self.command.words, "example": example},
             )
         return self.swarm
 

@@ -143,6 +143,15 @@ def nearest(word: str, words: list[str]) -> str | None:
     return found[0] if found else None
 
 
+def nearest_option(flag: str, options: list[str]) -> str | None:
+    """The long option that was probably meant: close without the dashes, which all have in common."""
+    import difflib
+
+    names = [option.removeprefix("--") for option in options if option.startswith("--")]
+    found = difflib.get_close_matches(flag.removeprefix("--")[:64].lower(), names, n=1, cutoff=0.7)
+    return f"--{found[0]}" if found else None
+
+
 def _unknown_noun(words: list[str]) -> Usage:
     word = words[0]
     meant = _MEANS.get(word, word)

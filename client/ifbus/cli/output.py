@@ -6,7 +6,7 @@ from typing import Any
 
 from ifbus.cli.command import Command, Data, Outcome
 from ifbus.cli.text import View, cell, fields, one_line, span, table
-from ifbus.errors import ConnectionFailed, IfbusError, InvalidParams, Refused
+from ifbus.errors import ConnectionFailed, IfbusError, InvalidParams, Refused, Usage
 
 ENVELOPE_VERSION = 1
 # What an agent pays for reading a refusal (UX 4); what does not fit is counted and stands in --json.
@@ -40,6 +40,30 @@ def envelope_of_error(error: IfbusError, attention: list[Data]) -> Data:
         },
         "attention": attention,
     }
+
+
+def repeat_swarm(error: IfbusError, flag: str) -> None:
+    """Let every command that the error suggests act for the swarm that the refused one named by a flag."""
+    for change in error.would_change:
+        if "call" in change:
+            change["call"] = for_swarm(change["call"], flag)
+    for holder, name in ((error.data.get("instead"), "call"), (error.data, "example")):
+        if holder and name in holder:
+            holder[name] = for_swarm(holder[name], flag)
+
+
+def for_swarm(call: str, flag: str) -> str:
+    """The same call with the flag ``--swarm NAME``, if it is a command of ours that acts for a swarm and names none."""
+    words = call.split()
+    if not flag or words[:1] != ["ifbus"] or "--swarm" in words:
+        return call
+    from ifbus.cli import grammar, load
+
+    try:
+        command, _ = grammar.resolve(words[1:])
+    except Usage:
+        return call  # text of a newer daemon
+    return call + flag if command[0] != "demo" and load(command).acts else call
 
 
 def to_json(document: Data) -> str:
@@ -138,7 +162,7 @@ def render_error(error: IfbusError, view: View, *, subject: str = "") -> list[st
         calls = remedies(error.code, error.data)
         if "key" not in error.data:
             calls = [call.replace(" --key KEY", "") for call in calls]  # a question, safe to repeat as it is
-        line = f"  try: {' | '.join(calls)}"
+        line = f"  try: {' | '.join(for_swarm(call, view.swarm_flag) for call in calls)}"
         lines += [line] if calls and _size([*lines, line]) <= _MAX_REFUSAL_BYTES else []
     return lines
 

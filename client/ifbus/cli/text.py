@@ -23,12 +23,14 @@ class View(NamedTuple):
         width: Columns to wrap at; None never wraps (no terminal).
         color: Whether states get a colour.
         swarm: The swarm that this caller acts for, if it said so.
+        swarm_flag: `` --swarm NAME`` where it said so in the command itself: what it types next must say so again.
     """
 
     now_ms: int
     width: int | None = None
     color: bool = False
     swarm: str | None = None
+    swarm_flag: str = ""
 
     def state(self, word: str) -> str:
         """The word, coloured by what it means."""

@@ -219,6 +219,17 @@ def test_attention_ends_the_answer(me: Shell) -> None:
     assert "!" not in me("task", "progress", handle, "10").out
 
 
+def test_what_a_claim_suggests_works_for_a_swarm_named_by_a_flag(me: Shell, shell: Shell) -> None:
+    """Without IFBUS_SWARM the follow-ups of a claim repeat the flag, and work as printed."""
+    task_id = me.new_task("flagged", "--need", "docs:writing")
+    claimed = shell("task", "claim", task_id, "--swarm", str(me.swarm))
+    progress, complete, blocked = claimed.out.split("next: ")[1].strip().split(" | ")
+    assert shell.type(progress).exit == 0
+    assert blocked.endswith(f' "why" --swarm {me.swarm}')
+    assert shell.type(complete.replace("JSON", "1")).exit == 0
+    assert "--swarm" not in me("task", "claim", me.new_task("named", "--need", "docs:writing")).out
+
+
 def test_answers_stay_under_their_ceilings(me: Shell) -> None:
     """What an agent pays for: next 400 bytes, a refusal 500, status 900, guide 2 KiB."""
     me.new_task("A title of the usual length, as people write them", "--need", "docs:writing", "--priority", "100")

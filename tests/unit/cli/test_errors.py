@@ -95,6 +95,58 @@ def test_a_lost_claim_reads_as_in_the_spec() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("call", "repeated"),
+    [
+        ("ifbus task claim T-7 --wait 10m", "ifbus task claim T-7 --wait 10m --swarm bob"),
+        ("ifbus task next", "ifbus task next --swarm bob"),
+        ("ifbus task next --swarm ann", "ifbus task next --swarm ann"),
+        ("ifbus task show T-7", "ifbus task show T-7"),
+        ("ifbus run --swarm ann -- bash", "ifbus run --swarm ann -- bash"),
+        ("ifbus demo", "ifbus demo"),
+        ("ifbus moon phase", "ifbus moon phase"),
+        ("pip install ifbus", "pip install ifbus"),
+    ],
+)
+def test_what_is_suggested_acts_for_the_swarm_of_the_flag(call: str, repeated: str) -> None:
+    """A follow-up repeats ``--swarm`` where its command takes it, in text and JSON, so that it works as printed."""
+    error = errors.AlreadyClaimed(
+        "held",
+        data={"instead": {"what": "x", "call": call}, "example": call},
+        would_change=[{"by": "other", "what": "y", "call": call}],
+    )
+    output.repeat_swarm(error, " --swarm bob")
+    assert error.would_change[0]["call"] == repeated
+    assert error.data["instead"]["call"] == repeated
+    assert error.data["example"] == repeated
+    assert output.for_swarm(call, "") == call
+
+
+def test_a_catalogue_remedy_repeats_the_flag() -> None:
+    """The remedies that every error of a code has act for the same swarm, too."""
+    lines = output.render_error(errors.LeaseLost("gone"), VIEW._replace(swarm_flag=" --swarm bob"))
+    assert lines[-1] == "  try: ifbus task next --swarm bob"
+
+
+def test_run_without_a_name_shows_the_flag_before_the_dashes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is behind ``--`` is the program's; the name belongs before it."""
+    monkeypatch.delenv("IFBUS_SWARM", raising=False)
+    assert main(["run", "--", "true"]) == 2
+    example = capsys.readouterr().err.split("example: ")[1]
+    assert example.index("--swarm") < example.index(" -- ")
+    assert example.count("--swarm") == 1
+
+
+def test_a_state_directory_that_is_not_there_is_not_answered_with_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    """The remedy of a missing file names a directory, no task."""
+    assert main(["witness", "verify", "--state", "/nosuch"]) == 4
+    err = capsys.readouterr().err
+    assert "example: ifbus witness verify --state /var/lib/ifbusd" in err
+    assert "task" not in err
+
+
 def test_a_large_refusal_stays_under_its_ceiling() -> None:
     """A refusal has at most 500 bytes, and says what it left out."""
     error = errors.NotQualified(

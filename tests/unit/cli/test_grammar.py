@@ -116,3 +116,12 @@ def test_an_unknown_option_gets_the_nearest() -> None:
     """A misspelt option is refused with the one that exists."""
     with pytest.raises(Usage, match="no `--jsno` here; nearest: `--json`"):
         make_parser(load(("task", "ls"))).parse(["--jsno"])
+
+
+@pytest.mark.parametrize("flag", ["--mine", "--name", "--all", "-x", "--" + "x" * 10_000])
+def test_a_far_fetched_option_is_not_suggested(flag: str) -> None:
+    """What resembles no option gets the example alone."""
+    with pytest.raises(Usage, match="no `-") as caught:
+        make_parser(load(("task", "ls"))).parse([flag])
+    assert "nearest" not in caught.value.message
+    assert caught.value.data["example"].startswith("ifbus task ls")

@@ -90,10 +90,14 @@ def render_claim(data: Data, view: View) -> list[str]:
         lease = f"lease {span(claim['lease_ms'])} of its own, renewed by each progress"
     reserved = claim.get("reserved_usd")
     more = f"  read: ifbus task show {claim['task_id']}" if task.get("description") or task.get("payload") else ""
+    following = " | ".join(
+        f"ifbus task {call}{view.swarm_flag}"
+        for call in (f'progress {handle} 50 "half"', f"complete {handle} --result JSON", f'blocked {handle} "why"')
+    )
     return [
         *fields([f"{handle} claimed: {one_line(task['title'], 100)}", lease, f"{reserved} USD reserved" if reserved else ""], view),
         *([more] if more else []),
-        f'  next: ifbus task progress {handle} 50 "half" | ifbus task complete {handle} --result JSON | ifbus task blocked {handle} "why"',
+        f"  next: {following}",
     ]  # fmt: skip
 
 

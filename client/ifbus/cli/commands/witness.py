@@ -8,7 +8,7 @@ from pathlib import Path
 from ifbus.cli.command import Command, Data, Invocation, Outcome
 from ifbus.cli.exits import DONE, FOUND_SOMETHING
 from ifbus.cli.text import View, cell, fields, one_line, plural, table
-from ifbus.errors import Usage
+from ifbus.errors import NotFound, Usage
 
 # The daemon's store within its state directory; keep in step with ifbusd.daemon.DATABASE.
 _DATABASE = "ifbusd.db"
@@ -98,7 +98,11 @@ def _verify_offline(state: str, receipt: str | None) -> Data:
             f"cannot read the files of a daemon: its package is not installed ({error})",
             would_change=[{"by": "self", "what": "install it", "call": "pip install 'ifbus[daemon]'"}],
         ) from error
-    answer: Data = verify_file(path, receipt=receipt or "")
+    try:
+        answer: Data = verify_file(path, receipt=receipt or "")
+    except NotFound as error:
+        error.data["example"] = "ifbus witness verify --state /var/lib/ifbusd"
+        raise
     return answer
 
 
