@@ -46,9 +46,9 @@ class Chassis(Protocol):
             ``complete``.
 
         Raises:
-            InvalidParams: Figures that do not fit together.
-            InvalidModule: What came has another SHA-256; the upload starts again.
-            LimitExceeded: ``blob_bytes_per_uid``, ``blob_bytes`` or ``blob_files_per_uid``.
+            invalid_params: Figures that do not fit together.
+            invalid_module: What came has another SHA-256; the upload starts again.
+            limit_exceeded: ``blob_bytes_per_uid``, ``blob_bytes`` or ``blob_files_per_uid``.
         """
         ...
 
@@ -65,13 +65,13 @@ class Chassis(Protocol):
             ``swarm_id``, ``module_sha256``, ``kind``, ``layers`` (what locks the worker down) and the ``receipt``.
 
         Raises:
-            NotFound: No such swarm, compile profile, or module among the caller's uploads.
-            PermissionDenied: Not the caller's swarm, or not their profile.
-            InvalidParams: A limit beyond the host's policy.
-            InvalidModule: Not WebAssembly, of another kind, without the export, or with imports that are not offered.
-            CompileLimit: Compiling took more than the profile allows.
-            LimitExceeded: Longer than the profile allows (``module_bytes``), or too many modules (``modules``).
-            Overloaded, Unavailable: Try again.
+            not_found: No such swarm, compile profile, or module among the caller's uploads.
+            permission_denied: Not the caller's swarm, or not their profile.
+            invalid_params: A limit beyond the host's policy.
+            invalid_module: Not WebAssembly, of another kind, without the export, or with imports that are not offered.
+            compile_limit: Compiling took more than the profile allows.
+            limit_exceeded: Longer than the profile allows (``module_bytes``), or too many modules (``modules``).
+            overloaded, unavailable: Try again.
         """
         ...
 
@@ -96,13 +96,13 @@ class Chassis(Protocol):
             A `ifbus.models.Execution` as a map, and the ``receipt``.
 
         Raises:
-            LimitExceeded: ``data["limit"]`` is ``calls_per_s`` (with ``retry_after_ms``), ``wall_ms``, ``cpu_ms``,
+            limit_exceeded: ``data["limit"]`` is ``calls_per_s`` (with ``retry_after_ms``), ``wall_ms``, ``cpu_ms``,
                 ``memory_bytes`` or ``output_bytes``, with ``used`` and ``allowed``.
-            GuestFailed: It trapped, failed, or gave no JSON; ``data["stderr"]`` has the start of what it said.
-            InvalidParams: The input does not fit.
-            NotFound, PermissionDenied, NotOwner, StaleToken: Swarm, module or claim.
-            BreakerTripped: The swarm is stopped; also if that happened while it ran.
-            Overloaded, Unavailable: Try again.
+            guest_failed: It trapped, failed, or gave no JSON; ``data["stderr"]`` has the start of what it said.
+            invalid_params: The input does not fit.
+            not_found, permission_denied, not_owner, stale_token: Swarm, module or claim.
+            breaker_tripped: The swarm is stopped; also if that happened while it ran.
+            overloaded, unavailable: Try again.
         """
         ...
 
@@ -113,7 +113,7 @@ class Chassis(Protocol):
             ``swarm_id``, ``unloaded`` (their SHA-256s, maybe none) and the ``receipt``.
 
         Raises:
-            NotFound, PermissionDenied: Swarm.
+            not_found, permission_denied: Swarm.
         """
         ...
 

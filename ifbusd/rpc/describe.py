@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
+import attrs
+
+from ifbus import models
 from ifbusd.rpc.methods import ROWS, Role, Row, Waits, unknown_method
 from ifbusd.rpc.signature import Parameter, Signature
 
@@ -71,6 +77,11 @@ of requests may be under way; answers come in any order.
   connection.
 """
 
+_ABOUT_VALUES = """\
+The maps that the methods above take and give. A key whose value is nil is left out; keys that a reader does not know are to be
+ignored.
+"""
+
 
 def page() -> str:
     """docs/protocol.md as it should be."""
@@ -80,7 +91,70 @@ def page() -> str:
             component = row.name.partition(".")[0]
             parts.append(f"\n## {component}\n")
         parts.append(_section(row))
+    return "".join([*parts, _values()])
+
+
+# In the order of the page: what a reader of the methods meets first.
+_VALUES: Final[tuple[type[models.Model], ...]] = (
+    models.Task,
+    models.TaskClaim,
+    models.Receipt,
+    models.SwarmProfile,
+    models.CapabilityMatch,
+    models.BudgetReport,
+    models.InboxMessage,
+    models.BlockerAlert,
+    models.TaskBroadcast,
+    models.ServiceContract,
+    models.ResourceLimits,
+    models.SLODefinition,
+    models.Execution,
+)
+_WIRE_TYPES: Final = {
+    str: "string", int: "integer", float: "number", bool: "boolean", dict: "map", tuple: "list", Any: "any",
+    Decimal: "amount of dollars", NoneType: "nil",
+}  # fmt: skip
+
+
+def _values() -> str:
+    """The maps that methods take and give, a table each."""
+    parts = ["\n## Values\n\n", _ABOUT_VALUES]
+    for model in _VALUES:
+        doc = inspect.getdoc(model) or ""
+        meanings = meanings_of(doc)
+        hints = get_type_hints(model)
+        parts.append(
+            f"\n### `{model.__name__}`\n\n{doc.partition(chr(10))[0]}\n\n| key | type | meaning |\n|---|---|---|\n"
+        )
+        for field in attrs.fields(model):
+            meaning = meanings.get(field.name, "").replace("``", "`").replace("|", "\\|")
+            parts.append(f"| `{field.name}` | {_wire_type(hints[field.name])} | {meaning} |\n")
     return "".join(parts)
+
+
+def _wire_type(hint: Any) -> str:
+    if isinstance(hint, UnionType):
+        return " or ".join(map(_wire_type, get_args(hint)))
+    plain = get_origin(hint) or hint
+    if plain is tuple and get_args(hint)[0] is not Any:
+        return f"list of {_wire_type(get_args(hint)[0])}"
+    return _WIRE_TYPES.get(plain) or f"`{plain.__name__}`"
+
+
+def meanings_of(doc: str) -> dict[str, str]:
+    """What a class's docstring says of each name under ``Attributes:``."""
+    section = doc.partition("Attributes:\n")[2]
+    meanings: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        if found := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line):
+            names = found[1].split(", ")
+            meanings.update(dict.fromkeys(names, found[2]))
+        elif line.startswith(" " * 8):
+            meanings.update((name, f"{meanings[name]} {line.strip()}") for name in names)
+        else:
+            break
+    return meanings
 
 
 def _section(row: Row) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
+import attrs
 import msgpack
 
+from ifbus import models
 from ifbusd.chassis.interface import Chassis
 from ifbusd.coordinator.interface import Coordinator
 from ifbusd.governor.interface import Governor
 from ifbusd.optimise.interface import Optimise
 from ifbusd.rpc.daemon_methods import DaemonMethods
-from ifbusd.rpc.describe import PAGE, describe, page
+from ifbusd.rpc.describe import PAGE, describe, meanings_of, page
 from ifbusd.rpc.methods import ROWS
 from ifbusd.witness.interface import Witness
 
@@ -20,6 +23,25 @@ from ifbusd.witness.interface import Witness
 def test_the_page_is_not_stale() -> None:
     """docs/protocol.md is what `python -m ifbusd.rpc.describe` would write now."""
     assert (Path(__file__).parents[3] / PAGE).read_text() == page()
+
+
+def test_every_value_that_the_page_names_is_defined_on_it() -> None:
+    """Who reads ``Task`` or ``Receipt`` finds its keys, and every attribute that a class explains is in its table."""
+    text = page()
+    for name in ("Task", "TaskClaim", "Receipt", "SwarmProfile", "CapabilityMatch", "BudgetReport", "InboxMessage",
+                 "BlockerAlert", "TaskBroadcast", "ServiceContract", "ResourceLimits", "SLODefinition", "Execution"):  # fmt: skip
+        model = getattr(models, name)
+        table = text.partition(f"\n### `{name}`\n")[2].partition("\n### ")[0]
+        keys = [field.name for field in attrs.fields(model)]
+        assert [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")] == keys
+        assert set(meanings_of(inspect.getdoc(model) or "")) <= set(keys)
+
+
+def test_errors_are_named_as_on_the_wire() -> None:
+    """What a method raises is told by its code: a caller never sees the classes."""
+    for row in ROWS:
+        raises = (inspect.getdoc(row.does) or "").partition("Raises:\n")[2]
+        assert not re.search(r"^    (?:\w+, )*[A-Z]\w*(?:, \w+)*:", raises, re.MULTILINE), row.name
 
 
 def test_every_method_of_every_interface_has_a_row() -> None:
