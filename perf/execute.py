@@ -55,6 +55,9 @@ class Everybody:
     async def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
         """Always."""
 
+    async def require_running(self, tx: Tx, swarm_id: str) -> None:
+        """Always."""
+
     async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> None:
         """Always."""
 
