@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _configuration(arguments) as config:
             if arguments.check_config:
+                _check_group(config, arguments)
                 print(f"{arguments.config or 'defaults'}: ok")
                 return STOPPED
             return _run(config, arguments)
@@ -63,6 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for sentence in sentences:
             print(f"ifbusd: {sentence}", file=sys.stderr)
         return WRONG_CONFIG if any(isinstance(reason, ConfigInvalid) for reason in reasons) else FAILED
+
+
+def _check_group(config: Config, arguments: argparse.Namespace) -> None:
+    """Say that the socket's group is missing; no mistake in the file, and none at all where systemd passes the socket."""
+    if arguments.dev:
+        return
+    try:
+        config.daemon.socket_gid()
+    except ConfigInvalid as error:
+        print(f"{error.message} (a socket that systemd passes has its own)")
 
 
 def _parser() -> argparse.ArgumentParser:

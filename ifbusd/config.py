@@ -30,6 +30,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 DEFAULT_FILE: Final = Path("/etc/ifbusd/ifbusd.toml")
 # sun_path of a Unix socket is 108 bytes with its NUL; a longer path fails in bind with a bare "path too long".
 MAX_SOCKET_PATH_BYTES: Final = 107
+_LEAST_MODE: Final = 0o600
+_MOST_MODE: Final = 0o777
 # Far above any real file; a larger one is something else, such as a device or a log.
 MAX_FILE_BYTES: Final = 1024 * 1024
 # A file of another kind has one problem, not thousands.
@@ -39,6 +41,12 @@ MAX_PROBLEMS: Final = 50
 def _fits_a_socket_address(_: object, __: object, value: Path) -> None:
     if len(os.fsencode(value)) > MAX_SOCKET_PATH_BYTES:
         raise ValueError(f"expected a path of at most {MAX_SOCKET_PATH_BYTES} bytes, got {len(os.fsencode(value))}")
+
+
+def _permissions(_: object, __: object, value: int) -> None:
+    # Before the bounds below, which would say them in decimal: `socket_mode = 660` is how one gets here.
+    if not _LEAST_MODE <= value <= _MOST_MODE:
+        raise ValueError(f"expected octal permissions, {_LEAST_MODE:#o} to {_MOST_MODE:#o}, got {value:#o} ({value})")
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +70,7 @@ class DaemonConfig:
     state_dir: Path = Path("/var/lib/ifbusd")
     socket: Path = attrs.field(default=Path("/run/ifbusd/ifbusd.sock"), validator=_fits_a_socket_address)
     socket_group: str = "ifbus"
-    socket_mode: int = attrs.field(default=0o660, validator=and_(ge(0o600), le(0o777)))
+    socket_mode: int = attrs.field(default=0o660, validator=and_(_permissions, ge(_LEAST_MODE), le(_MOST_MODE)))
     grace_ms: int = attrs.field(default=5_000, validator=and_(ge(0), le(60_000)))
     log_format: LogFormat = "auto"
     log_level: LogLevel = "info"

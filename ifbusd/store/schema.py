@@ -9,6 +9,7 @@ because a failing disk would then be a SIGBUS; checkpoints only when the store a
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
@@ -79,7 +80,7 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
         raise StoreFailed(f"cannot open {path}: another process has it open") from error
     except apsw.Error as error:
         connection.close()
-        raise StoreFailed(f"cannot open {path}: {describe(error)}") from error
+        raise StoreFailed(f"cannot open {path}: {describe(error)}{_next_step(error, path)}") from error
     except BaseException:
         connection.close()
         raise
@@ -95,6 +96,17 @@ def describe(error: apsw.Error) -> str:
         return f"the database is damaged: {error}"
     name = apsw.mapping_extended_result_codes.get(code)
     return f"{error} ({name})" if name else str(error)
+
+
+def _next_step(error: apsw.Error, path: Path) -> str:
+    is_damage = getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA or isinstance(
+        error, apsw.CorruptError | apsw.NotADBError
+    )
+    return _see_what_is_damaged(path) if is_damage else ""
+
+
+def _see_what_is_damaged(path: Path) -> str:
+    return f"; what of it: ifbus witness verify --state {shlex.quote(str(path.parent))}"
 
 
 def register_checksums() -> None:
@@ -148,13 +160,15 @@ def _check(connection: apsw.Connection, path: Path) -> None:
     if path.stat().st_size <= _QUICK_CHECK_BYTES:
         found = connection.execute("pragma quick_check(1)").get
         if found != "ok":
-            raise StoreFailed(f"cannot open {path}: the database is damaged ({found})")
+            raise StoreFailed(f"cannot open {path}: the database is damaged ({found}){_see_what_is_damaged(path)}")
     if connection.execute("select count(*) from state").get != 1:
-        raise StoreFailed(f"cannot open {path}: the database is damaged (no state row)")
+        raise StoreFailed(f"cannot open {path}: the database is damaged (no state row){_see_what_is_damaged(path)}")
     last: list[Any] = connection.execute("select * from log order by seq desc limit 2").fetchall()
     if last:
         seq, revision, at_ms, record, digest = last[0]
         previous = last[1][4] if len(last) > 1 else GENESIS
         whole = seq == 1 or (len(last) > 1 and last[1][0] == seq - 1)
         if not whole or entry_hash(previous, seq, revision, at_ms, record) != digest:
-            raise StoreFailed(f"cannot open {path}: entry {seq} of the witness log does not match its chain")
+            raise StoreFailed(
+                f"cannot open {path}: entry {seq} of the witness log does not match its chain{_see_what_is_damaged(path)}"
+            )

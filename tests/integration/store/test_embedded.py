@@ -219,8 +219,10 @@ async def test_a_database_that_is_not_ours_is_refused(tmp_path: Path, change: st
     editor = apsw.Connection(str(tmp_path / "ifbusd.db"), vfs="cksmvfs")
     editor.execute(change)
     editor.close()
-    with pytest.raises(StoreFailed, match=words):
+    with pytest.raises(StoreFailed, match=words) as refused:
         open_store(tmp_path)
+    is_damage = change.startswith(("update", "delete"))
+    assert refused.value.message.endswith(f"; what of it: ifbus witness verify --state {tmp_path}") is is_damage
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
@@ -228,7 +230,9 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreFailed, match=r"none/ifbusd\.db"):
         open_store(tmp_path / "none")
     (tmp_path / "ifbusd.db").write_text("no database, but long enough to be taken for one\n" * 100)
-    with pytest.raises(StoreFailed, match=r"ifbusd.db: the database is damaged"):
+    with pytest.raises(
+        StoreFailed, match=r"ifbusd.db: the database is damaged.*; what of it: ifbus witness verify --state /"
+    ):
         open_store(tmp_path)
 
 

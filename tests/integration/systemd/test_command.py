@@ -37,6 +37,22 @@ def test_a_right_configuration_is_confirmed() -> None:
     assert done.stdout.endswith("ifbusd.toml: ok\n")
 
 
+def test_a_missing_group_of_the_socket_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default group may be missing on this host: the check names it and how to make it, and the file is still right."""
+    file = tmp_path / "ifbusd.toml"
+    file.write_text("")
+    monkeypatch.setattr("ifbusd.config._group_ids", lambda: {"root": 0})
+    assert main(["--check-config", "--config", str(file)]) == 0
+    said, verdict = capsys.readouterr().out.splitlines()
+    assert "group ifbus: this host has none; groupadd --system ifbus" in said
+    assert verdict == f"{file}: ok"
+    monkeypatch.setattr("ifbusd.config._group_ids", lambda: {"ifbus": 7})
+    assert main(["--check-config", "--config", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: ok\n"
+
+
 @pytest.mark.parametrize("check", [["--check-config"], []], ids=["check", "start"])
 def test_a_wrong_configuration_ends_with_status_2(tmp_path: Path, check: list[str]) -> None:
     """Each problem is one sentence on standard error, whether the file is checked or used."""

@@ -107,8 +107,9 @@ def test_it_serves_the_socket_that_the_manager_opened(place: Path, manager: Mana
         assert status == 0, err
         assert (place / "s").exists()
         # systemd-socket-activate has its own words before; then a healthy daemon logs its start and stop.
-        logged = [json.loads(line)["message"] for line in err.splitlines() if line.startswith("{")]
-        assert logged == ["ready", "stopped"]
+        logged = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+        assert [line["message"] for line in logged] == ["ready", "stopped"]
+        assert logged[0]["state_dir"] == str(place / "state")
 
 
 def test_the_first_screen(place: Path) -> None:

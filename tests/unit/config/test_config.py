@@ -73,7 +73,14 @@ def test_values_of_every_kind_are_taken(file: Path) -> None:
         ("[daemon]\ngrace_ms = 'many'", "line 2: daemon.grace_ms: expected a whole number, got 'many'"),
         ("[daemon]\ngrace_ms = -1", "line 2: daemon.grace_ms: expected >= 0, got -1"),
         ("daemon.grace_ms = -1", "line 1: daemon.grace_ms: expected >= 0, got -1"),
-        ("[daemon]\nsocket_mode = 660", "line 2: daemon.socket_mode: expected <= 511, got 660"),
+        (
+            "[daemon]\nsocket_mode = 660",
+            "line 2: daemon.socket_mode: expected octal permissions, 0o600 to 0o777, got 0o1224 (660)",
+        ),
+        (
+            "[daemon]\nsocket_mode = 0o440",
+            "line 2: daemon.socket_mode: expected octal permissions, 0o600 to 0o777, got 0o440 (288)",
+        ),
         ("[daemon]\nsocket = 'run/s'", "line 2: daemon.socket: expected an absolute path in quotes, got 'run/s'"),
         (
             f"[daemon]\nsocket = '/{'s' * 200}'",
