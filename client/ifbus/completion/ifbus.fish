@@ -393,6 +393,6 @@ complete -c ifbus -n '_shtab_ifbus_using completion' -l json -d 'one JSON docume
 complete -c ifbus -n '_shtab_ifbus_using completion' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using completion' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using completion; and test $_shtab_ifbus_npos -eq 0' -ka "bash zsh fish" -d shell
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a demo -d 'play the story on a daemon of its own'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a demo -d 'Play the whole story on a daemon of its own'
 complete -c ifbus -n '_shtab_ifbus_using demo' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using demo' -l full -d full

@@ -9,7 +9,7 @@ import pytest
 
 import ifbus.schemas
 from ifbus import models
-from ifbus.cli import reference
+from ifbus.cli import grammar, reference
 from ifbus.cli.commands import TASK_FIELDS, budget, inbox, swarm
 from ifbus.cli.commands.completion import FOLDER, SHELLS
 from ifbus.completion.generate import generate
@@ -21,6 +21,12 @@ SCHEMAS = Path(ifbus.schemas.__file__).parent
 def test_the_commands_page_is_fresh() -> None:
     """docs/commands.md is what the commands say of themselves: `python -m ifbus.cli.reference docs`."""
     assert (DOCS / "commands.md").read_text(encoding="utf-8") == reference.commands_markdown()
+
+
+def test_the_commands_page_has_every_command() -> None:
+    """The demo, too, which has no definition of its own."""
+    headings = {line.split()[2] for line in reference.commands_markdown().splitlines() if line.startswith("## ifbus ")}
+    assert headings == set(grammar.NOUNS)
 
 
 def test_the_messages_page_is_fresh() -> None:
