@@ -29,6 +29,8 @@ from ifbus.stream import InheritedStream, SocketStream, Stream
 TIMEOUT_MS: Final = 5_000
 # The daemon's own deadline comes first, so that its error, which knows more, arrives before ours.
 _GRACE_MS: Final = 500
+# How long to wait for what a daemon said that has closed the connection already.
+_LAST_WORDS_S: Final = 0.1
 _HELLO: Final = "daemon.hello"
 
 
@@ -106,7 +108,7 @@ class Link:
 
     def _exchange(self, method: str, params: dict[str, Any], meta: dict[str, Any], patience_ms: int) -> Any:
         msgid, data = self._wire.request(method, [params] if params else [], meta)
-        self._stream.send(data)
+        self._send(data)
         deadline = time.monotonic() + patience_ms / 1000
         while True:
             event = self._wire.next_event()
@@ -126,6 +128,21 @@ class Link:
                 self._wire.receive_data(self._read(method, deadline))
             elif event is END_OF_STREAM:
                 raise ConnectionLost(f"the daemon closed the connection before it answered {method}")
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._stream.send(data)
+        except ConnectionLost as lost:
+            # A daemon that turns us away says why before it closes: what it said has arrived.
+            try:
+                self._wire.receive_data(self._stream.receive(_LAST_WORDS_S))
+            except (TimeoutError, ConnectionLost):
+                raise lost from None
+            event = self._wire.next_event()
+            if type(event) is Notification and event.method == "closing":
+                self._is_closed = True
+                raise _farewell(from_wire(event.params[0] if event.params else None)) from lost
+            raise
 
     def _read(self, method: str, deadline: float) -> bytes:
         left_s = deadline - time.monotonic()
