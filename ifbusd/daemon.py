@@ -23,6 +23,7 @@ import attrs
 import landlockpy
 import trio
 
+from ifbus.errors import Unavailable
 from ifbusd.bus.local import LocalBus
 from ifbusd.chassis.service import IFChassis
 from ifbusd.codec import pack
@@ -231,11 +232,18 @@ async def _stop_at_once(signals: Any, scope: trio.CancelScope) -> None:
 
 
 async def _feed_watchdog(notifier: Notifier, store: Store, interval_s: float) -> None:
-    """Tell the service manager that we live, each time after a durable write and a turn of the loop, and only then."""
+    """Tell the service manager that we live, each time after a durable write and a turn of the loop, and only then.
+
+    A full disk counts as living: reads and releases go on, and a restart would make no room.
+    """
     while True:
         with trio.move_on_after(_HEALTHY_WRITE_S):
-            await store.txn(Txn(then=[Put("daemon/heartbeat", pack(now_ms()))]))
-            notifier.alive()
+            try:
+                await store.txn(Txn(then=[Put("daemon/heartbeat", pack(now_ms()))]))
+                notifier.alive()
+            except Unavailable as error:
+                if error.data.get("reason") == "storage_full":
+                    notifier.alive()
         await trio.sleep(interval_s)
 
 
