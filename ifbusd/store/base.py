@@ -121,6 +121,10 @@ class LeaseNotFound(IfbusError):
     """The lease has ended or never was; its keys are gone. Never leaves the daemon: services turn it into `stale_token`."""
 
 
+class NotAtHand(Exception):
+    """A key whose value this process does not know at once; leaves no store: whoever peeks asks again with `get`."""
+
+
 class Compacted(IfbusError):
     """The watch asks for revisions that are no longer kept: read everything, then watch from there."""
 
@@ -163,6 +167,14 @@ class Store(Protocol):
 
     async def get(self, key: str) -> KeyValue | None:
         """The key as it stands, None if absent. May be ahead of what is durable: see `barrier`."""
+        ...
+
+    def peek(self, key: str) -> KeyValue | None:
+        """As `get`, at once, or not at all.
+
+        Raises:
+            NotAtHand: Only `get` can tell.
+        """
         ...
 
     async def range(self, prefix: str, *, after: str = "", limit: int = 1000) -> Page:

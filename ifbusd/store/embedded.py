@@ -1,11 +1,12 @@
 """The embedded store: etcd's semantics over one SQLite file, for one daemon on one host.
 
-All work is done on one connection by one task at a time. Transactions that arrive during one pass of the loop are applied to
-one open SQLite transaction (a *batch*) and become durable together, by one commit in the next pass (ADR 0001). Whoever
-wrote is parked until then; a reader sees the open batch at once and asks `barrier` before it tells others.
+Transactions that arrive during one pass of the loop are decided in memory, gather in a *batch* and become durable together, by
+one SQLite transaction in the next pass (ADR 0001, ADR 0015). Whoever wrote is parked until then; a reader sees the open batch
+at once and asks `barrier` before it tells others. On a slow disk the batch is written in a thread, and the next one gathers
+meanwhile.
 
-The mutable state is the open batch, the revision and the head of the log, the leases (`leases.py`) and the history
-(`watches.py`); what a batch changed in memory is undone if it cannot be committed (ADR 0002).
+The mutable state is the batches, the keys in memory (`memory.py`), the revision and the head of the log, the leases
+(`leases.py`) and the history (`watches.py`); what a batch changed in memory is undone if it cannot be committed (ADR 0002).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ifbusd.store.base import (
     LeaseNotFound,
     LogEntry,
     LogHead,
+    NotAtHand,
     Page,
     Put,
     Txn,
@@ -35,6 +37,7 @@ from ifbusd.store.chain import GENESIS, entry_hash
 from ifbusd.store.checks import check_txn, prefix_end
 from ifbusd.store.flush import FlushGauge
 from ifbusd.store.leases import Lease, LeaseTable
+from ifbusd.store.memory import KeyMemory, Unknown
 from ifbusd.store.schema import StoreFailed, describe, open_database
 from ifbusd.store.watches import EmbeddedWatch, History
 
@@ -45,24 +48,29 @@ if TYPE_CHECKING:
     from ifbusd.store.config import EmbeddedConfig
 
 _GET: Final = "select key, value, create_revision, mod_revision, lease from kv where key = ?"
-_REVISIONS: Final = "select create_revision, mod_revision from kv where key = ?"
 _RANGE: Final = (
     "select key, value, create_revision, mod_revision, lease from kv where key >= ? and key < ? order by key limit ?"
 )
-_INSERT: Final = "insert into kv (key, value, create_revision, mod_revision, lease) values (?, ?, ?, ?, ?)"
-# In place: the row, but neither its place nor the index on the key changes.
-_UPDATE: Final = "update kv set value = ?, mod_revision = ?, lease = ? where key = ?"
+# In place where the key exists: the row, but neither its place nor the index on the key changes.
+_WRITE: Final = (
+    "insert into kv (key, value, create_revision, mod_revision, lease) values (?, ?, ?, ?, ?) on conflict (key) do update"
+    " set value = excluded.value, create_revision = excluded.create_revision, mod_revision = excluded.mod_revision,"
+    " lease = excluded.lease"
+)
 _DELETE: Final = "delete from kv where key = ?"
+_GRANT: Final = "insert into lease (id, ttl_ms) values (?, ?)"
+_END: Final = "delete from lease where id = ?"
 _APPEND: Final = "insert into log (seq, revision, at_ms, record, hash) values (?, ?, ?, ?, ?)"
 _READ_LOG: Final = "select seq, revision, at_ms, record, hash from log where seq > ? order by seq limit ?"
 # `lease != 0` lets SQLite use the partial index.
-_KEYS_OF_LEASE: Final = "select id, key from kv where lease = ? and lease != 0 order by id limit ?"
-_DELETE_OF_LEASE: Final = "delete from kv where lease = ? and lease != 0 and id <= ?"
+_KEYS_OF_LEASE: Final = "select key from kv where lease = ? and lease != 0 order by id limit ?"
 
 # SQLite sorts every text before every blob: an upper bound for ranges without one.
 _NO_END: Final = b""
 # Commits made at the start to see how long the disk takes.
 _CALIBRATING_COMMITS: Final = 5
+# Keys on the disk that are also kept in memory: at most twice so many.
+_KEPT_KEYS: Final = 8192
 # A lease with more keys ends in several revisions, so that a big one does not hold up everybody (ADR 0003).
 _LEASE_CHUNK: Final = 1000
 # The upper half of a lease id counts starts: an id that a crash took back is never given to somebody else.
@@ -75,11 +83,16 @@ _T = TypeVar("_T")
 
 @attrs.define(eq=False)
 class _Batch:
-    """The open SQLite transaction: who waits for it, what to tell watchers, how to undo it in memory."""
+    """What one commit will write, who waits for it, what to tell watchers, and how to undo it in memory."""
 
     head_before: LogHead
+    writes: dict[str, KeyValue | None] = attrs.Factory(dict)
+    log: list[LogEntry] = attrs.Factory(list)
+    granted: list[tuple[int, int]] = attrs.Factory(list)
+    ended: list[tuple[int]] = attrs.Factory(list)
     events: list[WatchEvent] = attrs.Factory(list)
     undo: list[Callable[[], object]] = attrs.Factory(list)
+    revision: int = 0
     txns: int = 0
     size_bytes: int = 0
     lot: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
@@ -98,7 +111,7 @@ class EmbeddedStatistics:
         wal_bytes: Part of the write-ahead log in use. `database_bytes`: the database without it.
         checkpoints: Times that the write-ahead log was copied into the database.
         storage_full: Commits that failed for want of space.
-        leases, history_events: In memory now.
+        leases, history_events, keys: In memory now.
     """
 
     revision: int
@@ -115,13 +128,14 @@ class EmbeddedStatistics:
     storage_full: int
     leases: int
     history_events: int
+    keys: int
 
 
 class EmbeddedStore:
     """`ifbusd.store.base.Store` over SQLite. Works while `run` does; before and after, every call is `Unavailable`.
 
     Unlike other coroutines of the daemon, `get`, `range` and the log's readers do **not** yield to the scheduler unless a
-    commit is under way in a thread: they take microseconds, and a claim makes several.
+    commit is under way in a thread: they take microseconds.
 
     `barrier` covers what this task has read since it last yielded: a batch that cannot be committed for want of space is
     gone, and the store goes on from the state before it, with new revisions (none is used twice in one run).
@@ -146,12 +160,18 @@ class EmbeddedStore:
         self._now_ms = now_ms
         self._boottime_ms = boottime_ms
         self._unavailable: str | None = "the store is not running"
-        # True while calls have to wait: not running, a commit in a thread, or a full batch.
+        # True while writers have to wait: not running, or a full batch.
         self._blocked = True
+        # True while a thread works on the connection.
+        self._busy = False
+        # Where both are waited out.
         self._unblocked = trio.lowlevel.ParkingLot()
         self._work = trio.lowlevel.ParkingLot()
         self._limiter = trio.CapacityLimiter(1)
+        self._memory = KeyMemory(_KEPT_KEYS)
+        # What gathers, and what is being committed.
         self._batch: _Batch | None = None
+        self._committing: _Batch | None = None
         self._broken = False
         self._gauge = FlushGauge(mode=config.flush, limit_us=config.inline_limit_us)
         self._wal_pages = 0
@@ -181,9 +201,9 @@ class EmbeddedStore:
         last = self._sql("select seq, hash from log order by seq desc limit 1").get
         self._head = LogHead(*last) if last else LogHead(0, GENESIS)
         for _ in range(_CALIBRATING_COMMITS):
-            self._sql("begin immediate")
+            started_ns = time.perf_counter_ns()
             self._sql("update state set starts = starts + 1")  # a commit that changes nothing writes nothing
-            self._gauge.note(self._flush())
+            self._gauge.note((time.perf_counter_ns() - started_ns) / 1000)
         self._next_lease: int = (self._sql("select starts from state").get << _LEASE_ID_BITS) + 1
         self._history = History(
             revision=self._revision, max_events=self._config.history_events, max_bytes=self._config.history_bytes
@@ -208,48 +228,79 @@ class EmbeddedStore:
 
     async def get(self, key: str) -> KeyValue | None:
         """The key as it stands, None if absent. Does not yield (see the class); may be ahead of the disk: `barrier`."""
-        if self._blocked:
-            await self._until_unblocked()
-        try:
-            row = self._sql(_GET, (key,)).get
-        except apsw.Error as error:
-            raise self._fail(error) from error
-        return None if row is None else KeyValue._make(row)
+        while True:
+            try:
+                return self.peek(key)
+            except NotAtHand:
+                await self._until_unblocked()
+
+    def peek(self, key: str) -> KeyValue | None:
+        """As `get`, at once, or not at all.
+
+        Raises:
+            NotAtHand: The disk has to be asked and is busy: `get` waits for it.
+        """
+        if self._unavailable is not None:
+            raise Unavailable(self._unavailable)
+        found = self._memory.find(key)
+        if isinstance(found, Unknown):
+            if self._busy:
+                raise NotAtHand(key)
+            try:
+                row = self._sql(_GET, (key,)).get
+            except apsw.Error as error:
+                raise self._fail(error) from error
+            found = None if row is None else KeyValue._make(row)
+            self._memory.keep(key, found)
+        return found
 
     async def range(self, prefix: str, *, after: str = "", limit: int = 1000) -> Page:
         """The keys that start with `prefix` and sort after `after`, in key order. Does not yield (see the class)."""
         if limit < 1:
             raise ValueError(f"cannot read a range of {limit} keys: at least 1")
-        if self._blocked:
-            await self._until_unblocked()
+        await self._until_idle()
         # The string next after `after` is the one with a zero added.
         start = max(prefix, after + "\0") if after else prefix
         end = prefix_end(prefix)
+        pending = self._memory.pending(prefix)
         try:
-            rows = self._sql(_RANGE, (start, _NO_END if end is None else end, limit + 1)).fetchall()
+            rows = self._sql(_RANGE, (start, _NO_END if end is None else end, limit + 1 + len(pending))).fetchall()
         except apsw.Error as error:
             raise self._fail(error) from error
-        return Page(self._revision, [KeyValue._make(row) for row in rows[:limit]], len(rows) > limit)
+        items = [KeyValue._make(row) for row in rows if row[0] not in pending]
+        ahead = [written for key, written in pending.items() if written is not None and key >= start]
+        if ahead:
+            # In the order of the database, which is that of UTF-8. What lies beyond its last row may come after more rows.
+            is_cut = len(rows) > limit + len(pending)
+            items = sorted([*items, *ahead], key=lambda item: item.key.encode())
+            if is_cut:
+                last = rows[-1][0].encode()
+                items = [item for item in items if item.key.encode() <= last]
+        return Page(self._revision, items[:limit], len(items) > limit)
 
     async def log_head(self) -> LogHead:
         """Where the witness log ends, the open batch included; number 0 and 32 zero bytes when it is empty."""
-        if self._blocked:
-            await self._until_unblocked()
+        if self._unavailable is not None:
+            raise Unavailable(self._unavailable)
         return self._head
 
     async def read_log(self, *, after_seq: int = 0, limit: int = 1000) -> list[LogEntry]:
         """Witness entries after number `after_seq`, in order. Does not yield (see the class)."""
-        if self._blocked:
-            await self._until_unblocked()
+        await self._until_idle()
         try:
-            return [LogEntry._make(row) for row in self._sql(_READ_LOG, (after_seq, limit)).fetchall()]
+            found = [LogEntry._make(row) for row in self._sql(_READ_LOG, (after_seq, limit)).fetchall()]
         except apsw.Error as error:
             raise self._fail(error) from error
+        if len(found) < limit and self._batch is not None:
+            found += [entry for entry in self._batch.log if entry.seq > after_seq][: limit - len(found)]
+        return found
 
     async def barrier(self) -> None:
         """Return once what this task has read is durable; at once, without yielding, if nothing is under way."""
-        if self._batch is not None:
-            await self._durable(self._batch)
+        # What gathers is committed after what is being committed, and not without it.
+        batch = self._batch or self._committing
+        if batch is not None:
+            await self._durable(batch)
         elif self._unavailable is not None:
             raise Unavailable(self._unavailable)
 
@@ -271,16 +322,19 @@ class EmbeddedStore:
         Cancelled, it may have been committed: retry with the same idempotency key.
         """
         check_txn(txn)
-        while self._blocked:
-            await self._until_unblocked()
-        try:
-            result = self._apply(txn)
-        except LeaseNotFound:
-            await self.barrier()  # the lease's end may be in the open batch
-            raise
-        if self._batch is not None:
-            await self._durable(self._batch)
-        return result
+        while True:
+            while self._blocked:
+                await self._until_unblocked()
+            try:
+                result = self._apply(txn)
+            except NotAtHand:
+                await self._until_unblocked()
+                continue
+            except LeaseNotFound:
+                await self.barrier()  # the lease's end may be in the open batch
+                raise
+            await self.barrier()
+            return result
 
     async def grant(self, ttl_ms: int) -> int:
         """A new lease. Does not wait for the disk: the id is of no use without a later `txn`, which does.
@@ -296,11 +350,8 @@ class EmbeddedStore:
             raise Overloaded(f"cannot grant a lease: {len(self._leases)} are alive, which is the limit")
         lease = self._next_lease
         self._next_lease += 1
-        try:
-            batch = self._open_batch()
-            self._sql("insert into lease (id, ttl_ms) values (?, ?)", (lease, ttl_ms))
-        except apsw.Error as error:
-            raise self._give_up(error) from error
+        batch = self._open_batch()
+        batch.granted.append((lease, ttl_ms))
         batch.undo.append(partial(self._leases.remove, lease))
         self._leases.add(lease, ttl_ms, self._boottime_ms())
         return lease
@@ -324,7 +375,7 @@ class EmbeddedStore:
         Cancelled, the lease may have ended; if it has, what is left of its keys goes too.
         """
         while True:
-            while self._blocked:
+            while self._blocked or self._busy:
                 await self._until_unblocked()
             if lease in self._leases or lease in self._ending:
                 self._end_lease(lease)
@@ -357,7 +408,7 @@ class EmbeddedStore:
                     with trio.move_on_at(next_look if self._leases or self._ending else float("inf")):
                         await self._work.park()
                 if trio.current_time() >= next_look:
-                    is_more = not self._blocked and self._look_at_leases()
+                    is_more = self._look_at_leases()
                     next_look = trio.current_time() + (0 if is_more else self._config.lease_tick_ms / 1000)
                 if self._batch is not None:
                     await self._commit(self._batch)
@@ -382,6 +433,7 @@ class EmbeddedStore:
             storage_full=self._storage_full,
             leases=len(self._leases),
             history_events=len(self._history),
+            keys=len(self._memory),
         )
 
     @property
@@ -395,85 +447,63 @@ class EmbeddedStore:
     # --- the batch -----------------------------------------------------------------------------------
 
     def _apply(self, txn: Txn) -> TxnResult:
-        """Evaluate and write into the open batch, without yielding: everything at once, or nothing."""
-        sql = self._sql
-        created: dict[str, int] = {}  # create revisions met on the way, 0 for absent keys
+        """Decide in memory and add to the open batch, without yielding: everything at once, or nothing."""
+        peek = self.peek
         succeeded = True
-        try:
-            for key, expected in txn.compares:
-                created[key], found = sql(_REVISIONS, (key,)).get or (0, 0)
-                if found != expected:
-                    succeeded = False
-                    break
-        except apsw.Error as error:
-            raise self._fail(error) from error
-        ops = txn.then if succeeded else txn.otherwise
-        for op in ops:
-            if type(op) is Put and op.lease and op.lease not in self._leases:
-                raise _lease_not_found(op.lease)
+        for key, expected in txn.compares:
+            found = peek(key)
+            if (0 if found is None else found.mod_revision) != expected:
+                succeeded = False
+                break
         revision = self._revision + 1
         values: list[KeyValue | None] = []
-        events: list[WatchEvent] = []
+        writes: dict[str, KeyValue | None] = {}
         size_bytes = 0
+        for op in txn.then if succeeded else txn.otherwise:
+            key = op.key
+            if type(op) is Put:
+                if op.lease and op.lease not in self._leases:
+                    raise _lease_not_found(op.lease)
+                before = peek(key)
+                created = revision if before is None else before.create_revision
+                writes[key] = KeyValue(key, op.value, created, revision, op.lease)
+                size_bytes += len(op.value)
+            elif type(op) is Get:
+                values.append(writes[key] if key in writes else peek(key))
+            elif peek(key) is not None:
+                writes[key] = None
         head = None
-        try:
-            for op in ops:
-                key = op.key
-                if type(op) is Get:
-                    row = sql(_GET, (key,)).get
-                    values.append(None if row is None else KeyValue._make(row))
-                    continue
-                create_revision = created[key] if key in created else (sql(_REVISIONS, (key,)).get or (0, 0))[0]
-                if type(op) is Put:
-                    written = KeyValue(key, op.value, create_revision or revision, revision, op.lease)
-                    self._open_batch()
-                    if create_revision:
-                        sql(_UPDATE, (op.value, revision, op.lease, key))
-                    else:
-                        sql(_INSERT, written)
-                    events.append(WatchEvent(key, written, revision))
-                    size_bytes += len(op.value)
-                elif create_revision:
-                    self._open_batch()
-                    sql(_DELETE, (key,))
-                    events.append(WatchEvent(key, None, revision))
-            if succeeded and txn.record is not None:
-                self._open_batch()
-                head = self._append(txn.record, revision if events else self._revision)
+        has_record = succeeded and txn.record is not None
+        if writes or has_record:
+            batch = self._open_batch()
+            if writes:
+                self._revision = revision
+                batch.writes.update(writes)
+                batch.events += [WatchEvent(key, written, revision) for key, written in writes.items()]
+                self._memory.write(writes)
+            if has_record:
+                assert txn.record is not None
+                head = self._append(batch, txn.record)
                 size_bytes += len(txn.record)
-        except apsw.Error as error:
-            raise self._give_up(error) from error
-        except BaseException:
-            # A bug of ours, and the batch holds half a transaction.
-            self._roll_back("a transaction in the same commit failed")
-            raise
-        if events:
-            self._revision = revision
-        if self._batch is not None:
-            self._grow_batch(self._batch, events, size_bytes)
+            batch.txns += 1
+            batch.size_bytes += size_bytes
+            if batch.txns >= self._config.max_batch_txns or batch.size_bytes >= self._config.max_batch_bytes:
+                self._blocked = True
         return TxnResult(succeeded, self._revision, tuple(values), head)
 
-    def _append(self, record: bytes, revision: int) -> LogHead:
+    def _append(self, batch: _Batch, record: bytes) -> LogHead:
         at_ms = self._now_ms()
         seq = self._head.seq + 1
-        digest = entry_hash(self._head.hash, seq, revision, at_ms, record)
-        self._sql(_APPEND, (seq, revision, at_ms, record, digest))
+        digest = entry_hash(self._head.hash, seq, self._revision, at_ms, record)
+        batch.log.append(LogEntry(seq, self._revision, at_ms, record, digest))
         self._head = LogHead(seq, digest)
         return self._head
 
     def _open_batch(self) -> _Batch:
         if self._batch is None:
-            self._sql("begin immediate")
             self._batch = _Batch(self._head)
             self._work.unpark()  # `run` commits in the next pass
         return self._batch
-
-    def _grow_batch(self, batch: _Batch, events: list[WatchEvent], size_bytes: int) -> None:
-        batch.events += events
-        batch.txns += 1
-        batch.size_bytes += size_bytes
-        if batch.txns >= self._config.max_batch_txns or batch.size_bytes >= self._config.max_batch_bytes:
-            self._blocked = True
 
     async def _durable(self, batch: _Batch) -> None:
         await batch.lot.park()
@@ -487,10 +517,21 @@ class EmbeddedStore:
         if self._unavailable is not None:
             raise Unavailable(self._unavailable)
 
+    async def _until_idle(self) -> None:
+        """Return when the connection may be used."""
+        if self._unavailable is not None:
+            raise Unavailable(self._unavailable)
+        while self._busy:
+            await self._until_unblocked()
+
     async def _commit(self, batch: _Batch) -> None:
         """Make the batch durable and tell everybody; then keep the write-ahead log short."""
+        self._batch, self._committing = None, batch
+        batch.revision = self._revision
+        self._unblock()
+        flush = partial(self._flush, batch)
         try:
-            took_us = await self._in_thread(self._flush) if self._gauge.in_thread else self._flush()
+            took_us = await self._in_thread(flush) if self._gauge.in_thread else flush()
         except apsw.FullError as error:
             self._give_up(error)
             # Copying the log back frees its file for new writes even on a full disk, so that releases can go on.
@@ -501,17 +542,30 @@ class EmbeddedStore:
             self._committed(batch, took_us)
             if self._wal_bytes > self._config.checkpoint_wal_bytes:
                 await self._checkpoint()
-        self._unblock()
 
-    def _flush(self) -> float:
-        """Commit; how long it took in microseconds. May run in a thread: touches nothing but the connection."""
+    def _flush(self, batch: _Batch) -> float:
+        """Write and commit; how long it took in microseconds. May run in a thread: touches nothing but the connection."""
         started_ns = time.perf_counter_ns()
-        self._connection.execute("update state set revision = ?", (self._revision,))
-        self._connection.execute("commit")
+        execute, many = self._connection.execute, self._connection.executemany
+        execute("begin immediate")
+        written = [found for found in batch.writes.values() if found is not None]
+        if written:
+            many(_WRITE, written)
+        if len(written) < len(batch.writes):
+            many(_DELETE, [(key,) for key, found in batch.writes.items() if found is None])
+        if batch.log:
+            many(_APPEND, batch.log)
+        if batch.granted:
+            many(_GRANT, batch.granted)
+        if batch.ended:
+            many(_END, batch.ended)
+        execute("update state set revision = ?", (batch.revision,))
+        execute("commit")
         return (time.perf_counter_ns() - started_ns) / 1000
 
     def _committed(self, batch: _Batch, took_us: float) -> None:
-        self._batch = None
+        self._committing = None
+        self._memory.committed(batch.writes)
         self._gauge.note(took_us)
         self._flush_us = round(took_us)
         self._commits += 1
@@ -539,10 +593,14 @@ class EmbeddedStore:
         self._wal_pages = 0
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        """Do slow work on the connection beside the loop; the store's callers wait meanwhile."""
-        self._blocked = True
-        # Once begun it is waited for, cancelled or not: what it did is unknown until it returns.
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        """Do slow work on the connection beside the loop; who has to ask the disk waits meanwhile."""
+        self._busy = True
+        try:
+            # Once begun it is waited for, cancelled or not: what it did is unknown until it returns.
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        finally:
+            self._busy = False
+            self._unblocked.unpark_all()
 
     def _unblock(self) -> None:
         if self._unavailable is None and self._blocked:
@@ -552,20 +610,20 @@ class EmbeddedStore:
     # --- failure -------------------------------------------------------------------------------------
 
     def _give_up(self, error: apsw.Error) -> Unavailable:
-        """Undo the open batch after an error; go on if it was want of space, else stop."""
+        """Undo the batches after an error; go on if it was want of space, else stop."""
         if not isinstance(error, apsw.FullError):
             return self._fail(error)
         self._storage_full += 1
         return self._roll_back(_STORAGE_FULL)
 
     def _roll_back(self, reason: str) -> Unavailable:
-        """Undo the open batch, on the connection and in memory; the answer for all who waited for it."""
+        """Undo the batches, on the connection and in memory; the answer for all who waited for them."""
         try:
             if self._connection.in_transaction:  # some errors have rolled back already
                 self._connection.execute("rollback")
         except apsw.Error as worse:
             return self._fail(worse)
-        self._drop_batch(reason)
+        self._drop_batches(reason)
         self._unblock()
         return _unavailable(reason)
 
@@ -577,21 +635,24 @@ class EmbeddedStore:
             self._work.unpark()
         return Unavailable(str(self._unavailable))
 
-    def _drop_batch(self, reason: str) -> None:
-        batch, self._batch = self._batch, None
-        if batch is not None:
-            # The revision is not taken back: a compare that was made from this batch must not fit a later write.
-            self._head = batch.head_before
-            for undo in reversed(batch.undo):
-                undo()
-            batch.error = reason
-            batch.lot.unpark_all()
+    def _drop_batches(self, reason: str) -> None:
+        # What gathers was decided on what was being committed, so it goes too. The revision is not taken back: a compare that
+        # was made from these must not fit a later write.
+        for batch in (self._batch, self._committing):
+            if batch is not None:
+                self._head = batch.head_before
+                for undo in reversed(batch.undo):
+                    undo()
+                batch.error = reason
+                batch.lot.unpark_all()
+        self._batch = self._committing = None
+        self._memory.drop_pending()
 
     def _stop(self, reason: str) -> None:
         """From now on every call is `Unavailable` with this reason."""
         self._unavailable = reason
         self._blocked = True
-        self._drop_batch(reason)
+        self._drop_batches(reason)
         self._history.close(reason)
         self._unblocked.unpark_all()
 
@@ -600,7 +661,9 @@ class EmbeddedStore:
         try:
             if not self._broken:
                 if self._batch is not None:
-                    self._committed(self._batch, self._flush())
+                    self._batch.revision = self._revision
+                    self._committed(self._batch, self._flush(self._batch))
+                    self._batch = None
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except apsw.FullError as error:
             self._give_up(error)  # the log keeps what the database has no room for
@@ -629,18 +692,22 @@ class EmbeddedStore:
     def _end_lease(self, lease: int) -> int:
         """Remove a lease with its keys, or its first keys if it has very many; the number removed, at least 1."""
         try:
-            batch = self._open_batch()
             rows = self._sql(_KEYS_OF_LEASE, (lease, _LEASE_CHUNK)).fetchall()
-            if rows:
-                self._sql(_DELETE_OF_LEASE, (lease, rows[-1][0]))
-            is_over = len(rows) < _LEASE_CHUNK
-            if is_over:
-                self._sql("delete from lease where id = ?", (lease,))
         except apsw.Error as error:
-            raise self._give_up(error) from error
-        if rows:
+            raise self._fail(error) from error
+        memory = self._memory
+        # What waits for a commit is as memory has it: written anew, on another lease, or gone already.
+        keys = sorted([key for (key,) in rows if not memory.is_pending(key)] + memory.pending_of(lease))
+        is_over = len(rows) < _LEASE_CHUNK
+        batch = self._open_batch()
+        if is_over:
+            batch.ended.append((lease,))
+        if keys:
             self._revision += 1
-            batch.events += [WatchEvent(key, None, self._revision) for key in sorted(row[1] for row in rows)]
+            gone: dict[str, KeyValue | None] = dict.fromkeys(keys)
+            batch.writes.update(gone)
+            batch.events += [WatchEvent(key, None, self._revision) for key in keys]
+            memory.write(gone)
         was_ending = lease in self._ending
         removed = self._leases.remove(lease)
         batch.undo.append(lambda: self._unend_lease(lease, removed, was_ending))
@@ -648,7 +715,7 @@ class EmbeddedStore:
             self._ending.discard(lease)
         else:
             self._ending.add(lease)
-        return max(1, len(rows))
+        return max(1, len(keys))
 
     def _unend_lease(self, lease: int, removed: Lease | None, was_ending: bool) -> None:
         if removed is not None:
