@@ -7,6 +7,8 @@ ETCD ?=
 NATS_SERVER ?=
 # `make pins PINS_ARGS=--upgrade` moves to the newest versions; without it only what must change does.
 PINS_ARGS ?=
+# Which seeded faults to try; it may have * and ?.
+FAULTS ?= *
 
 BIN := .venv/bin
 # The build backend is pinned too: newer pips read its pins from the second variable, older ones from the first.
@@ -15,7 +17,7 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
 SERVERS := $(if $(ETCD),IFBUS_TEST_ETCD='$(ETCD)') $(if $(NATS_SERVER),IFBUS_TEST_NATS_SERVER='$(NATS_SERVER)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test run bench guests lint format pins clean
+.PHONY: help install demo test run bench proof soak torture faults guests lint format pins clean
 
 help:  ## List these targets
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -50,6 +52,21 @@ bench: .venv/.dev  ## Measure round trips, claims and executions beside their li
 	$(BIN)/python perf/rtt.py --json build/bench/rtt.json
 	$(BIN)/python perf/claims.py --json build/bench/claims.json
 	$(BIN)/python perf/execute.py --json build/bench/execute.json
+
+# The mixed run comes last: what the others left behind would show in its figures. What they found becomes docs/proof.md.
+proof soak torture: SIZE = $(@:proof=suite)
+proof soak torture: .venv/.dev
+	rm -rf build/proof/$(SIZE)
+	IFBUS_PROOF=$(SIZE) $(SERVERS) $(BIN)/pytest tests/proof --ignore=tests/proof/test_mixed_run.py $(PYTEST_ARGS)
+	IFBUS_PROOF=$(SIZE) $(SERVERS) $(BIN)/pytest tests/proof/test_mixed_run.py $(PYTEST_ARGS)
+	$(BIN)/python -m tests.proof.report $(SIZE)
+
+proof:  ## Attack every promise, in the size of the test suite (minutes); figures to build/proof, docs/proof.md
+soak:  ## The same for an hour
+torture:  ## The same for a night
+
+faults: .venv/.dev  ## Switch off one protection after the other and see that its test notices; FAULTS='token*'
+	$(BIN)/python -m tests.faults.run '$(FAULTS)'
 
 guests: .venv/.dev  ## Rebuild the committed test guests (.wasm) from their sources; fetches a C compiler
 	$(PIP_INSTALL) --target build/zig ziglang==0.17.1
