@@ -1,13 +1,15 @@
 """One operation = one transaction: read, decide, write, witness and remember, landed together or not at all (DESIGN 2).
 
-`Operations.run` gives a service's decision a `Tx`. What the decision read becomes the transaction's compares, what it put
-becomes its writes; the witness entry and the idempotency record go into the same commit. If somebody else wrote one of the
-keys in between, the decision is made again on fresh reads, so two callers can never both win.
+`Operations.run` gives a service's decision a `Tx`. The decision is a plain function: it never waits, so on one host nothing can
+come between its reads and its commit. What it read becomes the transaction's compares, what it put becomes its writes; the
+witness entry and the idempotency record go into the same commit. If somebody else wrote one of the keys in between, or
+something has to be waited for first (`Tx.obtain`), the decision is made again, so two callers can never both win (ADR 0015).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -16,9 +18,20 @@ from ifbusd.bus.base import Bus, Message
 from ifbusd.codec import pack, unpack
 from ifbusd.identity import Caller
 from ifbusd.latency import LatencyWindow
-from ifbusd.store.base import Compare, Delete, KeyValue, LeaseNotFound, Op, Put, Store, Txn, TxnResult
+from ifbusd.store.base import (
+    Compare,
+    Delete,
+    KeyValue,
+    LeaseNotFound,
+    NotAtHand,
+    Op,
+    Put,
+    Store,
+    Txn,
+    TxnResult,
+)
 
-Body = Callable[["Tx"], Awaitable[dict[str, Any]]]
+Body = Callable[["Tx"], dict[str, Any]]
 
 # Losing the race this often in a row means that the store cannot be keeping up: say so instead of spinning.
 MAX_TRIES: Final = 32
@@ -29,6 +42,8 @@ _TARGET_CHARS: Final = 128
 
 
 T = TypeVar("T")
+# Marks keys among the things that an operation has obtained.
+_KEY: Final = object()
 # Decoded values kept; about 1 kB each.
 _MAX_DECODED: Final = 4096
 
@@ -67,45 +82,72 @@ class Decoded:
         self._values[key] = (data, value)
 
 
+class _Pending(Exception):
+    """A decision cannot be made before this has been waited for; whoever runs it does so and begins again."""
+
+    def __init__(self, name: Hashable, fetch: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__(name)
+        self.name = name
+        self.fetch = fetch
+
+
 class Tx:
     """A transaction under construction: reads are remembered, writes are kept back until the decision is made."""
 
-    def __init__(self, store: Store, decoded: Decoded | None = None) -> None:
+    def __init__(self, store: Store, decoded: Decoded, obtained: dict[Hashable, Any]) -> None:
         self._store = store
-        self._decoded = Decoded() if decoded is None else decoded
-        self._reads: dict[str, int] = {}
+        self._decoded = decoded
+        self._obtained = obtained
         self._seen: dict[str, KeyValue | None] = {}
         self._writes: dict[str, Put | Delete] = {}
         self.messages: list[tuple[str, Message]] = []
         self.detail: dict[str, Any] = {}
 
-    async def get(self, key: str) -> bytes | None:
+    def obtain(self, name: str, fetch: Callable[[], Awaitable[T]]) -> T:
+        """The result of `fetch`, which is awaited once per operation; until then the decision ends here and is made again.
+
+        Args:
+            name: Tells it from whatever else this operation obtains.
+            fetch: What takes time, or may be done only once: a new lease, a run in a sandbox. What it raises ends the operation.
+        """
+        if name not in self._obtained:
+            raise _Pending(name, fetch)
+        found: T = self._obtained[name]
+        return found
+
+    def get(self, key: str) -> bytes | None:
         """The key's value, with this transaction's own writes; None if absent. Its revision becomes a compare."""
         write = self._writes.get(key)
         if write is not None:
             return write.value if type(write) is Put else None
-        found = await self.get_stored(key)
+        found = self.get_stored(key)
         return None if found is None else found.value
 
-    async def get_stored(self, key: str) -> KeyValue | None:
+    def get_stored(self, key: str) -> KeyValue | None:
         """The key with its revisions and lease as stored, without own writes. Its revision becomes a compare."""
-        if key in self._reads:
-            return self._seen[key]
-        found = await self._store.get(key)
-        self._seen[key] = found
-        self._reads[key] = 0 if found is None else found.mod_revision
+        seen = self._seen
+        if key in seen:
+            return seen[key]
+        found: KeyValue | None
+        try:
+            found = self._store.peek(key)
+        except NotAtHand:
+            if (_KEY, key) not in self._obtained:
+                raise _Pending((_KEY, key), partial(self._store.get, key)) from None
+            found = self._obtained[_KEY, key]
+        seen[key] = found
         return found
 
-    async def read(self, key: str, decode: Callable[[bytes], T]) -> T | None:
+    def read(self, key: str, decode: Callable[[bytes], T]) -> T | None:
         """As `get`, decoded; a value that did not change since somebody decoded it is not decoded again.
 
         Args:
             decode: Always the same for one key, and its results are frozen: they are shared.
         """
         if key in self._writes:
-            written = await self.get(key)
+            written = self.get(key)
             return None if written is None else decode(written)
-        found = await self.get_stored(key)
+        found = self.get_stored(key)
         return None if found is None else self._decoded.of(found, decode)
 
     def put(self, key: str, value: Any, *, lease: int = 0, decoded: Any = None) -> None:
@@ -130,7 +172,7 @@ class Tx:
     @property
     def compares(self) -> list[Compare]:
         """What must still be as it was read."""
-        return [Compare(key, revision) for key, revision in self._reads.items()]
+        return [Compare(key, 0 if found is None else found.mod_revision) for key, found in self._seen.items()]
 
     @property
     def writes(self) -> list[Op]:
@@ -189,26 +231,24 @@ class Operations:
 
     async def _run(self, caller: Caller, op: str, target: str, body: Body) -> dict[str, Any]:
         idempotency = _idempotency_key(caller)
+        obtained: dict[Hashable, Any] = {}
         for _ in range(MAX_TRIES):
             if idempotency:
                 await self._ensure_window()
-            tx = Tx(self._store, self.decoded)
-            if idempotency:
-                earlier = await tx.get_stored(idempotency)
-                if earlier is not None:
-                    return await self._replay(caller, op, target, earlier)
             try:
-                answer = await body(tx)
+                tx, answer, earlier = await self._decide(idempotency, body, obtained)
             except Momentary:
                 raise
             except IfbusError as refusal:
                 await self.witness_refusal(caller, op, target, refusal)
                 raise
+            if earlier is not None:
+                return await self._replay(caller, op, target, earlier)
             if idempotency:
                 tx.put(idempotency, [caller.body_hash, op, answer], lease=self._window_lease)
             try:
                 done = await self._store.txn(
-                    Txn(compares=tx.compares, then=tx.writes, record=self._record(caller, op, target, "ok", tx.detail))
+                    Txn(tx.compares, tx.writes, record=self._record(caller, op, target, "ok", tx.detail))
                 )
             except LeaseNotFound:
                 if not idempotency or await self._store.lease_left_ms(self._window_lease) is not None:
@@ -217,11 +257,39 @@ class Operations:
                 continue
             if done.succeeded:
                 for subject, message in tx.messages:
-                    self._bus.publish(subject, {**message, "revision": done.revision})
-                return {**answer, "receipt": _receipt(done)}
+                    message["revision"] = done.revision
+                    self._bus.publish(subject, message)
+                answer["receipt"] = _receipt(done)
+                return answer
+            # Keys that were fetched have changed since; the rest is not done a second time.
+            obtained = {name: found for name, found in obtained.items() if type(name) is str}
         raise Unavailable(
             f"cannot do {op} on {target}: others changed it {MAX_TRIES} times in between", data={"retry_after_ms": 50}
         )
+
+    async def _decide(
+        self, idempotency: str, body: Body, obtained: dict[Hashable, Any]
+    ) -> tuple[Tx, dict[str, Any], KeyValue | None]:
+        """The decision with its transaction and answer, or the record of the first time that this was asked."""
+        while True:
+            tx = Tx(self._store, self.decoded, obtained)
+            try:
+                earlier = tx.get_stored(idempotency) if idempotency else None
+                return tx, {} if earlier is not None else body(tx), earlier
+            except _Pending as pending:
+                obtained[pending.name] = await pending.fetch()
+
+    async def look(self, look: Callable[[Tx], T]) -> T:
+        """What a function reads through a `Tx`, without an operation: nothing is written, witnessed or waited for but the reads.
+
+        Ask the store's `barrier` before telling it to anybody.
+        """
+        obtained: dict[Hashable, Any] = {}
+        while True:
+            try:
+                return look(Tx(self._store, self.decoded, obtained))
+            except _Pending as pending:
+                obtained[pending.name] = await pending.fetch()
 
     async def replayed(self, caller: Caller, op: str, target: str) -> dict[str, Any] | None:
         """The answer that the caller's idempotency key got before, None if it is new or there is no key.

@@ -12,11 +12,11 @@ from ifbusd.operation import Tx
 class SwarmDirectory(Protocol):
     """Who owns a swarm, asked inside the transaction that depends on the answer."""
 
-    async def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
+    def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
         """Return if the swarm exists and is the caller's; else raise `NotFound` or `PermissionDenied`."""
         ...
 
-    async def require_running(self, tx: Tx, swarm_id: str) -> None:
+    def require_running(self, tx: Tx, swarm_id: str) -> None:
         """Return if the swarm's breaker is closed; else raise `BreakerTripped`."""
         ...
 
@@ -24,7 +24,7 @@ class SwarmDirectory(Protocol):
 class ClaimDirectory(Protocol):
     """Who holds a task, asked inside the transaction that depends on the answer."""
 
-    async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> object:
+    def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> object:
         """Return if `token` is the fencing token of the swarm's claim; else raise `StaleToken` or `NotOwner`."""
         ...
 

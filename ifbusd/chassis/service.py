@@ -8,6 +8,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,7 +24,7 @@ from ifbusd.chassis.compiler import FILE_THREADS, Code, Compiler
 from ifbusd.chassis.interface import ClaimDirectory, SwarmDirectory
 from ifbusd.chassis.model import ChassisConfig, ChassisStatistics, LoadedModule, SandboxReport
 from ifbusd.chassis.processes import Worker, become_subreaper
-from ifbusd.chassis.sandbox import Ready, Run, Sandbox
+from ifbusd.chassis.sandbox import Ready, Sandbox
 from ifbusd.chassis.supervisor import Supervisor
 from ifbusd.chassis.worker import ServeOrder
 from ifbusd.codec import how_many_fit, unpack
@@ -130,10 +131,10 @@ class IFChassis:
         module = LoadedModule(contract=wanted, uid=caller.uid, loaded_at_ms=self._now_ms())
         sandbox: Sandbox | None = None
 
-        async def load(tx: Tx) -> dict[str, Any]:
+        def load(tx: Tx) -> dict[str, Any]:
             nonlocal sandbox
-            await self._swarms.require_owner(tx, caller, swarm_id)
-            modules = await _read(tx, swarm_id)
+            self._swarms.require_owner(tx, caller, swarm_id)
+            modules = _read(tx, swarm_id)
             sha256 = wanted.module_sha256
             tx.detail = {"module": sha256, "kind": wanted.kind}
             if sha256 not in modules and len(modules) >= self._config.max_modules:
@@ -146,14 +147,14 @@ class IFChassis:
                 )
             before = modules.get(sha256)
             if before is not None and before.contract == wanted and before.uid == caller.uid:
-                if sandbox is not None:  # somebody else loaded the same meanwhile
+                loaded = self._sandbox(swarm_id, before)
+                if sandbox not in (None, loaded):  # somebody else loaded the same meanwhile
                     self._retired.append(sandbox)
-                sandbox = self._sandbox(swarm_id, before)
+                sandbox = loaded
             elif sandbox is None:
                 sandbox = self._new_sandbox(swarm_id, module)
             if not sandbox.is_warm:
-                await self._admit(caller, wanted)
-                await sandbox.warm_up()
+                tx.obtain(f"warm {id(sandbox)}", partial(self._warm_up, caller, wanted, sandbox))
             if sandbox.module != before:
                 # The last one loaded stands last: it is the default of `execute_task`.
                 modules.pop(sha256, None)
@@ -185,20 +186,17 @@ class IFChassis:
         text = self._input_text(input)
         if (task_id is None) != (token is None):
             raise InvalidParams("cannot execute for a claim: task_id and token go together", data={"param": "token"})
-        run: Run | None = None
 
-        async def execute(tx: Tx) -> dict[str, Any]:
-            nonlocal run
-            await self._swarms.require_owner(tx, caller, swarm_id)
-            await self._swarms.require_running(tx, swarm_id)
+        def execute(tx: Tx) -> dict[str, Any]:
+            self._swarms.require_owner(tx, caller, swarm_id)
+            self._swarms.require_running(tx, swarm_id)
             if task_id is not None and token is not None:
-                await self._claims.require_holder(tx, task_id, swarm_id, token)
-            module = _choose(swarm_id, await _read(tx, swarm_id), module_sha256)
+                self._claims.require_holder(tx, task_id, swarm_id, token)
+            module = _choose(swarm_id, _read(tx, swarm_id), module_sha256)
             tx.detail = {"module": module.contract.module_sha256}
             if task_id is not None:
                 tx.detail |= {"task_id": task_id, "token": token}
-            # Decided anew after a lost race, the execution itself is not repeated.
-            run = run or await self._sandbox(swarm_id, module).execute(text)
+            run = tx.obtain("run", lambda: self._sandbox(swarm_id, module).execute(text))
             tx.detail |= {"wall_us": run.wall_us, "cpu_us": run.cpu_us}
             execution = Execution(
                 output=run.output,
@@ -214,9 +212,9 @@ class IFChassis:
     async def unload_swarm(self, caller: Caller, swarm_id: str, *, module_sha256: str | None = None) -> dict[str, Any]:
         """See `interface.Chassis.unload_swarm`."""
 
-        async def unload(tx: Tx) -> dict[str, Any]:
-            await self._swarms.require_owner(tx, caller, swarm_id)
-            modules = await _read(tx, swarm_id)
+        def unload(tx: Tx) -> dict[str, Any]:
+            self._swarms.require_owner(tx, caller, swarm_id)
+            modules = _read(tx, swarm_id)
             gone = [sha256 for sha256 in modules if module_sha256 in (None, sha256)]
             tx.detail = {"modules": gone}
             if gone:
@@ -287,6 +285,10 @@ class IFChassis:
                 await sandbox.inspect()
 
     # --- workers ---------------------------------------------------------------------------------------
+
+    async def _warm_up(self, caller: Caller, contract: ServiceContract, sandbox: Sandbox) -> None:
+        await self._admit(caller, contract)
+        await sandbox.warm_up()
 
     async def _admit(self, caller: Caller, contract: ServiceContract) -> None:
         """Refuse a module before anything is spent on it: the profile, and whether the caller has uploaded such a one."""
@@ -466,9 +468,9 @@ class IFChassis:
         return await trio.to_thread.run_sync(function, limiter=self._files)
 
 
-async def _read(tx: Tx, swarm_id: str) -> dict[str, LoadedModule]:
+def _read(tx: Tx, swarm_id: str) -> dict[str, LoadedModule]:
     """The modules loaded for a swarm, the last loaded one last."""
-    stored = await tx.get(_PREFIX + swarm_id)
+    stored = tx.get(_PREFIX + swarm_id)
     modules = [LoadedModule.from_record(record) for record in unpack(stored)] if stored is not None else []
     return {module.contract.module_sha256: module for module in modules}
 

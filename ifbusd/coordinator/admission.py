@@ -11,11 +11,11 @@ from ifbusd.operation import Tx
 class Admission(Protocol):
     """What the coordinator needs of the governor inside its own transactions. `tx` reads and writes; nothing else is touched."""
 
-    async def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
+    def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
         """Return if the swarm exists and is the caller's; else raise not_found or permission_denied."""
         ...
 
-    async def admit(
+    def admit(
         self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int
     ) -> None:
         """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
@@ -25,17 +25,17 @@ class Admission(Protocol):
         """
         ...
 
-    async def check_route(self, tx: Tx, swarm_id: str, capabilities: frozenset[str]) -> None:
+    def check_route(self, tx: Tx, swarm_id: str, capabilities: frozenset[str]) -> None:
         """As `admit` for a push: breaker and match, nothing set aside; a broke swarm is refused."""
         ...
 
-    async def explain(
+    def explain(
         self, tx: Tx, swarm_id: str, capabilities: frozenset[str], estimate_micro_usd: int
     ) -> list[dict[str, Any]]:
         """The checks of `admit` without stopping at the first no: ``[{"check", "ok", "message", "data", "would_change"}]``."""
         ...
 
-    async def claim_ended(
+    def claim_ended(
         self, tx: Tx, swarm_id: str, task_id: str, *, outcome: Literal["ok", "failed", "neutral"]
     ) -> int:
         """Give back what the claim held; count failures (``failed``), which may trip the breaker, or forget them (``ok``).
@@ -49,11 +49,11 @@ class Admission(Protocol):
         """Swarm and task of everything that is set aside now, as durable; what of it has no claim was left by a crash."""
         ...
 
-    async def spent_on(self, tx: Tx, swarm_id: str, task_id: str) -> int:
+    def spent_on(self, tx: Tx, swarm_id: str, task_id: str) -> int:
         """Micro-dollars that the swarm has spent on a task since it claimed it; ask before `claim_ended`."""
         ...
 
-    async def save_profile(
+    def save_profile(
         self,
         tx: Tx,
         caller: Caller,
@@ -104,6 +104,6 @@ class Admission(Protocol):
         """Return once the governor's view shows this swarm as the store has it: await it between `save_profile` and the answer."""
         ...
 
-    async def set_reputation(self, tx: Tx, swarm_id: str, ratio: float) -> None:
+    def set_reputation(self, tx: Tx, swarm_id: str, ratio: float) -> None:
         """Note how well a swarm has done, 0 to 1 (kept in millionths). Raises not_found."""
         ...

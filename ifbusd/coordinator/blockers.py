@@ -33,10 +33,10 @@ class Blockers(Core):
         own_lease = 0
         await self.board.show_told()
 
-        async def report(tx: Tx) -> Answer:
+        def report(tx: Tx) -> Answer:
             nonlocal own_lease
             own_lease = 0
-            await self._governor.require_owner(tx, caller, swarm_id)
+            self._governor.require_owner(tx, caller, swarm_id)
             for limit, used, allowed in (
                 ("blockers", len(self.board.blockers), self._config.blockers),
                 ("blockers_per_uid", self.board.blockers_of(caller.uid), self._config.blockers_per_uid),
@@ -46,11 +46,11 @@ class Blockers(Core):
                     raise limit_exceeded("report a blocker", limit, used, allowed, remedy)
             needs = frozenset(blocker.needs)
             if blocker.task_id:
-                stored, claim = await self._claims.require_holder(tx, blocker.task_id, swarm_id, blocker.token)
-                task = await self._task(tx, blocker.task_id)
+                stored, claim = self._claims.require_holder(tx, blocker.task_id, swarm_id, blocker.token)
+                task = self._task(tx, blocker.task_id)
                 if release:
-                    spent = await self._governor.spent_on(tx, swarm_id, blocker.task_id)
-                    await self._governor.claim_ended(tx, swarm_id, blocker.task_id, outcome="neutral")
+                    spent = self._governor.spent_on(tx, swarm_id, blocker.task_id)
+                    self._governor.claim_ended(tx, swarm_id, blocker.task_id, outcome="neutral")
                     tx.delete(CLAIMS + blocker.task_id)
                     if claim.own_lease:
                         own_lease = stored.lease
@@ -92,8 +92,8 @@ class Blockers(Core):
         """See `interface.Coordinator.resolve_blocker`."""
         rules.check_text("note", note, rules.MAX_NOTE)
 
-        async def resolve(tx: Tx) -> Answer:
-            stored = await tx.get(rules.blocker_key(blocker_id))
+        def resolve(tx: Tx) -> Answer:
+            stored = tx.get(rules.blocker_key(blocker_id))
             if stored is None:
                 raise NotFound(
                     f"there is no open blocker {blocker_id:.80}",
@@ -104,7 +104,7 @@ class Blockers(Core):
                 )
             blocker = BlockerRecord.from_bytes(stored)
             if swarm_id:
-                await self._governor.require_owner(tx, caller, swarm_id)
+                self._governor.require_owner(tx, caller, swarm_id)
             # Anybody may register as an orchestrator, to hear: that alone gives no say over another user's work.
             may = {blocker.swarm_id, *blocker.helpers}
             if not (caller.is_operator or swarm_id in may or caller.uid == blocker.uid):
@@ -115,7 +115,7 @@ class Blockers(Core):
                 )
             tx.delete(rules.blocker_key(blocker_id))
             if blocker.task_id:
-                task = await self._task(tx, blocker.task_id)
+                task = self._task(tx, blocker.task_id)
                 if task.blocker == blocker_id:
                     tx.put(TASKS + blocker.task_id, attrs.evolve(task, blocker="", note=note or task.note).to_map())
                     self._publish_board(tx, "unblocked", blocker.task_id, swarm_id=swarm_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import attrs
 import trio
 
@@ -130,10 +132,13 @@ class Claiming(Core):
         """Claim the best task that is free for this swarm; None if there is none."""
         swarm_id = waiter.swarm_id
         await self.board.catch_up()
-        tx = Tx(self._store)
+
+        def may_claim(tx: Tx) -> None:
+            self._governor.require_owner(tx, caller, swarm_id)
+            self._governor.check_route(tx, swarm_id, frozenset())
+
         try:
-            await self._governor.require_owner(tx, caller, swarm_id)
-            await self._governor.check_route(tx, swarm_id, frozenset())
+            await self._operations.look(may_claim)
         except IfbusError as error:
             raise await self._refuse(caller, "claim_next", swarm_id, error) from None
         await self._governor.caught_up(swarm_id)
@@ -145,9 +150,7 @@ class Claiming(Core):
                 try:
                     if entry.estimate_micro_usd:
                         # Asked first without a record: what a swarm cannot pay is no news each time that it looks.
-                        await self._governor.admit(
-                            Tx(self._store), swarm_id, entry.task_id, entry.capabilities, entry.estimate_micro_usd
-                        )
+                        await self._operations.look(partial(self._admit, swarm_id, entry))
                     answer = await self._try(caller, entry.task_id, swarm_id, lease_ms, waiter)
                 except (NotQualified, BudgetExceeded) as error:
                     wish.note(entry, error)
@@ -159,6 +162,9 @@ class Claiming(Core):
                         return answer
             if not refused:
                 return None
+
+    def _admit(self, swarm_id: str, entry: Entry, tx: Tx) -> None:
+        self._governor.admit(tx, swarm_id, entry.task_id, entry.capabilities, entry.estimate_micro_usd)
 
     def _choices(self, waiter: Waiter, wish: _Wish) -> list[Entry]:
         swarm_id = waiter.swarm_id
@@ -203,16 +209,20 @@ class Claiming(Core):
                 self.board.offers.give_up(entry, waiter)
 
     async def _claim(self, caller: Caller, task_id: str, swarm_id: str, lease_ms: int | None) -> Answer:
-        granted: list[int] = []  # a lease of its own, once however often the decision is made
+        granted: list[int] = []  # a lease of its own
         used: list[int] = []
 
-        async def claim(tx: Tx) -> Answer:
+        async def grant(span_ms: int) -> int:
+            granted.append(await self._store.grant(span_ms))
+            return granted[0]
+
+        def claim(tx: Tx) -> Answer:
             used.clear()
-            await self._governor.require_owner(tx, caller, swarm_id)
-            task = await self._task(tx, task_id)
-            session_stored = await tx.get_stored(SESSIONS + swarm_id)
-            session = await tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
-            held = await tx.get_stored(CLAIMS + task_id)
+            self._governor.require_owner(tx, caller, swarm_id)
+            task = self._task(tx, task_id)
+            session_stored = tx.get_stored(SESSIONS + swarm_id)
+            session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
+            held = tx.get_stored(CLAIMS + task_id)
             if held is not None:
                 holder = ClaimRecord.from_bytes(held.value)
                 if session is not None and holder.swarm_id == swarm_id and holder.incarnation == session.incarnation:
@@ -221,27 +231,23 @@ class Claiming(Core):
                         "claim": self._claim_answer(task_id, task, holder),
                         "token": held.create_revision,
                     }
+                lease_left_ms = tx.obtain("lease_left", lambda: self._store.lease_left_ms(held.lease))
                 raise rules.already_claimed(
-                    task_id,
-                    holder,
-                    held.create_revision,
-                    now_ms=self._now_ms(),
-                    lease_left_ms=await self._store.lease_left_ms(held.lease),
+                    task_id, holder, held.create_revision, now_ms=self._now_ms(), lease_left_ms=lease_left_ms
                 )
-            refusal = rules.not_ready(task_id, task, await self._waits_for(tx, task))
+            refusal = rules.not_ready(task_id, task, self._waits_for(tx, task))
             if refusal is not None:
                 raise refusal
             # What an earlier claim of this swarm spent, if its end is not on record yet; `admit` forgets it.
-            spent = await self._governor.spent_on(tx, swarm_id, task_id)
-            await self._governor.admit(tx, swarm_id, task_id, frozenset(task.capabilities), task.estimate_micro_usd)
+            spent = self._governor.spent_on(tx, swarm_id, task_id)
+            self._governor.admit(tx, swarm_id, task_id, frozenset(task.capabilities), task.estimate_micro_usd)
             if lease_ms is None and session is not None and session_stored is not None:
                 lease, span_ms, own = session_stored.lease, session.lease_ms, False
             else:
                 span_ms, own = lease_ms or self._config.lease_ms, True
-                if not granted:
-                    self._require_lease(caller.uid, f"claim {task_id}")
-                    granted.append(await self._store.grant(span_ms))
-                [lease] = used[:] = granted
+                self._require_lease(caller.uid, f"claim {task_id}")
+                lease = tx.obtain("lease", partial(grant, span_ms))
+                used[:] = granted
             record = ClaimRecord(
                 swarm_id=swarm_id,
                 incarnation=session.incarnation if session else 0,

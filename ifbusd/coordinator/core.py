@@ -71,9 +71,9 @@ class Core:
         self.board = Board(store, operations.decoded)
         self._retired = RetiredLeases(store)
 
-    async def _task(self, tx: Tx, task_id: str) -> TaskRecord:
+    def _task(self, tx: Tx, task_id: str) -> TaskRecord:
         check_identifier(task_id, "task_id")
-        task = await tx.read(TASKS + task_id, TaskRecord.from_bytes)
+        task = tx.read(TASKS + task_id, TaskRecord.from_bytes)
         if task is None:
             raise self._no_task(task_id)
         return task
@@ -95,11 +95,11 @@ class Core:
             would_change=[{"by": "self", "what": "look it up", "call": "ifbus task ls --grep WORD"}],
         )
 
-    async def _waits_for(self, tx: Tx, task: TaskRecord) -> dict[str, str]:
+    def _waits_for(self, tx: Tx, task: TaskRecord) -> dict[str, str]:
         """The dependencies that are not completed, with their states, read inside the transaction."""
         waiting = {}
         for name in task.depends_on:
-            record = await tx.read(TASKS + name, TaskRecord.from_bytes)
+            record = tx.read(TASKS + name, TaskRecord.from_bytes)
             if record is None or record.state != COMPLETED:
                 entry = self.board.tasks.get(name)
                 waiting[name] = "missing" if record is None else entry.shown if entry else record.state

@@ -12,7 +12,7 @@ from ifbusd.store.base import KeyValue
 class Claims:
     """Reads claims inside other components' transactions; its reads become their compares, so the fence holds at commit."""
 
-    async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> tuple[KeyValue, ClaimRecord]:
+    def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> tuple[KeyValue, ClaimRecord]:
         """The claim, if `token` is its fencing token and `swarm_id` its holder.
 
         Raises:
@@ -21,8 +21,8 @@ class Claims:
             InvalidParams: No task can have such an id.
         """
         check_identifier(task_id, "task_id")
-        stored = await tx.get_stored(CLAIMS + task_id)
-        claim = await tx.read(CLAIMS + task_id, ClaimRecord.from_bytes)
+        stored = tx.get_stored(CLAIMS + task_id)
+        claim = tx.read(CLAIMS + task_id, ClaimRecord.from_bytes)
         if stored is None or claim is None:
             raise StaleToken(
                 f"cannot act on {task_id}@{token}: that claim has ended and nobody holds {task_id} now; nothing was written",
@@ -57,7 +57,7 @@ class Claims:
             )
         if claim.incarnation:
             # The lease of a session that was replaced may still live: from the new one's first commit on it counts no more.
-            session = await tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
+            session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
             newest = 0 if session is None else session.incarnation
             if newest > claim.incarnation:
                 raise StaleToken(

@@ -34,10 +34,13 @@ class Holding(Core):
 
     async def renew_claim(self, caller: Caller, task_id: str, swarm_id: str, token: int) -> Answer:
         """See `interface.Coordinator.renew_claim`."""
-        tx = Tx(self._store)
+
+        def held(tx: Tx) -> KeyValue:
+            self._governor.require_owner(tx, caller, swarm_id)
+            return self._claims.require_holder(tx, task_id, swarm_id, token)[0]
+
         try:
-            await self._governor.require_owner(tx, caller, swarm_id)
-            stored, _ = await self._claims.require_holder(tx, task_id, swarm_id, token)
+            stored = await self._operations.look(held)
             lease_ms = await self._renew(stored, task_id, token)
         except IfbusError as error:
             raise await self._refuse(caller, "renew_claim", task_id, error) from None
@@ -57,11 +60,11 @@ class Holding(Core):
         rules.check_percent(percent)
         rules.check_text("note", note, rules.MAX_NOTE)
 
-        async def progress(tx: Tx) -> Answer:
-            await self._governor.require_owner(tx, caller, swarm_id)
-            stored, claim = await self._claims.require_holder(tx, task_id, swarm_id, token)
-            task = await self._task(tx, task_id)
-            lease_ms = await self._renew(stored, task_id, token)
+        def progress(tx: Tx) -> Answer:
+            self._governor.require_owner(tx, caller, swarm_id)
+            stored, claim = self._claims.require_holder(tx, task_id, swarm_id, token)
+            task = self._task(tx, task_id)
+            lease_ms = tx.obtain("renewed", lambda: self._renew(stored, task_id, token))
             now = attrs.evolve(claim, percent=percent, note=note, progress_at_ms=self._now_ms())
             tx.put(CLAIMS + task_id, now.to_map(), lease=stored.lease, decoded=now)
             tx.detail.update(swarm=swarm_id, token=token, percent=percent)
@@ -113,20 +116,20 @@ class Holding(Core):
         state = {"complete_task": COMPLETED, "fail_task": FAILED, "release_task": OPEN}[verdict]
         own_lease = 0
 
-        async def end(tx: Tx) -> Answer:
+        def end(tx: Tx) -> Answer:
             nonlocal own_lease
             own_lease = 0
-            await self._governor.require_owner(tx, caller, swarm_id)
-            task = await self._task(tx, task_id)
+            self._governor.require_owner(tx, caller, swarm_id)
+            task = self._task(tx, task_id)
             if state != OPEN and task.state == state and (task.last_token, task.last_holder) == (token, swarm_id):
                 tx.detail.update(swarm=swarm_id, token=token, replayed=True)
                 return self._ended(task_id, task, 0) | {"replayed": True}
-            stored, claim = await self._claims.require_holder(tx, task_id, swarm_id, token)
+            stored, claim = self._claims.require_holder(tx, task_id, swarm_id, token)
             outcome: Literal["ok", "failed", "neutral"] = (
                 "ok" if state == COMPLETED else "failed" if is_failure else "neutral"
             )
-            spent = await self._governor.spent_on(tx, swarm_id, task_id)
-            given_back = await self._governor.claim_ended(tx, swarm_id, task_id, outcome=outcome)
+            spent = self._governor.spent_on(tx, swarm_id, task_id)
+            given_back = self._governor.claim_ended(tx, swarm_id, task_id, outcome=outcome)
             ended = attrs.evolve(
                 rules.after_claim(task, claim, swarm_id, token, spent),
                 state=state,
@@ -222,15 +225,15 @@ class Holding(Core):
     async def _record_lost(self, lost: LostClaim) -> bool:
         """Whether there was anything to give back or to record."""
 
-        async def expire(tx: Tx) -> Answer:
-            task = await self._task(tx, lost.task_id)
-            held = await tx.get_stored(CLAIMS + lost.task_id)
+        def expire(tx: Tx) -> Answer:
+            task = self._task(tx, lost.task_id)
+            held = tx.get_stored(CLAIMS + lost.task_id)
             holder = None if held is None else ClaimRecord.from_bytes(held.value).swarm_id
             given_back = spent = 0
             # A new claim by the same swarm has taken the hold over: leave it alone.
             if holder != lost.swarm_id:
-                spent = await self._governor.spent_on(tx, lost.swarm_id, lost.task_id)
-                given_back = await self._governor.claim_ended(tx, lost.swarm_id, lost.task_id, outcome="neutral")
+                spent = self._governor.spent_on(tx, lost.swarm_id, lost.task_id)
+                given_back = self._governor.claim_ended(tx, lost.swarm_id, lost.task_id, outcome="neutral")
             if lost.token > task.last_token:
                 task = rules.after_claim(task, lost.claim, lost.swarm_id, lost.token, spent)
             elif given_back or spent:  # later claims have come to their end meanwhile, or a crash hid which one it was

@@ -40,23 +40,23 @@ class Inbox(Core):
 
         await self.board.show_told()
 
-        async def push(tx: Tx) -> Answer:
-            task = await self._task(tx, task_id)
-            held = await tx.get_stored(CLAIMS + task_id)
+        def push(tx: Tx) -> Answer:
+            task = self._task(tx, task_id)
+            held = tx.get_stored(CLAIMS + task_id)
             if held is not None:
                 raise rules.not_pushable(task_id, ClaimRecord.from_bytes(held.value), held.create_revision)
-            refusal = rules.not_ready(task_id, task, await self._waits_for(tx, task))
+            refusal = rules.not_ready(task_id, task, self._waits_for(tx, task))
             if refusal is not None:
                 raise refusal
-            await self._governor.check_route(tx, swarm_id, frozenset(task.capabilities))
+            self._governor.check_route(tx, swarm_id, frozenset(task.capabilities))
             name = f"task-{task_id}"
             if task.route == swarm_id:
-                there = await tx.get_stored(f"{INBOX}{swarm_id}/{name}")
+                there = tx.get_stored(f"{INBOX}{swarm_id}/{name}")
                 if there is not None:
                     return {"seq": there.create_revision}
             elif task.route:
                 if not caller.is_operator and caller.uid != task.uid:
-                    await self._governor.require_owner(tx, caller, task.route)  # nobody else takes its letter away
+                    self._governor.require_owner(tx, caller, task.route)  # nobody else takes its letter away
                 tx.delete(f"{INBOX}{task.route}/{name}")
             self._require_may_send(caller.uid, f"push {task_id} to {swarm_id}")
             waiting, allowed = self.board.mail.waiting(swarm_id), self._config.inbox_messages
@@ -108,9 +108,9 @@ class Inbox(Core):
         delivered, full, last, n = 0, [], "", 0
         while True:
 
-            async def send(tx: Tx, last: str = last) -> Answer:
+            def send(tx: Tx, last: str = last) -> Answer:
                 if sender:
-                    await self._governor.require_owner(tx, caller, sender)
+                    self._governor.require_owner(tx, caller, sender)
                 self._require_may_send(caller.uid, "broadcast")
                 # Sorted, and the next chunk goes on after the last name: a retry with the same key meets nobody twice.
                 left = [name for name in self._governor.swarms_with(wanted) if name > last and name != sender]
@@ -146,7 +146,7 @@ class Inbox(Core):
     async def read_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0, limit: int = 50) -> Answer:
         """See `interface.Coordinator.read_inbox`."""
         rules.check_limit(limit)
-        await self._governor.require_owner(Tx(self._store), caller, swarm_id)
+        await self._operations.look(lambda tx: self._governor.require_owner(tx, caller, swarm_id))
         await self.board.catch_up()
         letters = self.board.mail.letters(swarm_id, after_seq)
         messages = [{"seq": seq, **message.to_map()} for seq, message in letters[:limit]]
@@ -155,7 +155,7 @@ class Inbox(Core):
 
     async def subscribe_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0) -> Answer:
         """See `interface.Coordinator.subscribe_inbox`."""
-        await self._governor.require_owner(Tx(self._store), caller, swarm_id)
+        await self._operations.look(lambda tx: self._governor.require_owner(tx, caller, swarm_id))
         session = _session(caller)
         await self.board.catch_up()
 
@@ -183,8 +183,8 @@ class Inbox(Core):
         while True:
             await self.board.catch_up()
 
-            async def drop(tx: Tx) -> Answer:
-                await self._governor.require_owner(tx, caller, swarm_id)
+            def drop(tx: Tx) -> Answer:
+                self._governor.require_owner(tx, caller, swarm_id)
                 read = [
                     key
                     for key, (number, message) in self.board.mail.by_key(swarm_id).items()

@@ -15,7 +15,6 @@ from ifbusd.coordinator.inbox import Inbox
 from ifbusd.coordinator.sessions import Sessions
 from ifbusd.coordinator.tasks import Tasks
 from ifbusd.identity import Caller
-from ifbusd.operation import Tx
 
 # Named in one notification, which is a message of 64 KiB; `renew_session` names all.
 _HANDLES: Final = 200
@@ -54,7 +53,7 @@ class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
         Raises:
             not_found, permission_denied: There is no such swarm, or it is another user's.
         """
-        await self._governor.require_owner(Tx(self._store), caller, swarm_id)
+        await self._operations.look(lambda tx: self._governor.require_owner(tx, caller, swarm_id))
         await self.board.catch_up()
         items: list[Answer] = [
             {"kind": "holding", "handle": handle, "message": f"you still hold {handle}"}

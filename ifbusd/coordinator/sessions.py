@@ -38,15 +38,19 @@ class Sessions(Core):
         wanted = None if capabilities is None else check_capabilities(capabilities)
         self._check_lease(lease_ms)
         span_ms = lease_ms or self._config.lease_ms
-        granted: list[int] = []  # one lease, however often the decision is made
         unused: list[int] = []
+        granted: list[int] = []
 
-        async def register(tx: Tx) -> Answer:
+        async def grant() -> int:
+            granted.append(await self._store.grant(span_ms))
+            return granted[0]
+
+        def register(tx: Tx) -> Answer:
             unused[:] = granted
-            stored = await tx.get_stored(SESSIONS + swarm_id)
+            stored = tx.get_stored(SESSIONS + swarm_id)
             session = None if stored is None else SessionRecord.from_bytes(stored.value)
             resumed = resume_token is not None and session is not None and _fits(session, resume_token)
-            profile = await self._governor.save_profile(
+            profile = self._governor.save_profile(
                 tx,
                 caller,
                 swarm_id,
@@ -59,14 +63,12 @@ class Sessions(Core):
             )
             if resumed and session is not None and stored is not None:
                 token, lease = str(resume_token), stored.lease
-                await self._keep(lease, swarm_id)
+                tx.obtain("renewed", lambda: self._keep(lease, swarm_id))
                 record = session
             else:
-                if not granted:
-                    if stored is None:  # else one takes the other's place
-                        self._require_lease(caller.uid, f"register {swarm_id}")
-                    granted.append(await self._store.grant(span_ms))
-                token, lease = self._new_secret(), granted[0]
+                if stored is None:  # else one takes the other's place
+                    self._require_lease(caller.uid, f"register {swarm_id}")
+                token, lease = self._new_secret(), tx.obtain("lease", grant)
                 unused[:] = [] if stored is None else [stored.lease]  # of the session that this one replaces
                 record = SessionRecord(
                     incarnation=profile["incarnation"],
@@ -122,7 +124,7 @@ class Sessions(Core):
     async def renew_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
         """See `interface.Coordinator.renew_session`."""
         try:
-            stored = await self._session(Tx(self._store), caller, swarm_id, resume_token)
+            stored = await self._operations.look(lambda tx: self._session(tx, caller, swarm_id, resume_token))
             if stored is None:
                 raise session_ended(swarm_id)
             lease_ms = await self._keep(stored.lease, swarm_id)
@@ -136,9 +138,9 @@ class Sessions(Core):
         ended: list[int] = []
         await self.board.catch_up()
 
-        async def end(tx: Tx) -> Answer:
+        def end(tx: Tx) -> Answer:
             ended.clear()
-            stored = await self._session(tx, caller, swarm_id, resume_token)
+            stored = self._session(tx, caller, swarm_id, resume_token)
             if stored is None:
                 return {"freed": []}
             ended.append(stored.lease)
@@ -153,10 +155,10 @@ class Sessions(Core):
         await self._retired.wait_revoked(ended)
         return answer
 
-    async def _session(self, tx: Tx, caller: Caller, swarm_id: str, resume_token: str) -> KeyValue | None:
+    def _session(self, tx: Tx, caller: Caller, swarm_id: str, resume_token: str) -> KeyValue | None:
         """The live session that the token proves, None if there is none at all."""
-        await self._governor.require_owner(tx, caller, swarm_id)
-        stored = await tx.get_stored(SESSIONS + swarm_id)
+        self._governor.require_owner(tx, caller, swarm_id)
+        stored = tx.get_stored(SESSIONS + swarm_id)
         if stored is not None and not _fits(SessionRecord.from_bytes(stored.value), resume_token):
             raise session_ended(swarm_id)
         return stored

@@ -56,14 +56,14 @@ class Tasks(Core):
 
         await self.board.show_told()
 
-        async def create(tx: Tx) -> Answer:
+        def create(tx: Tx) -> Answer:
             used, allowed = self.board.open_tasks(), self._config.open_tasks
             if used >= allowed:
                 raise limit_exceeded("create a task", "open_tasks", used, allowed, "complete or fail some of them")
-            counted = await tx.get(TASK_COUNTER)
+            counted = tx.get(TASK_COUNTER)
             n = (unpack(counted) if counted else 0) + 1
             name = task_id if task_id is not None else f"T-{n}"
-            while await tx.get_stored(TASKS + name) is not None:
+            while tx.get_stored(TASKS + name) is not None:
                 if task_id is not None:
                     raise AlreadyExists(
                         f"cannot create task {name}: there is one",
@@ -73,7 +73,7 @@ class Tasks(Core):
                 n += 1  # somebody gave a task this very name
                 name = f"T-{n}"
             for dependency in needed:
-                await self._task(tx, dependency)
+                self._task(tx, dependency)
             record = TaskRecord(
                 n=n,
                 title=title,
@@ -93,7 +93,7 @@ class Tasks(Core):
             tx.put(TASKS + name, record.to_map(), decoded=record)
             tx.detail["title"] = title
             self._publish_board(tx, "created", name)
-            waiting = await self._waits_for(tx, record)
+            waiting = self._waits_for(tx, record)
             return {"task": rules.task_view(name, record, waits_for=sorted(waiting))}
 
         return await self._operations.run(caller, "coordinator.create_task", task_id or "", create)
@@ -172,13 +172,17 @@ class Tasks(Core):
     async def explain_claim(self, caller: Caller, task_id: str, swarm_id: str) -> Answer:
         """See `interface.Coordinator.explain_claim`."""
         await self.board.catch_up()
-        tx = Tx(self._store)
-        task = await self._task(tx, task_id)
-        held = await tx.get_stored(CLAIMS + task_id)
+        answer = await self._operations.look(lambda tx: self._explain(tx, caller, task_id, swarm_id))
+        await self._store.barrier()
+        return answer
+
+    def _explain(self, tx: Tx, caller: Caller, task_id: str, swarm_id: str) -> Answer:
+        task = self._task(tx, task_id)
+        held = tx.get_stored(CLAIMS + task_id)
         checks = []
         owner_error: IfbusError | None = None
         try:
-            await self._governor.require_owner(tx, caller, swarm_id)
+            self._governor.require_owner(tx, caller, swarm_id)
         except NotFound:
             raise
         except IfbusError as error:
@@ -191,20 +195,19 @@ class Tasks(Core):
                 ClaimRecord.from_bytes(held.value),
                 held.create_revision,
                 now_ms=self._now_ms(),
-                lease_left_ms=await self._store.lease_left_ms(held.lease),
+                lease_left_ms=tx.obtain("lease_left", lambda: self._store.lease_left_ms(held.lease)),
             )
         checks.append(rules.check_result("free", free, "nobody holds it"))
         done = ", ".join(task.depends_on) + " completed" if task.depends_on else "waits for nothing"
         checks.append(
-            rules.check_result("ready", rules.not_ready(task_id, task, await self._waits_for(tx, task)), done)
+            rules.check_result("ready", rules.not_ready(task_id, task, self._waits_for(tx, task)), done)
         )
         needs = frozenset(task.capabilities)
-        checks += await self._governor.explain(tx, swarm_id, needs, task.estimate_micro_usd)
+        checks += self._governor.explain(tx, swarm_id, needs, task.estimate_micro_usd)
         best: Answer | None = None
         for swarm in self._governor.rank(needs, limit=1):
-            facts = {check["check"]: check["data"] for check in await self._governor.explain(tx, swarm, needs, 0)}
+            facts = {check["check"]: check["data"] for check in self._governor.explain(tx, swarm, needs, 0)}
             best = {"swarm_id": swarm, "overlap": facts["match"]["overlap"]}
-        await self._store.barrier()
         return {
             "task_id": task_id,
             "swarm_id": swarm_id,

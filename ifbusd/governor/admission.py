@@ -41,15 +41,15 @@ class Admissions:
 
     # --- reading and writing a swarm -----------------------------------------------------------------
 
-    async def _read_profile(self, tx: Tx, swarm_id: str) -> Profile:
+    def _read_profile(self, tx: Tx, swarm_id: str) -> Profile:
         key = SWARMS + check_identifier(swarm_id, "swarm_id")
-        profile = await tx.read(key, lambda stored: Profile.from_stored(swarm_id, unpack(stored)))
+        profile = tx.read(key, lambda stored: Profile.from_stored(swarm_id, unpack(stored)))
         if profile is None:
             raise no_swarm(swarm_id)
         return profile
 
-    async def _read_account(self, tx: Tx, swarm_id: str) -> Account:
-        account = await tx.read(ACCOUNTS + swarm_id, lambda stored: Account.from_stored(unpack(stored)))
+    def _read_account(self, tx: Tx, swarm_id: str) -> Account:
+        account = tx.read(ACCOUNTS + swarm_id, lambda stored: Account.from_stored(unpack(stored)))
         return account or Account()
 
     def _write_account(self, tx: Tx, swarm_id: str, before: Account, after: Account, *, why: str = "") -> None:
@@ -76,17 +76,17 @@ class Admissions:
 
     # --- Admission -----------------------------------------------------------------------------------
 
-    async def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
+    def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
         """Return if the swarm exists and is the caller's; else raise not_found or permission_denied."""
-        require_owner(await self._read_profile(tx, swarm_id), caller)
+        require_owner(self._read_profile(tx, swarm_id), caller)
 
-    async def require_running(self, tx: Tx, swarm_id: str) -> None:
+    def require_running(self, tx: Tx, swarm_id: str) -> None:
         """Return if the swarm's breaker is closed; else raise breaker_tripped."""
-        check = rules.check_breaker(swarm_id, await self._read_account(tx, swarm_id))
+        check = rules.check_breaker(swarm_id, self._read_account(tx, swarm_id))
         if not check.ok:
             raise check.error()
 
-    async def admit(
+    def admit(
         self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int
     ) -> None:
         """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
@@ -96,8 +96,8 @@ class Admissions:
             limit_exceeded: The swarm has too many reservations.
             not_found: There is no such swarm.
         """
-        profile = await self._read_profile(tx, swarm_id)
-        before = await self._read_account(tx, swarm_id)
+        profile = self._read_profile(tx, swarm_id)
+        before = self._read_account(tx, swarm_id)
         # What an earlier claim of the same task left behind must not be in the way of this one.
         account, _ = rules.end_claim(before, task_id)
         self._require(profile, account, capabilities, estimate_micro_usd)
@@ -107,17 +107,17 @@ class Admissions:
         if estimate_micro_usd:
             tx.detail["reserved_usd"] = to_usd(estimate_micro_usd)
 
-    async def check_route(self, tx: Tx, swarm_id: str, capabilities: frozenset[str]) -> None:
+    def check_route(self, tx: Tx, swarm_id: str, capabilities: frozenset[str]) -> None:
         """As `admit` for a push: breaker and match, nothing set aside; a broke swarm is refused."""
-        profile = await self._read_profile(tx, swarm_id)
-        self._require(profile, await self._read_account(tx, swarm_id), capabilities, 0)
+        profile = self._read_profile(tx, swarm_id)
+        self._require(profile, self._read_account(tx, swarm_id), capabilities, 0)
 
-    async def explain(
+    def explain(
         self, tx: Tx, swarm_id: str, capabilities: frozenset[str], estimate_micro_usd: int
     ) -> list[dict[str, Any]]:
         """The checks of `admit` without stopping at the first no: ``[{"check", "ok", "message", "data", "would_change"}]``."""
-        profile = await self._read_profile(tx, swarm_id)
-        account = await self._read_account(tx, swarm_id)
+        profile = self._read_profile(tx, swarm_id)
+        account = self._read_account(tx, swarm_id)
         return [check.to_wire() for check in self._checks(profile, account, capabilities, estimate_micro_usd)]
 
     def _require(self, profile: Profile, account: Account, capabilities: frozenset[str], amount: int) -> None:
@@ -140,7 +140,7 @@ class Admissions:
                 would_change=[{"by": "self", "what": "settle a reservation or end a claim"}],
             )
 
-    async def claim_ended(
+    def claim_ended(
         self, tx: Tx, swarm_id: str, task_id: str, *, outcome: Literal["ok", "failed", "neutral"]
     ) -> int:
         """Give back what the claim held; count failures (``failed``), which may trip the breaker, or forget them (``ok``).
@@ -148,7 +148,7 @@ class Admissions:
         Returns:
             Micro-dollars given back.
         """
-        before = await self._read_account(tx, swarm_id)
+        before = self._read_account(tx, swarm_id)
         account, released = rules.end_claim(before, task_id)
         if outcome == "failed":
             account = rules.count_failure(account, task_id, self._policy.failures_to_trip, self._now_ms())
@@ -157,12 +157,12 @@ class Admissions:
         self._write_account(tx, swarm_id, before, account)
         return released
 
-    async def spent_on(self, tx: Tx, swarm_id: str, task_id: str) -> int:
+    def spent_on(self, tx: Tx, swarm_id: str, task_id: str) -> int:
         """Micro-dollars that the swarm has spent on a task since it claimed it; 0 once the claim has ended."""
-        hold = (await self._read_account(tx, swarm_id)).holds.get(task_id)
+        hold = (self._read_account(tx, swarm_id)).holds.get(task_id)
         return 0 if hold is None else hold.spent
 
-    async def save_profile(
+    def save_profile(
         self,
         tx: Tx,
         caller: Caller,
@@ -184,7 +184,7 @@ class Admissions:
             permission_denied: The name belongs to another user, or the budget would be raised or beyond the policy's bound.
             limit_exceeded: Too many swarms.
         """
-        stored = await tx.get(SWARMS + check_identifier(swarm_id, "swarm_id"))
+        stored = tx.get(SWARMS + check_identifier(swarm_id, "swarm_id"))
         if stored is None:
             self._require_room(caller, swarm_id)
             old = None
@@ -202,7 +202,7 @@ class Admissions:
         profile = attrs.evolve(profile, **{name: value for name, value in changes.items() if value is not None})
         if profile != old:
             tx.put(SWARMS + swarm_id, profile.to_stored())
-        before = await self._read_account(tx, swarm_id)
+        before = self._read_account(tx, swarm_id)
         account = attrs.evolve(before, limit=self._own_limit(caller, swarm_id, before, budget_micro_usd))
         self._write_account(tx, swarm_id, before, account)
         return rules.describe_profile(profile, account)
@@ -249,7 +249,7 @@ class Admissions:
             )
         return wanted
 
-    async def set_reputation(self, tx: Tx, swarm_id: str, ratio: float) -> None:
+    def set_reputation(self, tx: Tx, swarm_id: str, ratio: float) -> None:
         """Note how well a swarm has done, 0 to 1 (kept in millionths).
 
         Raises:
@@ -258,7 +258,7 @@ class Admissions:
         """
         if not 0 <= ratio <= 1:
             raise ValueError(f"a reputation is between 0 and 1, got {ratio}")
-        profile = await self._read_profile(tx, swarm_id)
+        profile = self._read_profile(tx, swarm_id)
         tx.put(SWARMS + swarm_id, attrs.evolve(profile, reputation_ppm=round(ratio * PPM)).to_stored())
 
     # --- from the view -------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ Presence = Callable[[list[str]], Awaitable[list[tuple[bool, list[str]]]]]
 class Claims(Protocol):
     """What the governor needs of the coordinator: whether a fencing token is the current one."""
 
-    async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> object:
+    def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> object:
         """Return if the swarm holds the task by this token; else raise not_found, not_owner or stale_token."""
         ...
 

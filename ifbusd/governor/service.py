@@ -121,9 +121,9 @@ class IFGovernor(Admissions):
         if model is not None:
             check_text(model, "model", MAX_MODEL_CHARS)
 
-        async def body(tx: Tx) -> Answer:
-            stored = await tx.get(SWARMS + swarm_id)
-            profile = await self.save_profile(
+        def body(tx: Tx) -> Answer:
+            stored = tx.get(SWARMS + swarm_id)
+            profile = self.save_profile(
                 tx,
                 caller,
                 swarm_id,
@@ -142,9 +142,9 @@ class IFGovernor(Admissions):
 
     async def get_swarm(self, caller: Caller, swarm_id: str) -> Answer:
         """``{"profile": SwarmProfile}``, or not_found."""
-        tx = Tx(self._store)
-        profile = await self._read_profile(tx, swarm_id)
-        account = await self._read_account(tx, swarm_id)
+        profile, account = await self._operations.look(
+            lambda tx: (self._read_profile(tx, swarm_id), self._read_account(tx, swarm_id))
+        )
         await self._store.barrier()
         return {"profile": (await self._with_presence([rules.describe_profile(profile, account)]))[0]}
 
@@ -165,11 +165,12 @@ class IFGovernor(Admissions):
     async def _page(self, after: str, limit: int) -> tuple[list[tuple[Profile, Account]], str | None]:
         check_limit(limit, MAX_PAGE)
         page = await self._store.range(SWARMS, after=SWARMS + after if after else "", limit=limit)
-        found = []
-        tx = Tx(self._store)
-        for item in page.items:
-            swarm_id = item.key.removeprefix(SWARMS)
-            found.append((Profile.from_stored(swarm_id, unpack(item.value)), await self._read_account(tx, swarm_id)))
+
+        def read(tx: Tx) -> list[tuple[Profile, Account]]:
+            names = [(item.key.removeprefix(SWARMS), item.value) for item in page.items]
+            return [(Profile.from_stored(name, unpack(value)), self._read_account(tx, name)) for name, value in names]
+
+        found = await self._operations.look(read)
         await self._store.barrier()
         return found, found[-1][0].swarm_id if page.has_more else None
 
@@ -251,23 +252,23 @@ class IFGovernor(Admissions):
         check_text(model, "model", MAX_MODEL_CHARS)
         counts = rules.check_usage(usage)
 
-        async def body(tx: Tx) -> Answer:
-            await self.require_owner(tx, caller, swarm_id)
+        def body(tx: Tx) -> Answer:
+            self.require_owner(tx, caller, swarm_id)
             if task_id is not None:
-                await self._require_holder(tx, task_id, swarm_id, token)
-            before = await self._read_account(tx, swarm_id)
+                self._require_holder(tx, task_id, swarm_id, token)
+            before = self._read_account(tx, swarm_id)
             spent = rules.spend(before, task_id, cost, max_holds=self._policy.max_holds)
             return self._record_cost(tx, swarm_id, before, spent, task_id, operation, cost, model, counts)
 
         return await self._change(caller, "track_cost", swarm_id, body)
 
-    async def _require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int | None) -> None:
+    def _require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int | None) -> None:
         check_identifier(task_id, "task_id")
         if token is None:
             raise InvalidParams(
                 f"a cost of task {task_id} needs the claim's token", data={"param": "token", "task_id": task_id}
             )
-        await self._claims.require_holder(tx, task_id, swarm_id, token)
+        self._claims.require_holder(tx, task_id, swarm_id, token)
 
     def _record_cost(
         self,
@@ -316,10 +317,10 @@ class IFGovernor(Admissions):
         estimate = _required_amount(estimate_usd, "estimate_usd")
         check_identifier(operation, "operation")
 
-        async def body(tx: Tx) -> Answer:
-            await self.require_owner(tx, caller, swarm_id)
-            await self._require_holder(tx, task_id, swarm_id, token)
-            before = await self._read_account(tx, swarm_id)
+        def body(tx: Tx) -> Answer:
+            self.require_owner(tx, caller, swarm_id)
+            self._require_holder(tx, task_id, swarm_id, token)
+            before = self._read_account(tx, swarm_id)
             needed = rules.needed_beyond_claim(before, task_id, estimate)
             for check in (rules.check_breaker(swarm_id, before), rules.check_budget(swarm_id, before, needed)):
                 if not check.ok:
@@ -352,9 +353,9 @@ class IFGovernor(Admissions):
         check_text(model, "model", MAX_MODEL_CHARS)
         counts = rules.check_usage(usage)
 
-        async def body(tx: Tx) -> Answer:
-            await self.require_owner(tx, caller, swarm_id)
-            before = await self._read_account(tx, swarm_id)
+        def body(tx: Tx) -> Answer:
+            self.require_owner(tx, caller, swarm_id)
+            before = self._read_account(tx, swarm_id)
             hold = before.holds.get(reservation_id) if reservation_id.startswith(_RESERVATION) else None
             if hold is None:
                 raise NotFound(
@@ -396,9 +397,9 @@ class IFGovernor(Admissions):
             page, next_after = await self._page(after, limit)
             reports = [rules.describe_account(profile.swarm_id, account) for profile, account in page]
             return _fitting("reports", reports, next_after)
-        tx = Tx(self._store)
-        await self._read_profile(tx, swarm_id)
-        account = await self._read_account(tx, swarm_id)
+        account = await self._operations.look(
+            lambda tx: self._read_account(tx, self._read_profile(tx, swarm_id).swarm_id)
+        )
         await self._store.barrier()
         return {"reports": [rules.describe_account(swarm_id, account)], "next": None}
 
@@ -408,10 +409,10 @@ class IFGovernor(Admissions):
         """Set a swarm's budget (operator). ``{"report": BudgetReport, "receipt": ...}``. Does not reset a breaker."""
         limit = _required_amount(limit_usd, "limit_usd")
 
-        async def body(tx: Tx) -> Answer:
+        def body(tx: Tx) -> Answer:
             self._require_operator(caller, f"set the budget of {swarm_id}")
-            await self._read_profile(tx, swarm_id)
-            before = await self._read_account(tx, swarm_id)
+            self._read_profile(tx, swarm_id)
+            before = self._read_account(tx, swarm_id)
             account = attrs.evolve(before, limit=limit)
             self._write_account(tx, swarm_id, before, account)
             tx.detail |= {"limit_usd": to_usd(limit)}
@@ -426,10 +427,10 @@ class IFGovernor(Admissions):
         """
         check_text(reason, "reason", MAX_REASON_CHARS, min_chars=1)
 
-        async def body(tx: Tx) -> Answer:
+        def body(tx: Tx) -> Answer:
             self._require_operator(caller, f"trip the breaker of {swarm_id}")
-            await self._read_profile(tx, swarm_id)
-            before = await self._read_account(tx, swarm_id)
+            self._read_profile(tx, swarm_id)
+            before = self._read_account(tx, swarm_id)
             account = rules.trip(before, Cause.OPERATOR, reason, self._now_ms())
             self._write_account(tx, swarm_id, before, account)
             tx.detail |= {"reason": reason}
@@ -453,10 +454,10 @@ class IFGovernor(Admissions):
         check_text(reason, "reason", MAX_REASON_CHARS, min_chars=1)
         limit = _amount(budget_usd, "budget_usd")
 
-        async def body(tx: Tx) -> Answer:
+        def body(tx: Tx) -> Answer:
             self._require_operator(caller, f"reset the breaker of {swarm_id}")
-            await self._read_profile(tx, swarm_id)
-            before = await self._read_account(tx, swarm_id)
+            self._read_profile(tx, swarm_id)
+            before = self._read_account(tx, swarm_id)
             funded = before if limit is None else attrs.evolve(before, limit=limit)
             if before.is_tripped:
                 can_pay = rules.check_budget(swarm_id, funded, 0)

@@ -13,7 +13,7 @@ from ifbus.errors import IdempotencyConflict, NotReady, Overloaded, Unavailable
 from ifbusd.bus.local import LocalBus
 from ifbusd.codec import pack, unpack
 from ifbusd.identity import Caller, Peer
-from ifbusd.operation import IDEMPOTENCY_WINDOW_MS, MAX_TRIES, Operations, Tx
+from ifbusd.operation import IDEMPOTENCY_WINDOW_MS, MAX_TRIES, Decoded, Operations, Tx
 from ifbusd.store.base import Delete, LeaseNotFound, Put, Txn
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.store.embedded import EmbeddedStore
@@ -35,6 +35,10 @@ class Bench:
         self.bus = LocalBus()
         self.operations = Operations(self.store, self.bus, now_ms=lambda: self.now_ms)
 
+    def meddle(self, op: Put | Delete) -> None:
+        """Another writer comes first: what it wrote stands before this returns, as from another host."""
+        self.store._apply(Txn(then=[op]))
+
     async def record(self) -> list[dict[str, Any]]:
         """The witness log, decoded."""
         return [unpack(entry.record) for entry in await self.store.read_log()]
@@ -55,9 +59,9 @@ def caller(key: str | None = None, body: bytes = b"") -> Caller:
     return Caller(peer=Peer(uid=7, gid=7, pid=8), idempotency_key=key, body_hash=body, traceparent="00-aa-bb-01")
 
 
-async def add_one(tx: Tx) -> dict[str, Any]:
+def add_one(tx: Tx) -> dict[str, Any]:
     """Count up under a key."""
-    stored = await tx.get("counter")
+    stored = tx.get("counter")
     n = (unpack(stored) if stored else 0) + 1
     tx.put("counter", n)
     tx.detail["n"] = n
@@ -101,13 +105,13 @@ async def test_a_lost_race_is_decided_again(bench: Bench) -> None:
     bench.bus.subscribe("news", lambda _, message: told.append(message))
     tries = 0
 
-    async def add(tx: Tx) -> dict[str, Any]:
+    def add(tx: Tx) -> dict[str, Any]:
         nonlocal tries
         tries += 1
-        answer = await add_one(tx)
+        answer = add_one(tx)
         tx.publish("news", dict(answer))
         if tries < 3:
-            await bench.store.txn(Txn(then=[Put("counter", pack(tries * 10))]))
+            bench.meddle(Put("counter", pack(tries * 10)))
         return answer
 
     answer = await bench.operations.run(caller(), "test.add", "counter", add)
@@ -120,12 +124,12 @@ async def test_an_absent_key_is_compared_too(bench: Bench) -> None:
     """What was read as absent and is created meanwhile, or deleted meanwhile, also makes the decision anew."""
     seen: list[bool] = []
 
-    async def look(tx: Tx) -> dict[str, Any]:
-        seen.append(await tx.get("other") is not None)
+    def look(tx: Tx) -> dict[str, Any]:
+        seen.append(tx.get("other") is not None)
         if len(seen) == 1:
-            await bench.store.txn(Txn(then=[Put("other", b"\x01")]))
+            bench.meddle(Put("other", b"\x01"))
         elif len(seen) == 2:
-            await bench.store.txn(Txn(then=[Delete("other")]))
+            bench.meddle(Delete("other"))
         tx.put("mine", 1)
         return {}
 
@@ -137,11 +141,11 @@ async def test_an_operation_that_always_loses_says_so(bench: Bench) -> None:
     """After so many lost races the caller hears `unavailable` with a time to come back; nothing was written."""
     tries = 0
 
-    async def lose(tx: Tx) -> dict[str, Any]:
+    def lose(tx: Tx) -> dict[str, Any]:
         nonlocal tries
         tries += 1
-        answer = await add_one(tx)
-        await bench.store.txn(Txn(then=[Put("counter", pack(0))]))
+        answer = add_one(tx)
+        bench.meddle(Put("counter", pack(0)))
         return answer
 
     with pytest.raises(Unavailable) as gave_up:
@@ -153,7 +157,7 @@ async def test_an_operation_that_always_loses_says_so(bench: Bench) -> None:
 async def test_a_refusal_is_on_record_and_nothing_is_written(bench: Bench) -> None:
     """Its code and figures; the caller gets the receipt of the entry. Its long target is cut."""
 
-    async def refuse(tx: Tx) -> dict[str, Any]:
+    def refuse(tx: Tx) -> dict[str, Any]:
         tx.put("counter", 1)
         tx.publish("news", {})
         raise NotReady("no", data={"state": "waiting"}, would_change=[{"by": "time", "what": "wait"}])
@@ -169,7 +173,7 @@ async def test_a_refusal_is_on_record_and_nothing_is_written(bench: Bench) -> No
 async def test_what_is_only_the_moment_is_not_on_record(bench: Bench) -> None:
     """An overload is no decision."""
 
-    async def overload(tx: Tx) -> dict[str, Any]:
+    def overload(tx: Tx) -> dict[str, Any]:
         raise Overloaded("later")
 
     with pytest.raises(Overloaded):
@@ -179,13 +183,13 @@ async def test_what_is_only_the_moment_is_not_on_record(bench: Bench) -> None:
 
 async def test_a_transaction_reads_its_own_writes() -> None:
     """`get` sees them, `get_stored` does not; the last write to a key counts, in the order of the first."""
-    tx = Tx(None)  # type: ignore[arg-type]  # nothing is read from the store
+    tx = Tx(None, Decoded(), {})  # type: ignore[arg-type]  # nothing is read from the store
     tx.put("a", 1)
     tx.put("b", 2)
     tx.delete("a")
     tx.put("c", 3, lease=9)
-    assert await tx.get("a") is None
-    assert unpack(await tx.get("b") or b"") == 2
+    assert tx.get("a") is None
+    assert unpack(tx.get("b") or b"") == 2
     assert tx.writes == [Delete("a"), Put("b", pack(2)), Put("c", pack(3), 9)]
     assert tx.compares == []
 
@@ -260,7 +264,7 @@ async def test_records_share_one_lease_per_window(bench: Bench) -> None:
 async def test_a_body_on_a_dead_lease_is_the_bodys_own_matter(bench: Bench) -> None:
     """With and without a key, the service hears of it; nothing is written."""
 
-    async def put(tx: Tx) -> dict[str, Any]:
+    def put(tx: Tx) -> dict[str, Any]:
         tx.put("leased", 1, lease=12345)
         return {}
 

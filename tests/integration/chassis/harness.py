@@ -35,7 +35,7 @@ def caller(uid: int = OWNER_UID, *, is_operator: bool = False, key: str | None =
 class Directory:
     """Owners and claims as tables: swarms `a` to `d` are the owner's, `x` is the stranger's, task T-1 is held by `a` @ 7."""
 
-    async def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
+    def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
         """See `interface.SwarmDirectory`."""
         owners = dict.fromkeys("abcd", OWNER_UID) | {"x": STRANGER_UID}
         if swarm_id not in owners:
@@ -43,12 +43,12 @@ class Directory:
         if owners[swarm_id] != caller.uid:
             raise PermissionDenied(f"{swarm_id} is another's")
 
-    async def require_running(self, tx: Tx, swarm_id: str) -> None:
+    def require_running(self, tx: Tx, swarm_id: str) -> None:
         """See `interface.SwarmDirectory`: a swarm is stopped while the store has a ``tripped/`` record of it."""
-        if await tx.get(f"tripped/{swarm_id}") is not None:
+        if tx.get(f"tripped/{swarm_id}") is not None:
             raise BreakerTripped(f"{swarm_id} is stopped")
 
-    async def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> None:
+    def require_holder(self, tx: Tx, task_id: str, swarm_id: str, token: int) -> None:
         """See `interface.ClaimDirectory`."""
         if (task_id, swarm_id, token) != ("T-1", "a", 7):
             raise StaleToken("that claim has ended")

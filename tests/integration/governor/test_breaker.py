@@ -13,7 +13,6 @@ from ifbus.money import MicroUsd
 from ifbusd.codec import pack
 from ifbusd.coordinator.model import BlockerRecord
 from ifbusd.identity import Caller
-from ifbusd.operation import Tx
 from ifbusd.store.base import Put, Txn
 from tests.integration.governor.world import Ear, World, open_world
 
@@ -61,7 +60,7 @@ async def test_a_trip_survives_restarts_registrations_and_budgets(tmp_path: Path
         with pytest.raises(BreakerTripped, match="looks odd"):
             await world.claim("T-2", "builder")
         with pytest.raises(BreakerTripped):
-            await world.governor.check_route(Tx(world.store), "builder", frozenset())
+            await world.operations.look(lambda tx: world.governor.check_route(tx, "builder", frozenset()))
         assert world.governor.rank(frozenset(), limit=5) == []
         assert not world.governor.is_match("builder", frozenset())
         breakers = (await world.governor.list_breakers(world.bob))["breakers"]
@@ -98,12 +97,12 @@ async def test_no_claim_is_admitted_after_the_trips_revision(world: World) -> No
 async def test_a_stopped_swarm_is_not_running(world: World) -> None:
     """What the chassis asks before it runs code is answered with the trip's reason, until the reset."""
     await world.register("builder", "code:python")
-    await world.governor.require_running(Tx(world.store), "builder")
+    await world.operations.look(lambda tx: world.governor.require_running(tx, "builder"))
     await world.governor.trip_circuit_breaker(world.operator, "builder", "loops")
     with pytest.raises(BreakerTripped, match="loops"):
-        await world.governor.require_running(Tx(world.store), "builder")
+        await world.operations.look(lambda tx: world.governor.require_running(tx, "builder"))
     await world.governor.reset_circuit_breaker(world.operator, "builder", "fixed")
-    await world.governor.require_running(Tx(world.store), "builder")
+    await world.operations.look(lambda tx: world.governor.require_running(tx, "builder"))
 
 
 async def test_only_an_operator_trips_and_resets_with_a_reason(world: World) -> None:

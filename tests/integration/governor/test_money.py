@@ -24,7 +24,6 @@ from ifbus.models import BudgetReport
 from ifbus.money import MAX_MICRO_USD, MicroUsd, to_usd
 from ifbusd.codec import unpack
 from ifbusd.governor.model import Account, Policy
-from ifbusd.operation import Tx
 from tests.integration.governor.world import World, open_world
 
 DOLLAR = MicroUsd(1_000_000)
@@ -161,7 +160,7 @@ async def test_checks_come_in_order_and_explain_tells_all(world: World) -> None:
     needs, estimate = frozenset({"infra:net"}), 2 * DOLLAR
     await world.governor.trip_circuit_breaker(world.operator, "builder", "looks odd")
     before = world.store.revision, await world.store.log_head()
-    checks = await world.governor.explain(Tx(world.store), "builder", needs, estimate)
+    checks = await world.operations.look(lambda tx: world.governor.explain(tx, "builder", needs, estimate))
     assert [(check["check"], check["ok"]) for check in checks] == [
         ("breaker", False),
         ("match", False),
@@ -180,7 +179,7 @@ async def test_checks_come_in_order_and_explain_tells_all(world: World) -> None:
     await world.governor.set_budget(world.operator, "builder", MicroUsd(2 * DOLLAR))
     await world.claim("T-1", "builder", estimate, *needs)
     with pytest.raises(NotFound):
-        await world.governor.explain(Tx(world.store), "nobody", needs, estimate)
+        await world.operations.look(lambda tx: world.governor.explain(tx, "nobody", needs, estimate))
 
 
 @pytest.mark.parametrize("amount", [-1, 1.0, True, None, "1", MAX_MICRO_USD + 1, float("nan"), float("inf"), 2**63])
@@ -240,9 +239,9 @@ async def test_the_coordinator_can_ask_what_a_claim_has_cost(world: World) -> No
         )
         await world.governor.settle_cost(world.ann, "builder", reserved["reservation_id"], MicroUsd(4))
         await world.governor.track_cost(world.ann, "builder", "llm", MicroUsd(100))
-        assert await world.governor.spent_on(Tx(world.store), "builder", "T-1") == 11
+        assert await world.operations.look(lambda tx: world.governor.spent_on(tx, "builder", "T-1")) == 11
         await world.end("T-1", "builder")
-        assert await world.governor.spent_on(Tx(world.store), "builder", "T-1") == 0
+        assert await world.operations.look(lambda tx: world.governor.spent_on(tx, "builder", "T-1")) == 0
         assert (await world.account("builder")).spent == 111 * round_number
 
 

@@ -127,8 +127,8 @@ async def test_a_session_begins_an_incarnation_and_a_profile_does_not(world: Wor
     seen = []
 
     async def save(incarnation: int | None) -> None:
-        async def body(tx: Tx) -> dict[str, object]:
-            profile = await world.governor.save_profile(
+        def body(tx: Tx) -> dict[str, object]:
+            profile = world.governor.save_profile(
                 tx,
                 world.ann,
                 "builder",
@@ -159,8 +159,8 @@ async def test_a_reputation_moves_a_swarm_in_the_ranking(world: World) -> None:
     await world.register("b", "code:python")
     assert world.governor.rank(frozenset({"code:python"}), limit=2) == ["a", "b"]
 
-    async def body(tx: Tx) -> dict[str, object]:
-        await world.governor.set_reputation(tx, "a", 0.25)
+    def body(tx: Tx) -> dict[str, object]:
+        world.governor.set_reputation(tx, "a", 0.25)
         return {}
 
     await world.operations.run(world.ann, "chassis.execute_task", "a", body)

@@ -68,9 +68,9 @@ class World:
     async def claim(self, task_id: str, swarm_id: str, estimate: int = 0, *needs: str) -> int:
         """Claim a task as the coordinator does: admission and claim in one transaction; the fencing token."""
 
-        async def body(tx: Tx) -> dict[str, Any]:
-            await tx.get(CLAIMS + task_id)
-            await self.governor.admit(tx, swarm_id, task_id, frozenset(needs), estimate)
+        def body(tx: Tx) -> dict[str, Any]:
+            tx.get(CLAIMS + task_id)
+            self.governor.admit(tx, swarm_id, task_id, frozenset(needs), estimate)
             claim = ClaimRecord(swarm_id=swarm_id, incarnation=1, uid=1004, lease_ms=30_000, claimed_at_ms=0)
             tx.put(CLAIMS + task_id, claim.to_map())
             return {}
@@ -83,9 +83,9 @@ class World:
         """End a claim as the coordinator does; what was given back."""
         released = 0
 
-        async def body(tx: Tx) -> dict[str, Any]:
+        def body(tx: Tx) -> dict[str, Any]:
             nonlocal released
-            released = await self.governor.claim_ended(tx, swarm_id, task_id, outcome=outcome)
+            released = self.governor.claim_ended(tx, swarm_id, task_id, outcome=outcome)
             tx.delete(CLAIMS + task_id)
             return {}
 

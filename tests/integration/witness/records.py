@@ -35,7 +35,7 @@ class Recorded:
         receipts: list[dict[str, Any]] = []
 
         async def operate(number: int) -> None:
-            async def body(tx: Tx) -> dict[str, Any]:
+            def body(tx: Tx) -> dict[str, Any]:
                 if refused:
                     raise NotReady("not yet", data={"state": "waiting"})
                 tx.put(f"tasks/T-{number}", {"title": f"task {number}"})
