@@ -1,187 +1,106 @@
-"""Round trip of `daemon.ping` beside its floors: a C ping-pong, and bare trio with MessagePack, in turn in one run.
+"""Round trip of `daemon.ping` beside its limit, its floor, and what people would pick instead, in turn in one run.
 
-Each contestant's server is a process of its own and so is each client, pinned: on one core, which shows what is computed,
-and on two, which shows what a user waits for (waking the other core included). See DESIGN 7 for method and figures.
+The floor is `bare`: trio and MessagePack with nothing around them. The real daemon answers with identity, quota and limits; the
+contestant "traced" also sends a W3C trace context. 1, 16 and 64 client processes call one after the other each, as fast as
+they can. See DESIGN 7 for the method.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
+import importlib.util
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import attrs
-import trio
-from harness import (
-    Round,
-    arguments,
-    cpu_us,
-    interleave,
-    machine,
-    pin,
-    print_limit,
-    print_table,
-    running,
-    write_json,
-)
-from rtt_client import CLIENT, C
+import servers
+from callers import BARE, GRPC, IFBUSD, IFBUSD_BARE, REDIS, REDIS_BARE, TRACED, C, ping_of
+from harness import ONE_CORE, TWO_CORES, Crew, Placement, Report, Round, parser, placements, time_calls, together
 
-from ifbusd.bus.local import LocalBus
-from ifbusd.identity import Caller
-from ifbusd.rpc.attention import Attention
-from ifbusd.rpc.daemon_methods import DaemonMethods
-from ifbusd.rpc.describe import describe
-from ifbusd.rpc.limits import RpcLimits
-from ifbusd.rpc.listener import open_listener
-from ifbusd.rpc.methods import ROWS, bind_rows
-from ifbusd.rpc.server import Server
-
-HERE: Final = Path(__file__).parent
-BARE, IFBUSD = "bare trio", "ifbusd, bare client"
+WARM_UP = 20
+# The same time for a slow contestant as for a fast one.
+SHARE = {GRPC: 0.1}
 
 
-# --- a server process --------------------------------------------------------------------------------
+def enlist(kind: str, address: str, _number: int) -> Callable[[int], Any]:
+    """A client: connected and warm; answers a number of calls with their times."""
+    call = ping_of(kind, address)
+    for _ in range(WARM_UP):
+        call()
+    return partial(time_calls, call)
 
 
-async def be_server(path: Path) -> None:
-    """The daemon's wire with its own methods and nothing behind them."""
-
-    async def no_items(caller: Caller, swarm_id: str) -> list[dict[str, Any]]:
-        return []
-
-    async def no_status() -> dict[str, Any]:
-        return {}
-
-    async def no_record(*refusal: object) -> None:
-        return None
-
-    limits = RpcLimits()
-    daemon = DaemonMethods(
-        build="0",
-        pid=os.getpid(),
-        limits=limits,
-        attention=Attention(LocalBus(), no_items),
-        now_ms=now_ms,
-        status=no_status,
-        describe=describe,
-    )
-    methods = bind_rows([row for row in ROWS if row.name.startswith("daemon.")], {"daemon": daemon})
-    server = Server(methods, witness_refusal=no_record, now_ms=now_ms, limits=limits)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.run, open_listener(path))
-        print("ready", flush=True)
-
-
-def now_ms() -> int:
-    """Wall clock."""
-    return time.time_ns() // 1_000_000
-
-
-# --- the benchmark -----------------------------------------------------------------------------------
-
-
-@attrs.frozen(kw_only=True)
-class Contestant:
-    """A kind of client and the server process that it talks to."""
-
-    kind: str
-    path: str
-    server: subprocess.Popen[bytes]
-
-
-@contextmanager
-def contestants(directory: Path) -> Iterator[list[Contestant]]:
-    """All servers, running; the C one only where there is a compiler."""
-    with ExitStack() as stack:
-        started = []
-        compiler = shutil.which("cc")
-        if compiler:
-            binary, path = str(directory / "pingpong"), str(directory / "c")
-            subprocess.run([compiler, "-O2", "-o", binary, str(HERE / "pingpong.c")], check=True)
-            started.append(Contestant(kind=C, path=path, server=stack.enter_context(running([binary, path]))))
-        else:
-            print("SKIPPED: C ping-pong (no cc)")
-        bare = stack.enter_context(running([sys.executable, str(HERE / "bare.py"), str(directory / "bare")]))
-        started.append(Contestant(kind=BARE, path=str(directory / "bare"), server=bare))
-        ours = stack.enter_context(running([sys.executable, __file__, "--server", str(directory / "ifbusd")]))
-        for kind in (IFBUSD, CLIENT):
-            started.append(Contestant(kind=kind, path=str(directory / "ifbusd"), server=ours))
-        yield started
-
-
-def run_round(contestant: Contestant, clients: int, count: int, cpus: Sequence[int | None]) -> Round:
-    """One round: all clients connect, start together, and hand in their latencies."""
-    server_cpu, client_cpu = cpus
-    pin(contestant.server.pid, server_cpu)
-    command = [sys.executable, str(HERE / "rtt_client.py"), contestant.kind, contestant.path, str(count)]
-    processes = []
-    for _ in range(clients):
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        pin(process.pid, client_cpu)
-        processes.append(process)
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-    if contestant.kind == C:  # its server forks a process per client
-        children = Path(f"/proc/{contestant.server.pid}/task/{contestant.server.pid}/children").read_text()
-        for child in children.split():
-            pin(int(child), server_cpu)
-    before = cpu_us(contestant.server.pid)
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
-    answers = [json.loads(process.communicate()[0]) for process in processes]
-    used_us = cpu_us(contestant.server.pid) - before
-    latencies = sorted(latency for answer in answers for latency in answer["latencies"])
-    return Round(
-        latencies_us=latencies,
-        wall_s=max(answer["wall_s"] for answer in answers),
-        server_cpu_us=None if contestant.kind == C else used_us / len(latencies),
-    )
+def run(kind: str, server: servers.Server, clients: int, calls: int, place: Placement) -> Mapping[str, Round]:
+    """One round of one contestant."""
+    server.pin(place.server)
+    each = max(3, int(calls * SHARE.get(kind, 1)) // clients)
+    with Crew(clients, place.client, partial(enlist, kind, server.address)) as crew:
+        before_us = server.cpu_us
+        timed = crew.tell(each)
+        return {kind: together(timed, server_cpu_us=server.cpu_us - before_us, rss_mib=server.rss_mib)}
 
 
 def main() -> None:
     """Measure, print, and write JSON."""
-    options = arguments(str(__doc__).partition("\n")[0])
-    calls = 1_000 if options.quick else 10_000
-    rounds = min(options.rounds, 2) if options.quick else options.rounds
-    cpus = sorted(os.sched_getaffinity(0))
-    scenarios: dict[str, tuple[int, Sequence[int | None]]] = {"1 client, one core": (1, (cpus[0], cpus[0]))}
-    if len(cpus) > 1:
-        scenarios["1 client, two cores"] = (1, (cpus[0], cpus[1]))
-        scenarios["16 clients, unpinned"] = (16, (None, None))
-    figures: dict[str, dict[str, dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory(prefix="ifbus-rtt-") as directory, contestants(Path(directory)) as all_of_them:
-        for title, (clients, pinning) in scenarios.items():
-            runs = {
-                contestant.kind: lambda contestant=contestant, clients=clients, pinning=pinning: run_round(
-                    contestant, clients, calls // clients, pinning
-                )
-                for contestant in all_of_them
-            }
-            figures[title] = interleave(runs, rounds)
-            print_table(f"{title}: round trip of a ping, medians of {rounds} rounds", figures[title], floor=BARE)
-    one = figures["1 client, one core"]
-    print(f"\nlimits (machine: {machine()})")
-    print_limit("one core, p50, ifbus.Client / bare trio", one[CLIENT]["p50_us"] / one[BARE]["p50_us"], 1.5)
-    print_limit("one core, server CPU per call", one[CLIENT]["server_cpu_us"], 22, unit=" us")
-    for title, rows in figures.items():
-        print_limit(f"{title}, p50", rows[CLIENT]["p50_us"] / 1000, 1, unit=" ms")
-        print_limit(f"{title}, p99", rows[CLIENT]["p99_us"] / 1000, 1, unit=" ms")
-    write_json(options.json, {"scenarios": figures})
+    options = parser(str(__doc__)).parse_args()
+    report = Report("rtt", options)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ifbus-rtt-")))
+        ours = stack.enter_context(servers.ifbusd(directory))
+        redis = stack.enter_context(servers.redis(directory))
+        started = {
+            C: stack.enter_context(servers.c_pingpong(directory)),
+            BARE: stack.enter_context(servers.bare(directory, "echo")),
+            REDIS_BARE: redis,
+            REDIS: redis if importlib.util.find_spec("redis") else None,
+            GRPC: stack.enter_context(servers.grpc(directory)),
+            IFBUSD_BARE: ours,
+            IFBUSD: ours,
+            TRACED: ours,
+        }
+        for clients in (1, 16, 64):
+            calls = (100 if options.quick else 10_000) * (1 if clients == 1 else 2)
+            for place in placements():
+                runs = [
+                    partial(run, kind, server, clients, calls, place)
+                    for kind, server in started.items()
+                    if server is not None
+                ]
+                report.measure(title(clients, place.title), runs, floor=BARE)
+    judge(report)
+    report.write()
+
+
+def title(clients: int, place: str) -> str:
+    """The scenario's name."""
+    return f"ping, {clients} client{'s' if clients > 1 else ''}, {place}"
+
+
+def judge(report: Report) -> None:
+    """Print what was aimed at beside what was found."""
+    one = report.tables[title(1, ONE_CORE)]
+    report.limit("one core, 1 client, p50 / bare", one.ratio(IFBUSD), 1.5)
+    report.limit("one core, 1 client, server CPU per call", one.median(IFBUSD, "server_cpu_us"), 22, unit=" us")
+    if title(1, TWO_CORES) not in report.tables:
+        return
+    two, many = report.tables[title(1, TWO_CORES)], report.tables[title(64, TWO_CORES)]
+    report.limit("two cores, 1 client, p99", two.median(IFBUSD, "p99_us") / 1000, 1, unit=" ms")
+    report.limit(
+        "two cores, 16 clients, p99",
+        report.tables[title(16, TWO_CORES)].median(IFBUSD, "p99_us") / 1000,
+        1,
+        unit=" ms",
+    )
+    report.limit("two cores, 64 clients", many.median(IFBUSD, "per_s"), 38_000, unit="/s", at_least=True)
+    report.limit("two cores, 64 clients, p99", many.median(IFBUSD, "p99_us") / 1000, 5, unit=" ms")
+    # Client beside client, and bare client beside bare client.
+    for ours, theirs in ((IFBUSD, REDIS), (IFBUSD_BARE, REDIS_BARE)):
+        if theirs in many.rows:
+            report.limit(f"64 clients, {ours} / {theirs}, rate", many.ratio(ours, theirs, "per_s"), 1, at_least=True)
+            report.limit(f"64 clients, {ours} / {theirs}, p99", many.ratio(ours, theirs, "p99_us"), 1)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--server"]:
-        trio.run(be_server, Path(sys.argv[2]))
-    else:
-        main()
+    main()
