@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from decimal import Decimal
 from typing import Any, NewType
@@ -43,6 +44,8 @@ def to_micro_usd(amount: Any) -> int:
     return micro
 
 
+# The same few amounts are shown over and over: estimates, budgets, nothing.
+@functools.lru_cache(maxsize=1024)
 def to_usd(micro_usd: int) -> str:
     """The decimal string for micro-dollars, with at least two decimals: 50_000 -> ``"0.05"``, -1 -> ``"-0.000001"``."""
     sign = "-" if micro_usd < 0 else ""

@@ -15,9 +15,7 @@ class Admission(Protocol):
         """Return if the swarm exists and is the caller's; else raise not_found or permission_denied."""
         ...
 
-    def admit(
-        self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int
-    ) -> None:
+    def admit(self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int) -> None:
         """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
 
         Raises:
@@ -35,9 +33,7 @@ class Admission(Protocol):
         """The checks of `admit` without stopping at the first no: ``[{"check", "ok", "message", "data", "would_change"}]``."""
         ...
 
-    def claim_ended(
-        self, tx: Tx, swarm_id: str, task_id: str, *, outcome: Literal["ok", "failed", "neutral"]
-    ) -> int:
+    def claim_ended(self, tx: Tx, swarm_id: str, task_id: str, *, outcome: Literal["ok", "failed", "neutral"]) -> int:
         """Give back what the claim held; count failures (``failed``), which may trip the breaker, or forget them (``ok``).
 
         Returns:

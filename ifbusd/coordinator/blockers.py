@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
-
 from ifbus.errors import InvalidParams, NotFound, PermissionDenied
 from ifbus.models import check_capabilities
 from ifbusd.codec import how_many_fit
@@ -56,9 +54,9 @@ class Blockers(Core):
                         own_lease = stored.lease
                     after = rules.after_claim(task, claim, swarm_id, blocker.token, spent)
                     note = blocker.reason[: rules.MAX_NOTE]
-                    tx.put(TASKS + blocker.task_id, attrs.evolve(after, blocker=blocker_id, note=note).to_map())
+                    tx.put(TASKS + blocker.task_id, after.evolve(blocker=blocker_id, note=note).to_map())
             helpers = self._governor.rank(needs, limit=_HELPERS, exclude=frozenset({swarm_id})) if needs else []
-            record = attrs.evolve(blocker, helpers=helpers)
+            record = blocker.evolve(helpers=helpers)
             tx.put(rules.blocker_key(blocker_id), record.to_map())
             alert = rules.blocker_view(blocker_id, record)
             urgent = blocker.severity in ("high", "critical")
@@ -117,7 +115,7 @@ class Blockers(Core):
             if blocker.task_id:
                 task = self._task(tx, blocker.task_id)
                 if task.blocker == blocker_id:
-                    tx.put(TASKS + blocker.task_id, attrs.evolve(task, blocker="", note=note or task.note).to_map())
+                    tx.put(TASKS + blocker.task_id, task.evolve(blocker="", note=note or task.note).to_map())
                     self._publish_board(tx, "unblocked", blocker.task_id, swarm_id=swarm_id)
             alert = rules.blocker_view(blocker_id, blocker)
             letter = MessageRecord(

@@ -263,7 +263,7 @@ class Claiming(Core):
             if task.route:
                 tx.delete(f"{INBOX}{task.route}/task-{task_id}")
             if task.route or spent:
-                task = attrs.evolve(task, route="", spent_micro_usd=task.spent_micro_usd + spent)
+                task = task.evolve(route="", spent_micro_usd=task.spent_micro_usd + spent)
                 tx.put(TASKS + task_id, task.to_map())
             tx.detail["swarm"] = swarm_id
             self._publish_board(tx, "claimed", task_id, swarm_id=swarm_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-import attrs
 import trio
 
 from ifbus.errors import IfbusError, StaleToken, Unavailable
@@ -65,7 +64,7 @@ class Holding(Core):
             stored, claim = self._claims.require_holder(tx, task_id, swarm_id, token)
             task = self._task(tx, task_id)
             lease_ms = tx.obtain("renewed", lambda: self._renew(stored, task_id, token))
-            now = attrs.evolve(claim, percent=percent, note=note, progress_at_ms=self._now_ms())
+            now = claim.evolve(percent=percent, note=note, progress_at_ms=self._now_ms())
             tx.put(CLAIMS + task_id, now.to_map(), lease=stored.lease, decoded=now)
             tx.detail.update(swarm=swarm_id, token=token, percent=percent)
             self._publish_board(tx, "progress", task_id, swarm_id=swarm_id, percent=percent, note=note)
@@ -130,8 +129,7 @@ class Holding(Core):
             )
             spent = self._governor.spent_on(tx, swarm_id, task_id)
             given_back = self._governor.claim_ended(tx, swarm_id, task_id, outcome=outcome)
-            ended = attrs.evolve(
-                rules.after_claim(task, claim, swarm_id, token, spent),
+            ended = rules.after_claim(task, claim, swarm_id, token, spent).evolve(
                 state=state,
                 percent=100 if state == COMPLETED else claim.percent,
                 note=note or claim.note,
@@ -140,7 +138,7 @@ class Holding(Core):
                 ended_at_ms=self._now_ms() if state != OPEN else 0,
             )
             if result is not None:
-                rules.check_result_size(packed_size(result), packed_size(attrs.evolve(ended, result=None).to_map()))
+                rules.check_result_size(packed_size(result), packed_size(ended.evolve(result=None).to_map()))
             tx.put(TASKS + task_id, ended.to_map(), decoded=ended)
             tx.delete(CLAIMS + task_id)
             if claim.own_lease:
@@ -237,7 +235,7 @@ class Holding(Core):
             if lost.token > task.last_token:
                 task = rules.after_claim(task, lost.claim, lost.swarm_id, lost.token, spent)
             elif given_back or spent:  # later claims have come to their end meanwhile, or a crash hid which one it was
-                task = attrs.evolve(task, attempts=task.attempts + 1, spent_micro_usd=task.spent_micro_usd + spent)
+                task = task.evolve(attempts=task.attempts + 1, spent_micro_usd=task.spent_micro_usd + spent)
             else:
                 raise _NothingLost
             tx.put(TASKS + lost.task_id, task.to_map())

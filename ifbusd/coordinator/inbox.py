@@ -68,7 +68,7 @@ class Inbox(Core):
                     allowed,
                     f"another swarm, or {swarm_id} acknowledges its messages",
                 )
-            tx.put(TASKS + task_id, attrs.evolve(task, route=swarm_id).to_map())
+            tx.put(TASKS + task_id, task.evolve(route=swarm_id).to_map())
             body = {"task_id": task_id, "title": task.title, "capabilities": task.capabilities}
             message = MessageRecord(kind="task", body=body, uid=caller.uid, at_ms=self._now_ms())
             self._put_message(tx, swarm_id, message, name=name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
-
 from ifbus.errors import AlreadyClaimed, IfbusError, InvalidParams, NotReady
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import to_usd
@@ -186,15 +184,13 @@ def already_claimed(
 def after_claim(task: TaskRecord, claim: ClaimRecord | None, swarm_id: str, token: int, spent: int) -> TaskRecord:
     """The task with what any end of a claim leaves on it: how far it came, what it cost, whose it was and since when."""
     if claim is not None:
-        task = attrs.evolve(
-            task,
+        task = task.evolve(
             percent=claim.percent,
             note=claim.note,
             progress_at_ms=claim.progress_at_ms or task.progress_at_ms,
             last_claimed_at_ms=claim.claimed_at_ms,
         )
-    return attrs.evolve(
-        task,
+    return task.evolve(
         attempts=task.attempts + 1,
         spent_micro_usd=task.spent_micro_usd + spent,
         last_holder=swarm_id,

@@ -199,9 +199,7 @@ class Tasks(Core):
             )
         checks.append(rules.check_result("free", free, "nobody holds it"))
         done = ", ".join(task.depends_on) + " completed" if task.depends_on else "waits for nothing"
-        checks.append(
-            rules.check_result("ready", rules.not_ready(task_id, task, self._waits_for(tx, task)), done)
-        )
+        checks.append(rules.check_result("ready", rules.not_ready(task_id, task, self._waits_for(tx, task)), done))
         needs = frozenset(task.capabilities)
         checks += self._governor.explain(tx, swarm_id, needs, task.estimate_micro_usd)
         best: Answer | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import apsw
 import attrs
@@ -37,7 +37,7 @@ from ifbusd.store.chain import GENESIS, entry_hash
 from ifbusd.store.checks import check_txn, prefix_end
 from ifbusd.store.flush import FlushGauge
 from ifbusd.store.leases import Lease, LeaseTable
-from ifbusd.store.memory import KeyMemory, Unknown
+from ifbusd.store.memory import UNKNOWN, KeyMemory
 from ifbusd.store.schema import StoreFailed, describe, open_database
 from ifbusd.store.watches import EmbeddedWatch, History
 
@@ -243,7 +243,7 @@ class EmbeddedStore:
         if self._unavailable is not None:
             raise Unavailable(self._unavailable)
         found = self._memory.find(key)
-        if isinstance(found, Unknown):
+        if found is UNKNOWN:
             if self._busy:
                 raise NotAtHand(key)
             try:
@@ -252,7 +252,7 @@ class EmbeddedStore:
                 raise self._fail(error) from error
             found = None if row is None else KeyValue._make(row)
             self._memory.keep(key, found)
-        return found
+        return cast("KeyValue | None", found)
 
     async def range(self, prefix: str, *, after: str = "", limit: int = 1000) -> Page:
         """The keys that start with `prefix` and sort after `after`, in key order. Does not yield (see the class)."""

@@ -21,28 +21,28 @@ UNKNOWN: Final = Unknown()
 
 
 class KeyMemory:
-    """The mutable state: keys that wait for a commit, and two generations of keys that are on the disk.
+    """The mutable state: two generations of keys, and which of them wait for a commit.
 
-    Once the young generation is full it becomes the old one, and what was not asked for since then is forgotten.
+    Once the young generation is full it becomes the old one, and what was not asked for since then is forgotten; what waits is
+    always in the young one.
     """
 
     def __init__(self, most: int) -> None:
         """Keep at most twice so many keys that are on the disk; None stands for a key that is known to be absent."""
         self._most = most
-        self._pending: dict[str, KeyValue | None] = {}
-        self._pending_of: dict[int, set[str]] = {}  # by lease
         self._young: dict[str, KeyValue | None] = {}
         self._old: dict[str, KeyValue | None] = {}
+        self._pending: dict[str, KeyValue | None] = {}
+        self._pending_of: dict[int, set[str]] = {}  # by lease
 
     def __len__(self) -> int:
         """Keys in memory."""
-        return len(self._pending) + len(self._young) + len(self._old)
+        return len(self._young) + len(self._old)
 
     def find(self, key: str) -> KeyValue | Unknown | None:
         """The key as it stands, `UNKNOWN` if only the disk can tell."""
-        for known in (self._pending, self._young):
-            if key in known:
-                return known[key]
+        if key in self._young:
+            return self._young[key]
         if key not in self._old:
             return UNKNOWN
         found = self._old[key]
@@ -52,19 +52,23 @@ class KeyMemory:
     def keep(self, key: str, found: KeyValue | None) -> None:
         """Remember what is on the disk."""
         if found is not None and len(found.value) > _MAX_VALUE_BYTES:
-            self._young.pop(key, None)
-            self._old.pop(key, None)
+            self._forget(key)
             return
-        if len(self._young) >= self._most:
-            self._old, self._young = self._young, {}
+        if len(self._young) >= self._most + len(self._pending):
+            self._old, self._young = self._young, dict(self._pending)
         self._young[key] = found
 
     def write(self, writes: dict[str, KeyValue | None]) -> None:
         """These are about to be committed; None deletes."""
+        self._young.update(writes)
         self._pending.update(writes)
         for key, written in writes.items():
             if written is not None and written.lease:
-                self._pending_of.setdefault(written.lease, set()).add(key)
+                keys = self._pending_of.get(written.lease)
+                if keys is None:
+                    self._pending_of[written.lease] = {key}
+                else:
+                    keys.add(key)
 
     def pending(self, prefix: str) -> dict[str, KeyValue | None]:
         """What waits for a commit among the keys that start with `prefix`."""
@@ -85,19 +89,27 @@ class KeyMemory:
         for key, written in writes.items():
             if key in pending and pending[key] is written:
                 del pending[key]
-                if written is not None and written.lease:
-                    self._forget_lease_of(key, written.lease)
-            self.keep(key, written)
+                if written is not None and (written.lease or len(written.value) > _MAX_VALUE_BYTES):
+                    self._settle(key, written)
         if not pending:
             self._pending_of.clear()
 
     def drop_pending(self) -> None:
         """What waited will never be committed."""
+        for key in self._pending:
+            self._forget(key)
         self._pending.clear()
         self._pending_of.clear()
 
-    def _forget_lease_of(self, key: str, lease: int) -> None:
-        keys = self._pending_of[lease]
-        keys.discard(key)
-        if not keys:
-            del self._pending_of[lease]
+    def _settle(self, key: str, written: KeyValue) -> None:
+        if len(written.value) > _MAX_VALUE_BYTES:
+            self._forget(key)
+        keys = self._pending_of.get(written.lease)
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._pending_of[written.lease]
+
+    def _forget(self, key: str) -> None:
+        self._young.pop(key, None)
+        self._old.pop(key, None)

@@ -1,13 +1,12 @@
 """Watches on the embedded store: a bounded history of commits in memory, and watchers that are positions in it.
 
 There is no queue per watcher: a slow one falls behind in the shared history, and when that has dropped what it still needs it
-gets `Compacted` (ADR 0004). A commit costs work only for the watchers that it concerns: those that wait are found by
-their prefix, those that do not wait are left alone.
+gets `Compacted` (ADR 0004). A commit asks once for each prefix that somebody waits for (the daemon watches three); those that do
+not wait are left alone.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,7 +15,7 @@ from ifbus.errors import Unavailable
 from ifbusd.store.base import Compacted, WatchEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
 
@@ -35,10 +34,8 @@ class History:
         self._bytes = 0
         # The newest revision that is not (or no longer) in here.
         self._floor_revision = revision
-        # Watchers that have seen all and wait, by prefix; and how many prefixes there are of each length, of those that
-        # do not end at a "/" (the others are found by the slashes of the key that changed).
+        # Watchers that have seen all and wait, by prefix.
         self._waiting: dict[str, set[EmbeddedWatch]] = {}
-        self._odd_lengths: Counter[int] = Counter()
         self.closed: str | None = None
 
     def __len__(self) -> int:
@@ -50,11 +47,10 @@ class History:
         self._commits[self._end] = (events, size_bytes)
         self._events += len(events)
         self._bytes += size_bytes
-        if self._waiting:
-            for event in events:
-                for prefix in self._prefixes_of(event.key):
-                    for watch in self._forget_waiting(prefix):
-                        watch.wake(self._end)
+        for prefix in list(self._waiting):
+            if any(event.key.startswith(prefix) for event in events):
+                for watch in self._waiting.pop(prefix):
+                    watch.wake(self._end)
         self._end += 1
         # The newest commit stays however large it is: its watchers were only just woken.
         while self._first < self._end - 1 and (self._events > self._max_events or self._bytes > self._max_bytes):
@@ -97,14 +93,7 @@ class History:
 
     def wait(self, watch: EmbeddedWatch) -> None:
         """Have the watch woken by the next commit that concerns its prefix."""
-        prefix = watch.prefix
-        watchers = self._waiting.get(prefix)
-        if watchers is None:
-            self._waiting[prefix] = {watch}
-            if not prefix.endswith("/"):
-                self._odd_lengths[len(prefix)] += 1
-        else:
-            watchers.add(watch)
+        self._waiting.setdefault(watch.prefix, set()).add(watch)
 
     def stop_waiting(self, watch: EmbeddedWatch) -> None:
         """Undo `wait`; nothing happens if the watch does not wait."""
@@ -112,33 +101,15 @@ class History:
         if watchers is not None:
             watchers.discard(watch)
             if not watchers:
-                self._forget_waiting(watch.prefix)
+                del self._waiting[watch.prefix]
 
     def close(self, reason: str) -> None:
         """End all watches: what waits, or ever asks again, gets `Unavailable`."""
         self.closed = reason
-        for prefix in list(self._waiting):
-            for watch in self._forget_waiting(prefix):
+        waiting, self._waiting = self._waiting, {}
+        for watchers in waiting.values():
+            for watch in watchers:
                 watch.wake(self._end)
-
-    def _forget_waiting(self, prefix: str) -> set[EmbeddedWatch]:
-        watchers = self._waiting.pop(prefix, None)
-        if watchers is None:
-            return set()
-        if not prefix.endswith("/"):
-            self._odd_lengths[len(prefix)] -= 1
-            if not self._odd_lengths[len(prefix)]:
-                del self._odd_lengths[len(prefix)]
-        return watchers
-
-    def _prefixes_of(self, key: str) -> Iterator[str]:
-        slash = key.find("/")
-        while slash >= 0:
-            yield key[: slash + 1]
-            slash = key.find("/", slash + 1)
-        for length in list(self._odd_lengths):
-            if length <= len(key):
-                yield key[:length]
 
 
 class EmbeddedWatch:

@@ -44,7 +44,6 @@ async def test_a_waiting_watcher_gets_what_its_prefix_covers(prefix: str) -> Non
         nursery.cancel_scope.cancel()
     assert got == [[key] for key in keys if key.startswith(prefix)]
     assert past._waiting == {}
-    assert not past._odd_lengths
 
 
 async def test_one_batch_per_commit_in_order() -> None:
