@@ -1,0 +1,285 @@
+"""A client process of the proofs: `python -m tests.proof.swarm ROLE PARAMETERS`, the parameters as JSON.
+
+What it did stands in its history file, whatever becomes of it; it may be stopped and killed at any moment. It speaks to
+the daemon through the real client library, retries and idempotency keys included.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import mmap
+import os
+import random
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from socket import AF_UNIX, SOCK_STREAM
+from socket import socket as Socket
+from typing import Any, Final
+
+from ifbus.errors import ConnectionFailed, ConnectionLost, from_wire
+from ifbus.link import Link
+from ifbus.protocol import Connection, Response
+from tests.proof.history import Operation, Recorder
+
+Answer = dict[str, Any]
+
+_PR_SET_PDEATHSIG: Final = 1
+# Longer than any restart of the daemon: a client that gives up has found a bug.
+PATIENCE_S: Final = 60.0
+COUNTERS: Final = 256
+_COUNTER_BYTES: Final = 8
+
+
+class Counters:
+    """How far each process of a crowd is, in memory that they share: each writes its own, all read the sum."""
+
+    def __init__(self, path: Path, *, own: int = 0) -> None:
+        with path.open("r+b") as file:
+            self._cells = memoryview(mmap.mmap(file.fileno(), COUNTERS * _COUNTER_BYTES)).cast("Q")
+        self._own = own
+
+    def count(self) -> None:
+        """One more of this process's."""
+        self._cells[self._own] += 1
+
+    def sum(self) -> int:
+        """Of all processes."""
+        return sum(self._cells)
+
+
+@contextmanager
+def connected(socket: str) -> Iterator[Link]:
+    """A client of a daemon that may just be starting again."""
+    deadline = time.monotonic() + PATIENCE_S
+    with_daemon = Link(socket, timeout=PATIENCE_S)
+    while True:
+        try:
+            with_daemon.connect()
+            break
+        except ConnectionFailed:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    try:
+        yield with_daemon
+    finally:
+        with_daemon.close()
+
+
+def say(what: Any) -> None:
+    """Tell the parent something: one line of JSON."""
+    os.write(1, json.dumps(what).encode() + b"\n")
+
+
+def hear() -> Any:
+    """What the parent says next; ends this process if it is gone."""
+    line = sys.stdin.readline()
+    if not line:
+        raise SystemExit(0)
+    return json.loads(line)
+
+
+# --- promise 1: one owner ----------------------------------------------------------------------------
+
+
+def contend(
+    socket: str,
+    history: str,
+    counters: str,
+    number: int,
+    swarm_id: str,
+    seed: int,
+    operations: int,
+    generations: list[list[str]],
+    lease_ms: list[int],
+    pause_s: float,
+) -> None:
+    """Claim, renew, complete, release and look at hot tasks, whatever comes of it.
+
+    All processes of a crowd work on the same generation of tasks, and go on to the next one together.
+
+    Args:
+        operations: Of the whole crowd.
+        lease_ms: To choose from for each claim.
+        pause_s: Between two operations, at most.
+    """
+    rng, together = random.Random(seed), Counters(Path(counters), own=number)
+    seen: dict[str, list[int]] = {}
+    with connected(socket) as bus, Recorder(Path(history), swarm_id) as recorder:
+        while (done := together.sum()) < operations:
+            task_id = rng.choice(generations[min(done * len(generations) // operations, len(generations) - 1)])
+            tokens = seen.setdefault(task_id, [])
+            kind = rng.choices(["claim", "get", "release", "renew", "complete"], [36, 22, 20, 20, 2])[0]
+            if kind in ("release", "renew", "complete") and not tokens:
+                kind = "claim"
+            # Mostly the last token that it saw, which is its own after a claim; now and then one that is long stale.
+            token = None if not tokens else tokens[-1] if rng.random() < 0.7 else rng.choice(tokens)
+            # Now and then a client that does not wait for its answer.
+            timeout = rng.choice([0.001, 0.005]) if rng.random() < 0.02 else None
+            together.count()
+            operation = _act(bus, recorder, kind, task_id, swarm_id, token, rng.choice(lease_ms), timeout)
+            tokens += _tokens_in(operation, by_others=rng.random() < 0.2)
+            if pause_s:
+                time.sleep(rng.random() * pause_s)
+
+
+def _act(
+    bus: Link,
+    recorder: Recorder,
+    kind: str,
+    task_id: str,
+    swarm_id: str,
+    token: int | None,
+    lease_ms: int,
+    timeout: float | None,
+) -> Operation:
+    params: dict[str, Any] = {"task_id": task_id}
+    method = "coordinator.get_task"
+    if kind != "get":
+        params["swarm_id"] = swarm_id
+        method = f"coordinator.{kind}_{'claim' if kind == 'renew' else 'task'}"
+    if kind == "claim":
+        params["lease_ms"] = lease_ms
+    elif kind != "get":
+        params["token"] = token
+    if kind == "complete":
+        params["result"] = [swarm_id, token]
+    about = {"task_id": task_id, "swarm_id": swarm_id, "token": token, "lease_ms": lease_ms}
+    return recorder.ask(kind, partial(bus.call, method, timeout=timeout, **params), **about)
+
+
+def _tokens_in(operation: Operation, *, by_others: bool) -> list[int]:
+    """The token of a claim that was won, or, if asked for, the one that an answer showed of somebody else's."""
+    answer = operation.answer
+    if operation.kind == "claim" and answer.get("claimed"):
+        return [answer["claim"]["token"]]
+    shown = answer.get("task") or answer.get("refusal", answer).get("data", {})
+    token = shown.get("owner_token", shown.get("token"))
+    return [token] if by_others and token is not None else []
+
+
+# Everything that a holder can do, as the parameters beside task, swarm and token.
+ACTS_OF_A_HOLDER: Final[dict[str, dict[str, Any]]] = {
+    "coordinator.renew_claim": {},
+    "coordinator.report_progress": {"percent": 50},
+    "coordinator.complete_task": {"result": "late"},
+    "coordinator.fail_task": {"error": "late"},
+    "coordinator.release_task": {"note": "late"},
+    "governor.track_cost": {"operation": "llm", "cost_usd": "0.01"},
+    "governor.reserve_cost": {"operation": "llm", "estimate_usd": "0.01"},
+}
+
+
+def hold(socket: str, history: str, swarm_id: str, task_ids: list[str], lease_ms: int) -> None:
+    """Claim tasks, renew the claims until told to go on, then act on each with the token that it got."""
+    with connected(socket) as bus, Recorder(Path(history), swarm_id) as recorder:
+        tokens = {}
+        for task_id in task_ids:
+            answer = bus.call("coordinator.claim_task", task_id, swarm_id, 0, lease_ms)
+            tokens[task_id] = answer["claim"]["token"]
+        say(tokens)
+        renewals = itertools.cycle(tokens.items())
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            task_id, token = next(renewals)
+            # The one that meets the stop may come too late.
+            recorder.ask("renewal", partial(bus.call, "coordinator.renew_claim", task_id, swarm_id, token))
+        hear()
+        for (task_id, token), (method, more) in zip(tokens.items(), itertools.cycle(ACTS_OF_A_HOLDER.items())):
+            params = {"task_id": task_id, "swarm_id": swarm_id, "token": token, **more}
+            recorder.ask(method, partial(bus.call, method, **params), task_id=task_id, token=token)
+
+
+def race(socket: str, swarms: list[list[str]]) -> None:
+    """For each task that it is told of: claim it at once for all swarms, in a process per list, and say what each heard.
+
+    Forked: 64 interpreters would take longer to start than all the rounds.
+    """
+    results_read, results_write = os.pipe()
+    starts = []
+    for names in swarms:
+        start_read, start_write = os.pipe()
+        starts.append(start_write)
+        if not os.fork():
+            die_with_parent()
+            for descriptor in (*starts, 0):
+                os.close(descriptor)
+            _racer(socket, names, start_read, results_write)
+            os._exit(0)
+        os.close(start_read)
+    with open(results_read) as results:
+        while True:
+            task_id = hear()
+            for start in starts:
+                os.write(start, task_id.encode() + b"\n")
+            heard: dict[str, Answer] = {}
+            for _ in starts:
+                heard |= json.loads(results.readline())
+            say(heard)
+
+
+def _racer(socket: str, names: list[str], start: int, results: int) -> None:
+    wires = {name: Wire(socket) for name in names}
+    with open(start) as tasks:
+        for line in tasks:
+            for name, wire in wires.items():
+                wire.ask("coordinator.claim_task", task_id=line.strip(), swarm_id=name, lease_ms=600_000)
+            heard = {}
+            for name, wire in wires.items():
+                answer = wire.answer()
+                refusal = answer.get("refusal", {"code": None, "data": {}})
+                data = answer["claim"] if answer["claimed"] else refusal["data"]
+                heard[name] = [refusal["code"], data.get("swarm_id", data.get("owner")), data["token"]]
+            # In one write, which the pipe keeps together up to 4 KiB.
+            os.write(results, json.dumps(heard).encode() + b"\n")
+
+
+class Wire:
+    """One connection without the client library's patience: what is asked is sent once, answers come when they come."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = Socket(AF_UNIX, SOCK_STREAM)
+        self.socket.settimeout(PATIENCE_S)
+        self.socket.connect(path)
+        self._protocol = Connection()
+
+    def ask(self, method: str, *, key: str | None = None, **params: Any) -> None:
+        """Send one request."""
+        meta = None if key is None else {"idempotency_key": key}
+        self.socket.sendall(self._protocol.request(method, [params], meta)[1])
+
+    def answer(self) -> Answer:
+        """The next answer; raises the refusal that it is."""
+        while not isinstance(event := self._protocol.next_event(), Response):
+            data = self.socket.recv(65536)
+            if not data:
+                raise ConnectionLost("the daemon closed the connection")
+            self._protocol.receive_data(data)
+        if event.error is not None:
+            raise from_wire(event.error)
+        answer: Answer = event.result
+        return answer
+
+    def close(self) -> None:
+        """Hang up, whatever is under way."""
+        self.socket.close()
+
+
+ROLES: Final[dict[str, Callable[..., None]]] = {"contend": contend, "hold": hold, "race": race}
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process with the one that started it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    ROLES[sys.argv[1]](**json.loads(sys.argv[2]))
