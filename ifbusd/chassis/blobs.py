@@ -45,6 +45,7 @@ class Blobs:
     def prepare(self) -> None:
         """Make the directory and drop uploads that the last daemon did not see the end of."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_names_durable(self._directory.parent)
         for part in self._directory.glob(f"*/*{_PART}"):
             part.unlink()
 
@@ -125,11 +126,9 @@ class Blobs:
                 data={"module_sha256": sha256, "found": found},
             )
         part.rename(final)
-        directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        # The user's directory may be as new as the file, and a name is durable only where it stands.
+        _make_names_durable(final.parent)
+        _make_names_durable(self._directory)
 
     def _check_room(self, uid: int, missing_bytes: int) -> None:
         mine = self._directory / str(uid)
@@ -161,6 +160,14 @@ def _check(sha256: str, offset: int, data: bytes, total_bytes: int) -> None:
     for param, is_wrong, expected in wrong:
         if is_wrong:
             raise InvalidParams(f"cannot store a chunk: {param} is not {expected}", data={"param": param})
+
+
+def _make_names_durable(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _bytes_in(directory: Path) -> int:
