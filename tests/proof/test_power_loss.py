@@ -1,0 +1,201 @@
+"""Power may fail at any moment: what was acknowledged is there, whole, and the daemon goes on from it (promise 2)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import ifbus.testing
+from ifbus.errors import Unavailable
+from tests.proof.disk import recording
+from tests.proof.disk.books import Books, operations, repeat, shown_by
+from tests.proof.disk.day import CONFIG, Day, count_answers, record_day
+from tests.proof.disk.preload import Disk
+from tests.proof.disk.recovery import Broken, Checker, Told, scratch
+from tests.proof.disk.wire import Gone, Refused, Wire
+from tests.proof.powerloss import Crash, Image, crashes, place
+from tests.proof.records import Proof
+from tests.proof.sizes import size
+
+pytestmark = pytest.mark.slow
+
+STATES = size(4_000, 100_000, 1_000_000)
+STARTS = size(12, 200, 2_000)
+RECOVERIES = size(2, 40, 400)
+KILLS = size(16, 100, 2_000)
+_STATES_OF_A_RECOVERY = 150
+# Changes to the disk within which a kill finds the daemon starting, and in the middle of a checkpoint.
+_CALLS_OF_A_START = 45
+_CALLS_OF_A_CHECKPOINT = 120
+_SHOWN = 5
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
+    """A recorded day that the tests share."""
+    return record_day(tmp_path_factory.mktemp("day"))
+
+
+@pytest.fixture
+def disks() -> Iterator[Path]:
+    """A place for disks."""
+    with scratch() as directory:
+        yield directory
+
+
+def test_the_record_has_everything(day: Day) -> None:
+    """Replayed, the record gives the state directory byte for byte, and every answer that the callers counted."""
+    assert day.final() == day.left
+    assert count_answers(day.said) == day.answers
+
+
+async def test_nothing_acknowledged_is_lost(day: Day, disks: Path, seed: int, proof: Proof) -> None:
+    """Whatever a power loss leaves of unsynced work, the daemon's start-up code finds what was acknowledged, and nothing that never was."""
+    checker = Checker(Told.by(day.said, uid=os.getuid()), disks)
+    await checker.begin(day.final())
+    ran, problems = await _check(checker, crashes(day.events, count=STATES, rng=random.Random(seed)))
+    proof.cases(
+        promise=2,
+        name="power loss, whole daemon",
+        ran=ran,
+        violations=len(problems),
+        seed=seed,
+        figures={"store_states": checker.revisions},
+    )
+
+
+async def _check(checker: Checker, found: Iterator[Crash], at: int | None = None) -> tuple[int, list[str]]:
+    """How many crashes were looked at, and what was wrong with which; `at` overrides what had been said by then."""
+    ran, problems = 0, []
+    for crash in found:
+        ran += 1
+        try:
+            await checker.check(crash.image, crash.at if at is None else at)
+        except Broken as broken:
+            problems.append(f"{crash.how} at event {crash.at}: {broken}")
+    print(*problems[:_SHOWN], sep="\n")
+    return ran, problems
+
+
+def _some(day: Day, count: int, rng: random.Random) -> list[Crash]:
+    """Crashes from all over the day, those with something half-done first."""
+    found = [crash for crash in crashes(day.events, count=STATES, rng=rng) if crash.how != "kept"]
+    return rng.sample(found, min(count, len(found)))
+
+
+def test_a_daemon_after_a_power_loss_knows_what_its_callers_know(
+    day: Day, disks: Path, seed: int, proof: Proof
+) -> None:
+    """Started for real, it shows all effects of what its log has and no other, repeats answers, and does what was left undone."""
+    problems = []
+    ran = 0
+    for ran, crash in enumerate(_some(day, STARTS, random.Random(seed)), 1):
+        state_dir = disks / str(ran)
+        place(crash.image, state_dir)
+        try:
+            with ifbus.testing.daemon(state_dir=state_dir) as daemon, Wire(daemon.socket) as wire:
+                _compare(day, crash, wire)
+        except (AssertionError, Refused, Gone, Unavailable) as problem:
+            problems.append(f"{crash.how} at event {crash.at}: {problem!r:.2000}")
+    print(*problems[:_SHOWN], sep="\n")
+    proof.cases(promise=2, name="power loss, real starts", ran=ran, violations=len(problems), seed=seed)
+
+
+def _compare(day: Day, crash: Crash, wire: Wire) -> None:
+    seq = wire.ask("witness.head")["seq"]
+    assert shown_by(wire) == Books.after(day.said, seq).shown()
+    assert wire.ask("witness.verify")["ok"]
+    done = operations(day.said)
+    if acknowledged := [one for one in done if one.at <= crash.at]:
+        again = repeat(wire, acknowledged[-1])["receipt"]
+        assert again == {**acknowledged[-1].result["receipt"], "replayed": True}
+    if undone := [one for one in done if one.result["receipt"]["seq"] > seq]:
+        first = min(undone, key=lambda one: int(one.result["receipt"]["seq"]))
+        once, twice = repeat(wire, first)["receipt"], repeat(wire, first)["receipt"]
+        assert once["seq"] == seq + 1
+        assert twice == {**once, "replayed": True}
+
+
+async def test_power_fails_again_during_recovery(
+    day: Day, disks: Path, tmp_path: Path, seed: int, proof: Proof
+) -> None:
+    """A second power loss, while the daemon starts on what the first one left, loses nothing either."""
+    rng = random.Random(seed)
+    checker = Checker(Told.by(day.said, uid=os.getuid()), disks)
+    await checker.begin(day.final())
+    ran, problems = 0, []
+    for number, crash in enumerate(_some(day, RECOVERIES, rng)):
+        events = _record_start(crash.image, tmp_path / str(number))
+        second = crashes(events, count=_STATES_OF_A_RECOVERY, rng=rng, before=crash.image)
+        more, found = await _check(checker, second, at=crash.at)
+        ran += more
+        problems += found
+    proof.cases(promise=2, name="power loss during recovery", ran=ran, violations=len(problems), seed=seed)
+
+
+def _record_start(image: Image, directory: Path) -> Sequence[recording.Event]:
+    disk = Disk(directory / "state", directory / "watch")
+    place(image, disk.state_dir)
+    with ifbus.testing.daemon(state_dir=disk.state_dir, environment={**os.environ, **disk.environ}):
+        pass
+    return recording.read(disk.log)
+
+
+def test_a_kill_at_any_change_to_the_disk_loses_nothing(tmp_path: Path, seed: int, proof: Proof) -> None:
+    """Killed again and again, while it recovers, writes, or copies its log back, it has all that it acknowledged."""
+    rng = random.Random(seed)
+    disk = Disk(tmp_path / "state", tmp_path / "watch")
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG)
+    acknowledged: dict[str, str] = {}
+    numbers = itertools.count()
+    lost: set[str] = set()
+    kills = {"starting": 0, "working": 0}
+    for _ in range(KILLS):
+        is_starting = rng.random() < 0.5
+        calls = rng.randint(1, _CALLS_OF_A_START if is_starting else _CALLS_OF_A_CHECKPOINT)
+        disk.control.kill_at = disk.control.calls + calls
+        try:
+            with ifbus.testing.daemon(
+                state_dir=disk.state_dir, config=config, environment={**os.environ, **disk.environ}
+            ) as daemon:
+                disk.control.kill_at = disk.control.calls + calls
+                with Wire(daemon.socket) as wire:
+                    lost |= _missing(wire, acknowledged)
+                    for number in numbers:
+                        created = wire.ask("coordinator.create_task", title="t" * 150, task_id=f"K-{number}")
+                        acknowledged[f"K-{number}"] = created["receipt"]["head"]
+        except Gone:
+            kills["working"] += 1
+        except Unavailable as error:
+            if "ended with -9" not in error.message:
+                raise
+            kills["starting"] += 1
+    disk.control.kill_at = 0
+    with ifbus.testing.daemon(state_dir=disk.state_dir) as daemon, Wire(daemon.socket) as wire:
+        lost |= _missing(wire, acknowledged)
+        assert wire.ask("witness.verify")["ok"]
+    proof.cases(
+        promise=2,
+        name="kill at any change to the disk",
+        ran=sum(kills.values()),
+        violations=len(lost),
+        seed=seed,
+        figures={**kills, "acknowledged": len(acknowledged)},
+    )
+
+
+def _missing(wire: Wire, acknowledged: dict[str, str]) -> set[str]:
+    """Tasks that were acknowledged and are not on the record with the hash that their receipt had."""
+    found: dict[str, str] = {}
+    after: int | None = 0
+    while after is not None:
+        page = wire.ask("witness.query", after_seq=after, op="coordinator.create_task", outcome="ok")
+        found |= {entry["target"]: entry["hash"] for entry in page["entries"]}
+        after = page["next"]
+    return {task for task, head in acknowledged.items() if found.get(task) != head}
