@@ -390,13 +390,13 @@ class Table:
         columns = list(dict.fromkeys(column for row in self.rows.values() for column in row.rounds[0]))
         width = max(len(name) for name in self.rows) + 2
         print(f"\n{self.title}")
-        print(f"  {'':<{width}}" + "".join(f"{column:>15}" for column in columns) + f"   p50 / {self.floor}")
+        heading = "".join(f"{column:>15}" for column in columns)
+        print(f"  {'':<{width}}{heading}" + (f"   p50 / {self.floor}" if self.floor else ""))
         for name, row in self.rows.items():
             cells = "".join(
                 f"{row.median(column):>15.1f}" if column in row.rounds[0] else f"{'-':>15}" for column in columns
             )
-            is_comparable = self.floor in self.rows and "p50_us" in row.rounds[0]
-            print(f"  {name:<{width}}{cells}   " + (f"{self.ratio(name):.2f}" if is_comparable else "-"))
+            print(f"  {name:<{width}}{cells}" + (f"   {self.ratio(name):.2f}" if self.floor else ""))
         sys.stdout.flush()
 
 
