@@ -29,8 +29,9 @@ from tests.proof import report
 
 # One for each core of the machine that it has to run on.
 _AT_A_TIME = 2
-# Where the output ends up of a run that did not go as it should.
+# Of the output of a run that did not go as it should, and of a test's word for why it failed.
 _TAIL_LINES = 15
+_REASON_CHARS = 140
 
 
 class Verdict(enum.StrEnum):
@@ -52,6 +53,8 @@ class Run:
     """One run of one test in one copy."""
 
     verdict: Verdict
+    reason: str = ""
+    """The first line of what the test says of its failure."""
     took_s: float = 0.0
     output: str = ""
 
@@ -121,29 +124,27 @@ def run_test(tree: Path, test: str, timeout_s: float) -> Run:
         )
         try:
             exit_code = process.wait(timeout_s)
-            verdict = judge(exit_code, summary)
+            run = judge(exit_code, summary)
         except subprocess.TimeoutExpired:
-            verdict = Verdict.TIMEOUT
+            run = Run(verdict=Verdict.TIMEOUT)
         finally:
             # Daemons that a test left behind, too: they are in its session's process group.
             _kill_group(process)
         output.seek(0)
         text = output.read().decode(errors="replace")
-    return Run(verdict=verdict, took_s=time.monotonic() - started, output=text)
+    return attrs.evolve(run, took_s=time.monotonic() - started, output=text)
 
 
-def judge(exit_code: int, summary: Path) -> Verdict:
+def judge(exit_code: int, summary: Path) -> Run:
     """What pytest's exit code and its XML summary say; exit code 1 alone may also mean a broken fixture."""
     if exit_code not in (0, 1) or not summary.exists():
-        return Verdict.ERROR
-    suites = ElementTree.parse(summary).getroot().iter("testsuite")
-    counts = {"tests": 0, "failures": 0, "skipped": 0}
-    for suite in suites:
-        for key in counts:
-            counts[key] += int(suite.get(key, 0))
+        return Run(verdict=Verdict.ERROR)
+    tests = list(ElementTree.parse(summary).getroot().iter("testcase"))
     if exit_code == 1:
-        return Verdict.RED if counts["failures"] else Verdict.ERROR
-    return Verdict.SKIPPED if counts["skipped"] == counts["tests"] else Verdict.GREEN
+        reasons = [failure.get("message", "") for test in tests for failure in test.findall("failure")]
+        return Run(verdict=Verdict.RED, reason=reasons[0].partition("\n")[0]) if reasons else Run(verdict=Verdict.ERROR)
+    is_skipped = all(test.find("skipped") is not None for test in tests)
+    return Run(verdict=Verdict.SKIPPED if is_skipped else Verdict.GREEN)
 
 
 def _environment(python: Path) -> dict[str, str]:
@@ -195,7 +196,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _line(trial: Trial) -> str:
     fault, run = trial.fault, trial.run
-    return f"{run.verdict:13} {run.took_s:5.1f} s  {fault.promise:2}  {fault.name:32}  {fault.test}"
+    line = f"{run.verdict:13} {run.took_s:5.1f} s  {fault.promise:2}  {fault.name:34} {fault.test}"
+    return f"{line}\n{'':29}{run.reason[:_REASON_CHARS]}" if run.reason else line
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.proof import records
+from tests.proof import records, report
 from tests.proof.records import Proof
 from tests.proof.sizes import CHOSEN, Size, seed_of_run, size
 
@@ -49,3 +49,18 @@ def test_the_seed_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert seed_of_run() == 42
     monkeypatch.delenv("IFBUS_SEED")
     assert seed_of_run() != seed_of_run()
+
+
+def test_the_page_is_fresh() -> None:
+    """docs/proof.md is what the committed records and faults give: `python -m tests.proof.report`."""
+    assert (records.ROOT / report.PAGE).read_text(encoding="utf-8") == report.page()
+
+
+@pytest.mark.parametrize("chosen", Size)
+def test_known_records_are_of_tests_that_exist(chosen: Size) -> None:
+    """What the page counts was counted by tests that are still there, and without a violation."""
+    for record in report.known(chosen):
+        file, _, name = record.test.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (records.ROOT / file).read_text(), record.test
+        assert record.ran > 0
+        assert record.violations == 0

@@ -183,6 +183,20 @@ def test_deep_nesting_is_malformed_or_ends_the_stream(depth: int, piece: int) ->
             connection.next_event()
 
 
+@pytest.mark.parametrize("piece", [1, 150, 1 << 14])
+def test_an_unfinished_message_that_is_too_deep_is_not_decoded(piece: int) -> None:
+    """Long arrays in arrays, of which no element arrives, end the stream beyond twice the allowed nesting, not at msgpack's 1024."""
+    data = b"\x94\x00\x01\xa1a" + b"\xdc\x03\xff" * 100
+    connection = Connection()
+
+    def receive() -> None:
+        for start in range(0, len(data), piece):
+            assert drain(connection, data[start : start + piece]) == []
+
+    with pytest.raises(ProtocolError, match="nested more than 64 deep"):
+        receive()
+
+
 def test_a_message_longer_than_the_limit_ends_the_stream() -> None:
     """The byte at which a message exceeds the limit is the last that is taken; the longest allowed one passes."""
     limits = Limits(message_bytes=4096, string_bytes=4096)

@@ -1,7 +1,8 @@
 """Plays native code in a locked worker, as if wasm had been escaped; prints what came of each attempt as JSON.
 
-Run as a program with the path of a listening Unix socket. Each attempt has a forked process of its own, locked by the same
-functions that lock a worker, all of them or all but one.
+Run as a program with the path of a listening Unix socket; another one listens at the same name, abstract. Each attempt has a
+forked process of its own, locked by the same functions that lock a worker: all of them, all but one, or only those before
+the first system call filter.
 """
 
 from __future__ import annotations
@@ -16,12 +17,25 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import seccompy
 
 from ifbusd.chassis import lockdown
 
 LAYERS = ("rlimits", "uid", "landlock", "seccomp")
+# A worker of the daemon's own user before its filters: all that stops it is Landlock, from these, with these refusals. Others
+# are not tried so: where they are let through, they would harm more than this process.
+UNFILTERED = "unfiltered"
+BY_LANDLOCK = {
+    "open a file": "EACCES",
+    "create a file": "EACCES",
+    "remove a file": "EACCES",
+    "run a program": "EACCES",
+    "connect by TCP": "EACCES",
+    "connect to an abstract socket": "EPERM",
+    "signal the daemon": "EPERM",
+}
 X32 = 0x4000_0000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
@@ -75,7 +89,7 @@ def probes(socket_path: str) -> dict[str, Callable[[], int]]:
     """Name of an attempt to the attempt; each gives an errno, 0 for success."""
     inet = struct.pack("<HH4s8x", socket.AF_INET, socket.htons(9), socket.inet_aton("127.0.0.1"))
     path = struct.pack("<H", socket.AF_UNIX) + socket_path.encode() + b"\0"
-    abstract = struct.pack("<H", socket.AF_UNIX) + b"\0ifbus-probe"
+    abstract = struct.pack("<H", socket.AF_UNIX) + b"\0" + socket_path.encode()
     return {
         "open a file": lambda: call("openat", _AT_FDCWD, b"/etc/passwd", os.O_RDONLY),
         "create a file": lambda: call("openat", _AT_FDCWD, b"/tmp/escaped", os.O_WRONLY | os.O_CREAT, 0o644),
@@ -135,12 +149,12 @@ def lock(without: str) -> None:
         lockdown.forbid_new_code()
 
 
-def attempt(probe: Callable[[], int], without: str) -> str:
+def attempt(probe: Callable[[], int], lock: Callable[[], object]) -> str:
     """``allowed``, the name of an errno, or of the signal that killed it."""
     child = os.fork()
     if child == 0:
         try:
-            lock(without)
+            lock()
             os._exit(probe())
         finally:
             os._exit(255)
@@ -154,10 +168,13 @@ def attempt(probe: Callable[[], int], without: str) -> str:
 def main(socket_path: str) -> None:
     signal.signal(signal.SIGURG, signal.SIG_IGN)
     lockdown.prepare()
+    attempts = probes(socket_path)
     outcomes = {
-        name: {without or "nothing": attempt(probe, without) for without in ("", *LAYERS)}
-        for name, probe in probes(socket_path).items()
+        name: {without or "nothing": attempt(probe, partial(lock, without)) for without in ("", *LAYERS)}
+        for name, probe in attempts.items()
     }
+    for name in BY_LANDLOCK:
+        outcomes[name][UNFILTERED] = attempt(attempts[name], partial(lockdown.restrict, _LIMITS))
     print(json.dumps(outcomes))
 
 

@@ -35,6 +35,13 @@ async def test_endless_loop_is_killed_at_its_wall_limit(chassis: Harness) -> Non
     assert await chassis.run(1, 1) == 2
 
 
+async def test_wall_limit_is_where_it_was_set(chassis: Harness) -> None:
+    """A guest is ended soon after its limit; the bound is a hundred times what that takes on a quiet machine."""
+    await chassis.load("core", export="spin", wall_ms=80)
+    with trio.fail_after(0.08 + 3.0):
+        await _exceeded(chassis, limit="wall_ms")
+
+
 async def test_start_function_is_under_the_same_limit(chassis: Harness) -> None:
     """A module that loops while it is instantiated loads, because nothing of it runs then, and is killed when it does."""
     await chassis.load("start_loop", wall_ms=80)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.chassis.harness import Harness
-from tests.integration.chassis.native_probes import LAYERS, probes
+from tests.integration.chassis.native_probes import BY_LANDLOCK, LAYERS, UNFILTERED, probes
 
 PROBES = sorted(probes("/x"))
 # What nothing but the system call filter stops; every other attempt meets a second layer.
@@ -37,9 +37,11 @@ Outcomes = dict[str, dict[str, str]]
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     """Every attempt under every layer, and with each layer off alone."""
     path = tmp_path_factory.mktemp("socket") / "ifbusd.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as abstract:
         listener.bind(str(path))
         listener.listen(64)
+        abstract.bind(f"\0{path}")
+        abstract.listen(64)
         script = Path(__file__).with_name("native_probes.py")
         run = subprocess.run([sys.executable, script, path], capture_output=True, check=True, timeout=60)
     answer: Outcomes = json.loads(run.stdout)
@@ -62,6 +64,12 @@ def test_other_layers_hold_without_the_filter(outcomes: Outcomes, probe: str) ->
     """With the system call filter off, rlimits, Landlock and the own user still refuse what they are there for."""
     known = FILTER_ALONE if os.geteuid() == 0 else FILTER_ALONE | FILTER_ALONE_SAME_USER
     assert outcomes[probe]["seccomp"] != "allowed" or probe in known
+
+
+@pytest.mark.parametrize("probe", BY_LANDLOCK)
+def test_landlock_holds_alone(outcomes: Outcomes, probe: str) -> None:
+    """Without a filter, a user of its own and a limit on descriptors, Landlock still refuses files, programs and whatever leads out."""
+    assert outcomes[probe][UNFILTERED] == BY_LANDLOCK[probe]
 
 
 async def test_worker_holds_only_what_it_needs(chassis: Harness) -> None:

@@ -348,7 +348,9 @@ async def test_pushes_come_in_order_and_before_the_answer(tmp_path: Path) -> Non
 
 async def test_who_does_not_read_pushes_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Beyond the queue's bound the connection ends with a logged reason, and nobody else notices."""
-    async with serving(tmp_path, limits=RpcLimits(send_queue_bytes=64 << 10)) as served:
+    # Nothing else may end it: what is not taken in time does so, too.
+    limits = RpcLimits(send_queue_bytes=64 << 10, write_ms=600_000)
+    async with serving(tmp_path, limits=limits) as served:
         async with served.client() as deaf, served.client() as other:
             await deaf.start("probe.watch_close")
             await deaf.start("probe.push", 1000, 5000)

@@ -81,6 +81,18 @@ async def test_every_failed_fsync_stops_the_store(tmp_path: Path, flush: str) ->
     assert len(acknowledged) == 4
 
 
+@pytest.mark.parametrize("flush", ["inline", "thread"])
+async def test_every_acknowledged_write_was_synced(tmp_path: Path, flush: str) -> None:
+    """No write is acknowledged before a sync of its own."""
+    never = 1_000_000
+    with failing(Plan(kind="sync", at=never)) as plan:
+        async with running(open_store(tmp_path, flush=flush)) as store:
+            for number in range(10):
+                before = plan.seen
+                await write(store, number)
+                assert plan.seen > before
+
+
 async def test_a_failed_store_refuses_everything(tmp_path: Path) -> None:
     """After a failed sync all waiters and all later calls, reads too, are told that the store has failed."""
     store = open_store(tmp_path)
