@@ -16,6 +16,7 @@ from typing import Final
 import attrs
 
 from ifbus.errors import InvalidModule, InvalidParams, LimitExceeded, NotFound
+from ifbusd.store.fsync import sync_file, sync_names
 
 MAX_CHUNK_BYTES: Final = 48 << 10
 
@@ -45,7 +46,7 @@ class Blobs:
     def prepare(self) -> None:
         """Make the directory and drop uploads that the last daemon did not see the end of."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _make_names_durable(self._directory.parent)
+        sync_names(self._directory.parent)
         for part in self._directory.glob(f"*/*{_PART}"):
             part.unlink()
 
@@ -61,23 +62,30 @@ class Blobs:
             InvalidParams: Figures that do not fit together.
             InvalidModule: The last chunk is there and the hash is another. The upload starts again.
             LimitExceeded: The user's quota, or the host's.
+            OSError: There is no space; the upload starts again.
+            DiskFailed: Whether the upload is durable is unknown, and the daemon must not go on.
         """
         _check(sha256, offset, data, total_bytes)
         final = self._path(uid, sha256)
         if final.exists():
+            self._make_durable(final)  # whoever put it there may not have got that far
             return Upload(received_bytes=total_bytes, complete=True)
         part = final.with_suffix(_PART)
         received = part.stat().st_size if part.exists() else 0
         if offset != received:
             return Upload(received_bytes=received, complete=False)
         self._check_room(uid, total_bytes - received)
-        with open(part, "ab", opener=_private) as file:
-            file.write(data)
-            received += len(data)
-            if received < total_bytes:
-                return Upload(received_bytes=received, complete=False)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(part, "ab", opener=_private) as file:
+                file.write(data)
+                file.flush()
+                received += len(data)
+                if received < total_bytes:
+                    return Upload(received_bytes=received, complete=False)
+                sync_file(file.fileno(), part)
+        except OSError:
+            part.unlink(missing_ok=True)  # nobody knows how much of the chunk is in it
+            raise
         self._finish(part, final, sha256)
         return Upload(received_bytes=received, complete=True)
 
@@ -85,16 +93,19 @@ class Blobs:
         """A read-only descriptor of a complete module, owned by the caller.
 
         Raises:
-            NotFound: The user has not uploaded it.
+            NotFound: The user has not uploaded it, or the disk has damaged it; then it is gone, to be uploaded again.
         """
+        path = self._path(uid, sha256)
         try:
-            return os.open(self._path(uid, sha256), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            file = open(path, "rb", opener=_no_link)  # noqa: SIM115 - closed by the `with` below
         except FileNotFoundError as error:
-            raise NotFound(
-                f"cannot find module {sha256[:12]}: uid {uid} has not uploaded it",
-                data={"module_sha256": sha256},
-                would_change=[{"by": "self", "what": "upload it first", "call": "chassis.put_blob"}],
-            ) from error
+            raise _not_found(sha256, f"uid {uid} has not uploaded it") from error
+        with file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                path.unlink(missing_ok=True)
+                raise _not_found(sha256, f"{path} was damaged on the disk and is removed")
+            file.seek(0)
+            return os.dup(file.fileno())
 
     def head(self, uid: int, sha256: str) -> tuple[bytes, int]:
         """The first eight bytes and the length of a complete module. Raises as `open`."""
@@ -126,9 +137,12 @@ class Blobs:
                 data={"module_sha256": sha256, "found": found},
             )
         part.rename(final)
+        self._make_durable(final)
+
+    def _make_durable(self, final: Path) -> None:
         # The user's directory may be as new as the file, and a name is durable only where it stands.
-        _make_names_durable(final.parent)
-        _make_names_durable(self._directory)
+        sync_names(final.parent)
+        sync_names(self._directory)
 
     def _check_room(self, uid: int, missing_bytes: int) -> None:
         mine = self._directory / str(uid)
@@ -162,12 +176,12 @@ def _check(sha256: str, offset: int, data: bytes, total_bytes: int) -> None:
             raise InvalidParams(f"cannot store a chunk: {param} is not {expected}", data={"param": param})
 
 
-def _make_names_durable(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _not_found(sha256: str, reason: str) -> NotFound:
+    return NotFound(
+        f"cannot find module {sha256[:12]}: {reason}",
+        data={"module_sha256": sha256},
+        would_change=[{"by": "self", "what": "upload it first", "call": "chassis.put_blob"}],
+    )
 
 
 def _bytes_in(directory: Path) -> int:
@@ -176,3 +190,7 @@ def _bytes_in(directory: Path) -> int:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -17,6 +17,8 @@ from typing import Final
 
 import attrs
 
+from ifbusd.store.fsync import sync_file
+
 _MAGIC: Final = b"ifbuscode1\0\0\0\0\0\0"
 _MAC_BYTES: Final = 32
 _COPY_BYTES: Final = 1 << 20
@@ -54,6 +56,7 @@ def load_or_make_key(path: Path) -> bytes:
 
     Raises:
         ValueError: The file is no key, or others may read it.
+        DiskFailed: A new key could not be made durable.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -63,7 +66,7 @@ def load_or_make_key(path: Path) -> bytes:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(secrets.token_bytes(_KEY_BYTES))
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno(), fresh)
         fresh.rename(path)
         return load_or_make_key(path)
     with open(descriptor, "rb") as file:
@@ -123,11 +126,23 @@ class CodeCache:
         return memory
 
     def store(self, key: CodeKey, memory: int) -> None:
-        """Keep the code of a sealed memfd. Not durable on purpose: what a crash tears fails its MAC and is made again."""
+        """Keep the code of a sealed memfd. Not durable on purpose: what a crash tears fails its MAC and is made again.
+
+        Raises:
+            OSError: There is no space for it.
+        """
+        fresh = self._path(key).with_suffix(".new")
+        try:
+            self._write(key, memory, fresh)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
+        fresh.rename(self._path(key))
+        self._prune(keep=self._path(key))
+
+    def _write(self, key: CodeKey, memory: int, fresh: Path) -> None:
         found = self._mac(key)
         size = os.fstat(memory).st_size
-        path = self._path(key)
-        fresh = path.with_suffix(".new")
         with open(fresh, "wb", opener=_private) as file:
             file.write(_MAGIC + bytes(_MAC_BYTES))
             at = 0
@@ -138,8 +153,6 @@ class CodeCache:
                 at += len(chunk)
             file.seek(len(_MAGIC))
             file.write(found.digest())
-        fresh.rename(path)
-        self._prune(keep=path)
 
     def drop(self, key: CodeKey) -> None:
         """Forget code that turned out to be of no use here."""

@@ -149,13 +149,20 @@ class Compiler:
             await self._run_compiler(contract, profile, module, code)
             self.compilations += 1
             cache.seal(code)
-            await self._in_thread(lambda: self._cache.store(key, code))
+            await self._keep(key, code)
         except BaseException:
             os.close(code)
             raise
         finally:
             os.close(module)
         return code
+
+    async def _keep(self, key: cache.CodeKey, code: int) -> None:
+        try:
+            await self._in_thread(lambda: self._cache.store(key, code))
+        except OSError as error:
+            # A full disk, most likely: the code is here and can run, it will only have to be compiled again.
+            _log.warning("chassis.cache_not_written", extra={"reason": str(error)})
 
     async def _run_compiler(self, contract: ServiceContract, profile: CompileProfile, module: int, code: int) -> None:
         order = CompileOrder(

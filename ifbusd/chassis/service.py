@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from ifbusd.codec import how_many_fit, unpack
 from ifbusd.identity import Caller
 from ifbusd.operation import Operations, Tx
 from ifbusd.store.base import Store
+from ifbusd.store.fsync import DiskFailed
 
 T = TypeVar("T")
 
@@ -39,6 +41,7 @@ _log = logging.getLogger(__name__)
 # Mapping 33 MB of code and locking down takes 10 ms; the rest is for a busy machine.
 _LOAD_S: Final = 10.0
 _INSPECT_S: Final = 0.25
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 # modules/<swarm>: the swarm's loaded modules, a list of `LoadedModule` records.
 _PREFIX: Final = "modules/"
 
@@ -46,7 +49,8 @@ _PREFIX: Final = "modules/"
 class IFChassis:
     """See `interface.Chassis`. Start `run` first.
 
-    The mutable state is the sandboxes, a cache of the store's ``modules/`` records with the processes behind them.
+    The mutable state is the sandboxes, a cache of the store's ``modules/`` records with the processes behind them, and
+    whether the disk has failed.
     """
 
     def __init__(
@@ -84,9 +88,15 @@ class IFChassis:
         self._workers = 0
         self._workers_of: Counter[int] = Counter()  # by the uid that loaded the module
         self._workers_started = 0
+        self._disk_failure: DiskFailed | None = None
+        self._disk_failed = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled: the zygote, the watch over idle sandboxes. Started when executions are possible."""
+        """Run until cancelled: the zygote, the watch over idle sandboxes. Started when executions are possible.
+
+        Raises:
+            DiskFailed: An upload could not be made durable; nothing may be acknowledged any more.
+        """
         become_subreaper()
         async with trio.open_nursery() as nursery:
             # Before the cache's key is read: the zygote has no secrets to lose.
@@ -95,11 +105,13 @@ class IFChassis:
             nursery.start_soon(self._inspect)
             task_status.started()
             try:
-                await trio.sleep_forever()
+                await self._disk_failed.wait()
             finally:
                 with trio.CancelScope(shield=True):  # bounded by Worker.end
                     for sandbox in [*self._sandboxes.values(), *self._retired]:
                         await sandbox.kill()
+            assert self._disk_failure is not None
+            raise self._disk_failure
 
     # --- methods ---------------------------------------------------------------------------------------
 
@@ -435,7 +447,18 @@ class IFChassis:
         return self._compiler
 
     async def _put_chunk(self, uid: int, sha256: str, offset: int, data: bytes, total_bytes: int) -> Upload:
-        return await self._in_thread(lambda: self._blobs.put(uid, sha256, offset, data, total_bytes))
+        if self._disk_failure is not None:
+            raise Unavailable(self._disk_failure.message)
+        try:
+            return await self._in_thread(lambda: self._blobs.put(uid, sha256, offset, data, total_bytes))
+        except DiskFailed as error:
+            self._disk_failure = error
+            self._disk_failed.set()
+            raise Unavailable(f"the outcome is unknown: {error.message}") from error
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            raise Unavailable("cannot store a chunk: the storage is full", data={"reason": "storage_full"}) from error
 
     async def _loaded_by(self, uid: int) -> set[str]:
         """The modules that a user has loaded for any swarm: rarely asked, so read from the store."""

@@ -17,6 +17,7 @@ import apsw.sqlite_extra
 
 from ifbus.errors import IfbusError
 from ifbusd.store.chain import GENESIS, entry_hash
+from ifbusd.store.fsync import sync_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +64,7 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
 
     Raises:
         StoreFailed: It is in use, damaged, no database of ours, or of a newer version; the message names the file.
+        DiskFailed: Its name could not be made durable.
     """
     try:
         # SQLite gives the log the same mode. Nobody but the daemon reads what swarms wrote.
@@ -75,6 +77,8 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
         _configure(connection, cache_bytes=cache_bytes, wal_limit_bytes=wal_limit_bytes)
         _prepare_schema(connection, path)
         _check(connection, path)
+        # SQLite does this for files that it makes, and does not look at the answer.
+        sync_names(path.parent)
     except apsw.BusyError as error:
         connection.close()
         raise StoreFailed(f"cannot open {path}: another process has it open") from error
