@@ -105,9 +105,14 @@ class Crowd:
         self.started += 1
         return self.directory / f"{self.started}.history"
 
-    def restart(self) -> float:
-        """Kill the daemon at this moment and start it again on the same state; seconds until it served."""
+    def restart(self, *, between: Callable[[], None] = lambda: None) -> float:
+        """Kill the daemon at this moment and start it again on the same state; seconds until it served.
+
+        Args:
+            between: Called while no daemon runs.
+        """
         self.daemon.kill()
+        between()
         killed_at = time.monotonic()
         self.daemon.start()
         return time.monotonic() - killed_at

@@ -13,11 +13,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import attrs
 
 from ifbus.errors import ConnectionFailed, IfbusError, Momentary
+
+# Several operations fit into it.
+_TAIL_BYTES: Final = 64 << 10
 
 
 class Outcome(enum.StrEnum):
@@ -104,6 +107,18 @@ def read_all(directory: Path) -> list[Operation]:
     """The operations of all recorders in a directory, by the time at which they began."""
     operations = [operation for path in directory.glob("*.history") for operation in read(path)]
     return sorted(operations, key=lambda operation: operation.start_ns)
+
+
+def last_receipt(path: Path) -> dict[str, Any] | None:
+    """The receipt of the newest operation of a file that has one, looked for from its end."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().split(b"\n")[1:-1]
+    for line in reversed(lines):
+        match json.loads(line):
+            case [_, _, _, {"receipt": receipt}]:
+                return dict(receipt)
+    return None
 
 
 def _whole_lines(path: Path) -> Iterator[str]:
