@@ -5,6 +5,8 @@ PYTEST_ARGS ?=
 # Paths of the system's own servers, to test with those instead of the ones that come as wheels.
 ETCD ?=
 NATS_SERVER ?=
+# `make bench SCALE=--full` goes to a million tasks.
+SCALE ?=
 # `make pins PINS_ARGS=--upgrade` moves to the newest versions; without it only what must change does.
 PINS_ARGS ?=
 # Which seeded faults to try; it may have * and ?.
@@ -47,26 +49,14 @@ test: .venv/.dev  ## Run all tests; PYTEST_ARGS='-k claim', ETCD=/usr/bin/etcd, 
 run: .venv/.runtime  ## Run the daemon in the foreground, on a store of its own
 	$(BIN)/ifbusd --dev
 
-bench: .venv/.dev  ## Measure round trips, claims and executions beside their limits; figures to build/bench/*.json
+BENCH := rtt claims push execute scale startup where
+
+# Each on a quiet machine by itself; about a quarter of an hour together.
+bench: .venv/.dev  ## Measure everything beside its limits; figures to build/bench/*.json, SCALE=--full for the largest sizes
 	@mkdir -p build/bench
-	$(BIN)/python perf/rtt.py --json build/bench/rtt.json
-	$(BIN)/python perf/claims.py --json build/bench/claims.json
-	$(BIN)/python perf/execute.py --json build/bench/execute.json
-
-# The mixed run comes last: what the others left behind would show in its figures. What they found becomes docs/proof.md.
-proof soak torture: SIZE = $(@:proof=suite)
-proof soak torture: .venv/.dev
-	rm -rf build/proof/$(SIZE)
-	IFBUS_PROOF=$(SIZE) $(SERVERS) $(BIN)/pytest tests/proof --ignore=tests/proof/test_mixed_run.py $(PYTEST_ARGS)
-	IFBUS_PROOF=$(SIZE) $(SERVERS) $(BIN)/pytest tests/proof/test_mixed_run.py $(PYTEST_ARGS)
-	$(BIN)/python -m tests.proof.report $(SIZE)
-
-proof:  ## Attack every promise, in the size of the test suite (minutes); figures to build/proof, docs/proof.md
-soak:  ## The same for an hour
-torture:  ## The same for a night
-
-faults: .venv/.dev  ## Switch off one protection after the other and see that its test notices; FAULTS='token*'
-	$(BIN)/python -m tests.faults.run '$(FAULTS)'
+	for name in $(BENCH); do \
+		$(BIN)/python perf/$$name.py --json build/bench/$$name.json $$([ $$name = scale ] && echo '$(SCALE)') || exit 1; \
+	done
 
 guests: .venv/.dev  ## Rebuild the committed test guests (.wasm) from their sources; fetches a C compiler
 	$(PIP_INSTALL) --target build/zig ziglang==0.17.1

@@ -52,6 +52,14 @@ def rounds_of(options: argparse.Namespace) -> int:
     return 1 if options.quick else int(options.rounds)
 
 
+Sizes = tuple[int, int, int]
+
+
+def sizes_of(options: argparse.Namespace) -> Sizes:
+    """How many client processes there are: one, some and many."""
+    return (1, 2, 3) if options.quick else (1, 16, 64)
+
+
 # --- machine and processes ---------------------------------------------------------------------------
 
 
@@ -449,7 +457,7 @@ class Report:
         document = {
             "benchmark": self._benchmark,
             "machine": machine(),
-            "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "argv": _what_was_asked(),
             "scenarios": {
                 title: {"floor": table.floor, "rows": {name: row.to_json() for name, row in table.rows.items()}}
                 for title, table in self.tables.items()
@@ -458,3 +466,12 @@ class Report:
             **self._extra,
         }
         self._options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _what_was_asked() -> list[str]:
+    """The command without where the figures went, which is nobody's business."""
+    name, *rest = sys.argv
+    if "--json" in rest:
+        at = rest.index("--json")
+        del rest[at : at + 2]
+    return [Path(name).name, *rest]

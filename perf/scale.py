@@ -81,7 +81,7 @@ class Connections:
     """Pings over many connections in turn: each of them is in use."""
 
     name = "ping by connections"
-    operations = ("ping",)
+    operations = ("in turn",)
     sizes: Mapping[str, Sequence[int]] = {
         "quick": (1, 10),
         "normal": (1, 10, 100, 300, 1_000),

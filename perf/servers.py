@@ -71,6 +71,15 @@ def bare(directory: Path, mode: str) -> Iterator[Server]:
 
 
 @contextmanager
+def bare_worker(directory: Path, module: Path, export: str) -> Iterator[Server]:
+    """A process that runs one function of a WebAssembly module."""
+    path = directory / f"worker-{export}"
+    command = [sys.executable, str(HERE / "bare_worker.py"), str(path), str(module), export]
+    with _running(command, path, says=b"ready") as server:
+        yield server
+
+
+@contextmanager
 def redis(directory: Path, *, is_durable: bool = False) -> Iterator[Server | None]:
     """Redis without persistence, or with every change synced; None where it is not installed."""
     program = shutil.which("redis-server")

@@ -23,7 +23,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,7 +33,7 @@ import attrs
 import servers
 from callers import IFBUSD, ping_of
 from claims import BURST, Claimer
-from harness import Crew, Placement, Report, Table, Timed, parser, placements, rounds_of, time_calls, together
+from harness import Crew, Placement, Report, Table, Timed, parser, placements, rounds_of, sizes_of, time_calls, together
 
 # As often as the kernel's tick allows; it rounds up.
 INTERVAL_S: Final = 0.001
@@ -241,17 +241,19 @@ def profile(
 
 def measure(report: Report, options: argparse.Namespace) -> None:
     """Each scenario; a round is a daemon of its own."""
-    works: Mapping[str, tuple[Callable[..., None], int, int]] = {
-        "ping, 1 client": (ping, 1, 100_000),
-        "claim, 1 client": (claim, 1, 8_000),
-        "claim, 64 clients": (claim, 64, 16_384),
-    }
-    for title, (act, clients, calls) in works.items():
+    *_, many = sizes_of(options)
+    works: list[tuple[str, Callable[..., None], int, int]] = [
+        ("ping", ping, 1, 100_000),
+        ("claim", claim, 1, 8_000),
+        ("claim", claim, many, 16_384),
+    ]
+    for name, act, clients, calls in works:
+        title = f"{name}, {clients} client{'s' if clients > 1 else ''}"
         for place in placements():
             table = Table(title=f"where: {title}, {place.title}", floor="")
             unnamed: collections.Counter[str] = collections.Counter()
             for number in range(rounds_of(options)):
-                unnamed += profile(table, act, clients, calls // 20 if options.quick else calls, place, number)
+                unnamed += profile(table, act, clients, calls // 50 if options.quick else calls, place, number)
             report.keep(table)
             if unnamed:
                 print(f"  {OTHER}: " + ", ".join(f"{name} {count}" for name, count in unnamed.most_common(5)))
@@ -263,7 +265,12 @@ def main() -> None:
     report = Report("where", options)
     measure(report, options)
     for title, table in report.tables.items():
-        report.limit(f"{title}, samples that no stage names", table.median(OTHER, "percent"), 5, unit=" %")
+        report.limit(
+            f"{title.removeprefix('where: ')}, samples that no stage names",
+            table.median(OTHER, "percent"),
+            5,
+            unit=" %",
+        )
     report.write()
 
 
