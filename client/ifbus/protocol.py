@@ -129,7 +129,7 @@ class Connection:
         self._fed = 0  # bytes given to the unpacker so far
         self._drained = 0  # bytes of the messages taken out of it so far
         self._eof = False
-        self._failed: ProtocolError | None = None
+        self._failed: str | None = None  # why; no exception, which would hold all that its traceback sees
         self._next_msgid = 0
 
     # --- receiving -----------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Connection:
                 raises it: close the connection. Any other exception is a bug.
         """
         if self._failed is not None:
-            raise self._failed
+            raise _unreadable(self._failed)
         unpacker = self._unpacker
         assert unpacker is not None  # dropped only together with `_failed`
         while True:
@@ -171,6 +171,10 @@ class Connection:
             try:
                 message = unpacker.unpack()
             except msgpack.OutOfData:
+                # The unpacker lets go of bytes that it has read, so its buffer never fills with a message of many small
+                # values: these would grow without end.
+                if self._fed - self._drained > self._message_bytes:
+                    raise self._fail(f"a message of more than {self._message_bytes} bytes") from None
                 if self._waiting:
                     self._feed(unpacker, self._waiting.popleft())
                     continue
@@ -241,10 +245,10 @@ class Connection:
 
     def _fail(self, reason: str) -> ProtocolError:
         # The unpacker is never touched again after an exception (CVE-2026-57585), so drop it.
-        self._failed = ProtocolError(f"cannot read the stream: {reason}", data={"reason": reason})
+        self._failed = reason
         self._unpacker = None
         self._waiting.clear()
-        return self._failed
+        return _unreadable(reason)
 
     def _interpret(self, message: Any) -> Event:
         if type(message) is not list or not message:
@@ -364,6 +368,10 @@ class Connection:
                 data={"limit": "message_bytes", "used": len(data), "allowed": self._message_bytes},
             )
         return data
+
+
+def _unreadable(reason: str) -> ProtocolError:
+    return ProtocolError(f"cannot read the stream: {reason}", data={"reason": reason})
 
 
 def _is_msgid(value: Any) -> bool:

@@ -6,12 +6,8 @@ import grp
 import itertools
 import os
 import random
-import shutil
 import string
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +15,9 @@ import attrs
 import pytest
 
 from ifbusd.rpc.methods import ROWS, Role
-from tests.integration.systemd.running import IFBUSD, Manager
 from tests.proof.actor import Actor
 from tests.proof.identity_policy import CALLERS, DENIED, NO_BLOCKER, NO_MODULE, NO_SWARM, POLICY
+from tests.proof.opened import opened
 from tests.proof.plain import Answer
 from tests.proof.records import Proof
 from tests.proof.sizes import size
@@ -42,43 +38,9 @@ WHOSE = ("mine", "another", "nobody")
 _NUMBERS = itertools.count(1)
 
 CONFIG = """
-[daemon]
-state_dir = "{directory}/state"
-socket = "{directory}/s"
-socket_group = ""
-socket_mode = 0o666
-
-[operators]
-uids = {uids}
-groups = {groups}
-
 [rpc]
 swarms_per_connection = 4096
 """
-
-
-@contextmanager
-def serving(uids: list[int], groups: list[str]) -> Iterator[Path]:
-    """A daemon that everybody may connect to, with these operators; its socket. Its log must be clean at the end."""
-    directory = Path(tempfile.mkdtemp(prefix="ifbusd-"))
-    directory.chmod(0o755)
-    config, log = directory / "ifbusd.toml", directory / "log"
-    config.write_text(CONFIG.format(directory=directory, uids=uids, groups=groups))
-    manager = Manager(directory / "notify")
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [IFBUSD, "--config", config], env={**os.environ, **manager.environ}, stdout=file, stderr=file
-        )
-    try:
-        manager.wait_for("READY=1")
-        yield directory / "s"
-    finally:
-        manager.close()
-        process.terminate()
-        process.wait()
-        said = log.read_text()
-        shutil.rmtree(directory)
-    assert "Traceback" not in said, said
 
 
 @attrs.frozen(kw_only=True)
@@ -139,6 +101,11 @@ def _swarm(situation: Situation) -> dict[str, Any]:
     return {"swarm_id": situation.swarm_id}
 
 
+def _something_to_claim(situation: Situation) -> dict[str, Any]:
+    situation.world.task()
+    return _swarm(situation)
+
+
 def _nothing(_: Situation) -> dict[str, Any]:
     return {}
 
@@ -157,7 +124,7 @@ QUESTIONS: dict[str, Callable[[Situation], dict[str, Any]]] = {
     "coordinator.get_task": lambda it: {"task_id": it.world.task()},
     "coordinator.list_tasks": lambda it: {"holder": it.swarm_id},
     "coordinator.claim_task": lambda it: {"task_id": it.world.task(), **_swarm(it)},
-    "coordinator.claim_next": lambda it: [it.world.task(), _swarm(it)][1],
+    "coordinator.claim_next": _something_to_claim,
     "coordinator.renew_claim": lambda it: it.claim(),
     "coordinator.report_progress": lambda it: {**it.claim(), "percent": 50},
     "coordinator.complete_task": lambda it: {**it.claim(), "result": 1},
@@ -215,14 +182,16 @@ def outcome(answer: Answer) -> str:
 def worlds() -> Iterator[dict[str, World]]:
     """The daemon whose operators are a user and a group, and the one whose operator is root."""
     victim = "user:{victim}:{victims_group}:{victims_group}".format(**USERS)
-    named = serving([USERS["operator"]], [_GROUP.gr_name] if _GROUP else [])
     with (
-        named as one,
-        serving([0], []) as other,
-        Actor(one, victim, "connect") as on_one,
-        Actor(other, victim, "connect") as on_other,
+        opened(CONFIG, uids=[USERS["operator"]], groups=[_GROUP.gr_name] if _GROUP else []) as one,
+        opened(CONFIG, uids=[0]) as other,
+        Actor(one.socket, victim, "connect") as on_one,
+        Actor(other.socket, victim, "connect") as on_other,
     ):
-        yield {"named": World(socket=one, victim=on_one), "root": World(socket=other, victim=on_other)}
+        yield {
+            "named": World(socket=one.socket, victim=on_one),
+            "root": World(socket=other.socket, victim=on_other),
+        }
 
 
 def test_every_method_has_a_policy() -> None:
