@@ -8,6 +8,7 @@ something has to be waited for first (`Tx.obtain`), the decision is made again, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -223,11 +224,12 @@ class Operations:
 
         Durable on return. Cancelled, it may have been committed: retry with the same idempotency key.
         """
+        started_ns = time.perf_counter_ns()
+        answer = await self._run(caller, op, target, body)
         window = self._latencies.get(op)
-        if window is None:
-            return await self._run(caller, op, target, body)
-        with window.measuring():
-            return await self._run(caller, op, target, body)
+        if window is not None:
+            window.note(started_ns)
+        return answer
 
     async def _run(self, caller: Caller, op: str, target: str, body: Body) -> dict[str, Any]:
         idempotency = _idempotency_key(caller)

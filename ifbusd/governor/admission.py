@@ -86,9 +86,7 @@ class Admissions:
         if not check.ok:
             raise check.error()
 
-    def admit(
-        self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int
-    ) -> None:
+    def admit(self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int) -> None:
         """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
 
         Raises:
@@ -140,9 +138,7 @@ class Admissions:
                 would_change=[{"by": "self", "what": "settle a reservation or end a claim"}],
             )
 
-    def claim_ended(
-        self, tx: Tx, swarm_id: str, task_id: str, *, outcome: Literal["ok", "failed", "neutral"]
-    ) -> int:
+    def claim_ended(self, tx: Tx, swarm_id: str, task_id: str, *, outcome: Literal["ok", "failed", "neutral"]) -> int:
         """Give back what the claim held; count failures (``failed``), which may trip the breaker, or forget them (``ok``).
 
         Returns:
@@ -203,7 +199,7 @@ class Admissions:
         if profile != old:
             tx.put(SWARMS + swarm_id, profile.to_stored())
         before = self._read_account(tx, swarm_id)
-        account = attrs.evolve(before, limit=self._own_limit(caller, swarm_id, before, budget_micro_usd))
+        account = before.evolve(limit=self._own_limit(caller, swarm_id, before, budget_micro_usd))
         self._write_account(tx, swarm_id, before, account)
         return rules.describe_profile(profile, account)
 

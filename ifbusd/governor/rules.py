@@ -15,11 +15,9 @@ import enum
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
-import attrs
-
 from ifbus.errors import BreakerTripped, BudgetExceeded, IfbusError, InvalidParams, NotQualified, WouldChange
 from ifbus.money import to_usd
-from ifbusd.governor.model import PPM, Account, Breaker, BreakerState, Cause, Hold, Profile, Similarity
+from ifbusd.governor.model import CLOSED, PPM, Account, Breaker, BreakerState, Cause, Hold, Profile, Similarity
 
 CLAIM: Final = "claim"
 USAGE: Final = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
@@ -103,7 +101,7 @@ def hold_claim(account: Account, task_id: str, estimate: int) -> Account:
     """Set a claim's estimate aside; the caller checked that it `fits`. Nothing is noted for an estimate of 0."""
     if not estimate:
         return account
-    return attrs.evolve(account, holds={**account.holds, task_id: Hold(task_id, estimate, CLAIM)})
+    return account.evolve(holds={**account.holds, task_id: Hold(task_id, estimate, CLAIM)})
 
 
 def needed_beyond_claim(account: Account, task_id: str, amount: int) -> int:
@@ -119,7 +117,7 @@ def reserve(account: Account, hold_id: str, task_id: str, operation: str, amount
     if drawn:
         holds[task_id] = holds[task_id]._replace(amount=holds[task_id].amount - drawn)
     holds[hold_id] = Hold(task_id, amount, operation, drawn)
-    return attrs.evolve(account, holds=holds)
+    return account.evolve(holds=holds)
 
 
 def settle(account: Account, hold_id: str, cost: int) -> Account:
@@ -129,7 +127,7 @@ def settle(account: Account, hold_id: str, cost: int) -> Account:
     own = holds.get(hold.task_id, Hold(hold.task_id, 0, CLAIM))
     back = max(0, hold.drawn - cost)
     holds[hold.task_id] = own._replace(amount=own.amount + back, spent=_add(own.spent, cost))
-    return attrs.evolve(account, spent=_add(account.spent, cost), holds=holds)
+    return account.evolve(spent=_add(account.spent, cost), holds=holds)
 
 
 def spend(account: Account, task_id: str | None, cost: int, *, max_holds: int) -> Account:
@@ -141,17 +139,21 @@ def spend(account: Account, task_id: str | None, cost: int, *, max_holds: int) -
     if task_id is not None and (task_id in holds or len(holds) < max_holds):
         own = holds.get(task_id, Hold(task_id, 0, CLAIM))
         holds = {**holds, task_id: own._replace(amount=max(0, own.amount - cost), spent=_add(own.spent, cost))}
-    return attrs.evolve(account, spent=_add(account.spent, cost), holds=holds)
+    return account.evolve(spent=_add(account.spent, cost), holds=holds)
 
 
 def end_claim(account: Account, task_id: str) -> tuple[Account, int]:
     """Give back all that was set aside for a task: the account, and how much that was."""
-    kept = {hold_id: hold for hold_id, hold in account.holds.items() if hold.task_id != task_id}
+    given_back = 0
+    kept = {}
+    for hold_id, hold in account.holds.items():
+        if hold.task_id == task_id:
+            given_back += hold.amount
+        else:
+            kept[hold_id] = hold
     if len(kept) == len(account.holds):
         return account, 0
-    return attrs.evolve(account, holds=kept), sum(
-        hold.amount for hold in account.holds.values() if hold.task_id == task_id
-    )
+    return account.evolve(holds=kept), given_back
 
 
 def _add(spent: int, cost: int) -> int:
@@ -184,15 +186,14 @@ def trip(account: Account, cause: Cause, reason: str, now_ms: int, *, tasks: tup
     """Stop the swarm. One that is stopped already stays stopped for the first reason."""
     if account.is_tripped:
         return account
-    return attrs.evolve(
-        account,
+    return account.evolve(
         breaker=Breaker(state=BreakerState.TRIPPED, cause=cause, reason=reason, tripped_at_ms=now_ms, tasks=tasks),
     )
 
 
 def reset(account: Account) -> Account:
     """Let the swarm work again, with its failures forgotten. That a person decided it is the caller's to check."""
-    return attrs.evolve(account, breaker=Breaker(), failures_in_a_row=0, failed=())
+    return account.evolve(breaker=CLOSED, failures_in_a_row=0, failed=())
 
 
 def trip_if_used_up(account: Account, now_ms: int) -> Account:
@@ -207,7 +208,7 @@ def count_failure(account: Account, task_id: str, failures_to_trip: int, now_ms:
     """A task of the swarm failed; so many of them in a row trip the breaker."""
     failures = account.failures_in_a_row + 1
     failed = (*account.failed, task_id)[-failures_to_trip:]
-    counted = attrs.evolve(account, failures_in_a_row=failures, failed=failed)
+    counted = account.evolve(failures_in_a_row=failures, failed=failed)
     if failures < failures_to_trip:
         return counted
     return trip(counted, Cause.FAILURES, f"{failures} failures in a row: {', '.join(failed)}", now_ms, tasks=failed)
@@ -217,7 +218,7 @@ def count_success(account: Account) -> Account:
     """A task of the swarm was completed: the row of failures has ended. A tripped breaker stays as it is."""
     if not account.failures_in_a_row or account.is_tripped:
         return account
-    return attrs.evolve(account, failures_in_a_row=0, failed=())
+    return account.evolve(failures_in_a_row=0, failed=())
 
 
 class Event(enum.Enum):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-import attrs
 import trio
 
 from ifbus.errors import InvalidParams, InvalidRequest, NotFound, PermissionDenied
@@ -413,7 +412,7 @@ class IFGovernor(Admissions):
             self._require_operator(caller, f"set the budget of {swarm_id}")
             self._read_profile(tx, swarm_id)
             before = self._read_account(tx, swarm_id)
-            account = attrs.evolve(before, limit=limit)
+            account = before.evolve(limit=limit)
             self._write_account(tx, swarm_id, before, account)
             tx.detail |= {"limit_usd": to_usd(limit)}
             return {"report": rules.describe_account(swarm_id, account)}
@@ -458,7 +457,7 @@ class IFGovernor(Admissions):
             self._require_operator(caller, f"reset the breaker of {swarm_id}")
             self._read_profile(tx, swarm_id)
             before = self._read_account(tx, swarm_id)
-            funded = before if limit is None else attrs.evolve(before, limit=limit)
+            funded = before if limit is None else before.evolve(limit=limit)
             if before.is_tripped:
                 can_pay = rules.check_budget(swarm_id, funded, 0)
                 if not can_pay.ok:

@@ -31,13 +31,13 @@ def check_txn(txn: Txn) -> None:
         raise ValueError(f"cannot do a transaction of {len(txn.compares)} compares: at most {MAX_TXN_OPS}")
     for key, _ in txn.compares:
         if type(key) is not str or not 0 < len(key) <= MAX_KEY_CHARS or not key.isascii():
-            _check_key(key)
+            check_key(key)
     if txn.then:
         _check_branch(txn.then)
     if txn.otherwise:
         _check_branch(txn.otherwise)
     if txn.record is not None:
-        _check_bytes("record", txn.record)
+        check_bytes("record", txn.record)
 
 
 def _check_branch(ops: Sequence[Op]) -> None:
@@ -48,12 +48,12 @@ def _check_branch(ops: Sequence[Op]) -> None:
         key = op.key
         # The ordinary key is told here: a call for each is a tenth of a claim's time in the store.
         if type(key) is not str or not 0 < len(key) <= MAX_KEY_CHARS or not key.isascii():
-            _check_key(key)
+            check_key(key)
         if type(op) is Get:
             continue
         if type(op) is Put:
             if type(op.value) is not bytes or len(op.value) > MAX_VALUE_BYTES:
-                _check_bytes(key, op.value)
+                check_bytes(key, op.value)
         elif type(op) is not Delete:
             raise TypeError(f"cannot do {op!r}: not an operation")
         if key in written:
@@ -61,7 +61,8 @@ def _check_branch(ops: Sequence[Op]) -> None:
         written.add(key)
 
 
-def _check_key(key: str) -> None:
+def check_key(key: str) -> None:
+    """Refuse what is no key of any backend. Raises TypeError or ValueError."""
     if type(key) is not str:
         raise TypeError(f"cannot use key {key!r}: not a string")
     if not 0 < len(key) <= MAX_KEY_CHARS:
@@ -70,7 +71,8 @@ def _check_key(key: str) -> None:
         key.encode()  # a lone surrogate is a ValueError here, not halfway through
 
 
-def _check_bytes(what: str, value: bytes) -> None:
+def check_bytes(what: str, value: bytes) -> None:
+    """Refuse what is no value or record of any backend. Raises TypeError or ValueError."""
     if type(value) is not bytes:
         raise TypeError(f"cannot write {what!r}: {type(value).__name__} instead of bytes")
     if len(value) > MAX_VALUE_BYTES:

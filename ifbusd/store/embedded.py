@@ -34,7 +34,7 @@ from ifbusd.store.base import (
     WatchEvent,
 )
 from ifbusd.store.chain import GENESIS, entry_hash
-from ifbusd.store.checks import check_txn, prefix_end
+from ifbusd.store.checks import MAX_TXN_OPS, MAX_VALUE_BYTES, check_bytes, check_key, check_txn, prefix_end
 from ifbusd.store.flush import FlushGauge
 from ifbusd.store.leases import Lease, LeaseTable
 from ifbusd.store.memory import UNKNOWN, KeyMemory
@@ -173,6 +173,7 @@ class EmbeddedStore:
         self._batch: _Batch | None = None
         self._committing: _Batch | None = None
         self._broken = False
+        self._is_look_due = True
         self._gauge = FlushGauge(mode=config.flush, limit_us=config.inline_limit_us)
         self._wal_pages = 0
         self._txns = self._commits = self._largest_batch = self._checkpoints = self._storage_full = 0
@@ -244,6 +245,7 @@ class EmbeddedStore:
             raise Unavailable(self._unavailable)
         found = self._memory.find(key)
         if found is UNKNOWN:
+            check_key(key)  # what is known was checked when it was asked for first
             if self._busy:
                 raise NotAtHand(key)
             try:
@@ -321,7 +323,6 @@ class EmbeddedStore:
 
         Cancelled, it may have been committed: retry with the same idempotency key.
         """
-        check_txn(txn)
         while True:
             while self._blocked:
                 await self._until_unblocked()
@@ -401,20 +402,28 @@ class EmbeddedStore:
         try:
             self._unavailable = None
             self._unblock()
-            task_status.started()
-            next_look = trio.current_time()
-            while not self._broken:
-                if self._batch is None:
-                    with trio.move_on_at(next_look if self._leases or self._ending else float("inf")):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tick)
+                task_status.started()
+                while not self._broken:
+                    if self._batch is None and not self._is_look_due:
                         await self._work.park()
-                if trio.current_time() >= next_look:
-                    is_more = self._look_at_leases()
-                    next_look = trio.current_time() + (0 if is_more else self._config.lease_tick_ms / 1000)
-                if self._batch is not None:
-                    await self._commit(self._batch)
+                    if self._is_look_due:
+                        self._is_look_due = self._look_at_leases()
+                    if self._batch is not None:
+                        await self._commit(self._batch)
+                nursery.cancel_scope.cancel()
         finally:
             self._close()
         raise StoreFailed(f"cannot go on with {self._path}: {self._unavailable}")
+
+    async def _tick(self) -> None:
+        # Beside the commits, which come thousands of times as often.
+        while True:
+            await trio.sleep(self._config.lease_tick_ms / 1000)
+            if self._leases or self._ending:
+                self._is_look_due = True
+                self._work.unpark()
 
     def statistics(self) -> EmbeddedStatistics:
         """A snapshot."""
@@ -448,6 +457,8 @@ class EmbeddedStore:
 
     def _apply(self, txn: Txn) -> TxnResult:
         """Decide in memory and add to the open batch, without yielding: everything at once, or nothing."""
+        if txn.otherwise or len(txn.compares) > MAX_TXN_OPS or len(txn.then) > MAX_TXN_OPS:
+            check_txn(txn)  # else what it would find is found below, before anything is changed
         peek = self.peek
         succeeded = True
         for key, expected in txn.compares:
@@ -458,22 +469,34 @@ class EmbeddedStore:
         revision = self._revision + 1
         values: list[KeyValue | None] = []
         writes: dict[str, KeyValue | None] = {}
+        absent: set[str] = set()
         size_bytes = 0
         for op in txn.then if succeeded else txn.otherwise:
             key = op.key
             if type(op) is Put:
                 if op.lease and op.lease not in self._leases:
                     raise _lease_not_found(op.lease)
+                value = op.value
+                if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
+                    check_bytes(key, value)
                 before = peek(key)
+                if key in writes or key in absent:
+                    raise ValueError(f"cannot write key {key!r} twice in one transaction")
                 created = revision if before is None else before.create_revision
-                writes[key] = KeyValue(key, op.value, created, revision, op.lease)
-                size_bytes += len(op.value)
+                writes[key] = KeyValue(key, value, created, revision, op.lease)
+                size_bytes += len(value)
             elif type(op) is Get:
                 values.append(writes[key] if key in writes else peek(key))
-            elif peek(key) is not None:
+            elif key in writes or key in absent:
+                raise ValueError(f"cannot write key {key!r} twice in one transaction")
+            elif peek(key) is None:
+                absent.add(key)
+            else:
                 writes[key] = None
         head = None
         has_record = succeeded and txn.record is not None
+        if txn.record is not None:
+            check_bytes("record", txn.record)
         if writes or has_record:
             batch = self._open_batch()
             if writes:

@@ -53,7 +53,10 @@ def test_what_is_found_is_how_it_stands(most: int, steps: list[tuple[str, object
             open_batch, committing = {}, {}
         stands = disk | committing | open_batch
         ahead = committing | open_batch
-        assert memory.pending("") == ahead
+        pending = memory.pending("")
+        # A key that is absent on the disk and is to be deleted once more need not wait for anything.
+        assert pending.items() <= ahead.items()
+        assert all(key in pending for key, written in ahead.items() if written != disk.get(key))
         for key in [f"k{n}" for n in range(8)]:
             found = memory.find(key)
             assert found == stands.get(key) or (found is UNKNOWN and key not in ahead)
