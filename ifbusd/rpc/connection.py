@@ -195,6 +195,9 @@ class Connection:
                 except Exception:
                     _log.exception("an end-of-connection callback failed", extra=self._who())
             self._common.idle.unpark_all()
+            # What refers to itself keeps its buffers until the collector comes: after hundreds more, or never in a quiet daemon.
+            self._nursery = None
+            del self._caller
 
     def end(self, reason: IfbusError) -> None:
         """Tell the peer why, as far as that does not block, and end the connection."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -26,6 +28,7 @@ from ifbus.errors import (
     Unavailable,
     UnknownMethod,
 )
+from ifbusd.rpc.connection import Connection
 from ifbusd.rpc.limits import RpcLimits
 from tests.integration.rpc.serving import Client, Serving, serving
 
@@ -396,6 +399,36 @@ async def test_what_waits_for_a_client_that_is_gone_ends(tmp_path: Path) -> None
         await until(lambda: served.probe.closed == [1])
         assert served.probe.cancelled == 1
         assert served.server.statistics().sessions == ()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"\x94\x00\x01",
+        b"\xc1" * 4,
+        msgpack.packb([0, 1, "daemon.ping", []]),
+        msgpack.packb([0, 1, "probe.refuse", []]),
+        msgpack.packb([0, 1, "probe.wait", []]),
+        msgpack.packb([0, 1, "probe.watch_close", []]) + msgpack.packb([0, 2, "probe.push", [1000, 5000]]),
+    ],
+    ids=["nothing", "half a message", "garbage", "a request", "a refusal", "a wait", "a deaf one"],
+)
+async def test_what_a_connection_held_is_freed_when_it_ends(tmp_path: Path, sent: bytes) -> None:
+    """However a connection ends, its memory does not wait for the garbage collector, which in a quiet daemon never comes."""
+    async with serving(tmp_path, limits=RpcLimits(send_queue_bytes=64 << 10)) as served:
+        gc.collect()
+        gc.disable()
+        try:
+            async with served.client() as client:
+                await client.send(sent)
+                await until(lambda: served.server.statistics().accepted)
+                await wait_all_tasks_blocked(0.01)
+            await until(lambda: not served.server.statistics().sessions)
+            await wait_all_tasks_blocked(0.01)
+            assert [found for found in gc.get_objects() if type(found) is Connection] == []
+        finally:
+            gc.enable()
 
 
 async def test_a_half_closed_client_still_gets_its_answers(tmp_path: Path) -> None:
