@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ifbus.errors import InvalidParams, NotFound, PermissionDenied
-from ifbus.models import check_capabilities
+from ifbus.models import check_capabilities, check_identifier
 from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded
@@ -88,6 +88,7 @@ class Blockers(Core):
 
     async def resolve_blocker(self, caller: Caller, blocker_id: str, *, swarm_id: str = "", note: str = "") -> Answer:
         """See `interface.Coordinator.resolve_blocker`."""
+        check_identifier(blocker_id, "blocker_id")
         rules.check_text("note", note, rules.MAX_NOTE)
 
         def resolve(tx: Tx) -> Answer:

@@ -82,6 +82,13 @@ async def test_resolving_is_for_those_concerned(world: World) -> None:
             await world.it.resolve_blocker(caller, blocker_id, swarm_id=swarm_id)
 
 
+@pytest.mark.parametrize("blocker_id", ["", "x" * 1000, "B-1/../x", "\0"])
+async def test_what_cannot_be_a_blocker_is_refused(world: World, blocker_id: str) -> None:
+    """A name that no blocker has, however long, never becomes a key of the store."""
+    with pytest.raises(InvalidParams):
+        await world.it.resolve_blocker(world.me, blocker_id)
+
+
 async def test_a_blocker_of_a_task_that_moved_on_changes_nothing_of_it(world: World) -> None:
     """Resolved after its task was completed, the task stays as it is."""
     await world.swarm("docs")
