@@ -470,12 +470,13 @@ class EmbeddedStore:
         values: list[KeyValue | None] = []
         writes: dict[str, KeyValue | None] = {}
         absent: set[str] = set()
+        ended_lease = 0
         size_bytes = 0
         for op in txn.then if succeeded else txn.otherwise:
             key = op.key
             if type(op) is Put:
                 if op.lease and op.lease not in self._leases:
-                    raise _lease_not_found(op.lease)
+                    ended_lease = op.lease
                 value = op.value
                 if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
                     check_bytes(key, value)
@@ -497,6 +498,8 @@ class EmbeddedStore:
         has_record = succeeded and txn.record is not None
         if txn.record is not None:
             check_bytes("record", txn.record)
+        if ended_lease:
+            raise _lease_not_found(ended_lease)
         if writes or has_record:
             batch = self._open_batch()
             if writes:
