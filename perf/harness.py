@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -34,6 +35,7 @@ PATIENCE_S: Final = 300.0
 # The shares of calls at which a latency distribution is kept.
 SHARES: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0)
 ONE_CORE, TWO_CORES = "one core", "two cores"
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def parser(description: str, *, rounds: int = 5) -> argparse.ArgumentParser:
@@ -45,6 +47,16 @@ def parser(description: str, *, rounds: int = 5) -> argparse.ArgumentParser:
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     options.add_argument("--rounds", type=int, default=rounds, help=f"rounds per contestant (default: {rounds})")
     return options
+
+
+def stop_in_order() -> None:
+    """Let SIGTERM and an ignored SIGINT (a job in the background) end this process as an exception does: servers and files go too."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in _STOPPING:
+        signal.signal(number, end)
 
 
 def rounds_of(options: argparse.Namespace) -> int:
@@ -173,7 +185,10 @@ class Crew:
             not_theirs = [*(pipe for _, pipe in self._members), ours]
             arguments = (theirs, not_theirs, number, cpu, enlist, barrier)
             process = fork.Process(target=_serve, args=arguments, daemon=True)
+            # What a handler raises within a fork would be ignored.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
             process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
             self._members.append((process, ours))
         try:
@@ -243,6 +258,9 @@ def _serve(
     enlist: Callable[[int], Callable[..., Any]],
     barrier: Any,
 ) -> None:
+    for stopping in _STOPPING:
+        signal.signal(stopping, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     for other in not_ours:
         other.close()
     os.sched_setaffinity(0, {cpu})
@@ -412,6 +430,7 @@ class Report:
     """What one benchmark found: its tables and limits, printed as they come, and written as JSON."""
 
     def __init__(self, benchmark: str, options: argparse.Namespace) -> None:
+        stop_in_order()
         self._benchmark = benchmark
         self._options = options
         self.tables: dict[str, Table] = {}

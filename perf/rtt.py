@@ -75,7 +75,7 @@ def main() -> None:
         }
         sizes = sizes_of(options)
         for clients in sizes:
-            calls = (100 if options.quick else 10_000) * (1 if clients == 1 else 2)
+            calls = (100 if options.quick else 5_000) * (1 if clients == 1 else 2)
             for place in placements():
                 runs = [
                     partial(run, kind, server, clients, calls, place)
