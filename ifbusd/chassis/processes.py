@@ -166,6 +166,13 @@ class Worker:
         return self._exit
 
 
+def _pair() -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:  # no descriptor left: the moment's matter, and no fault of the zygote
+        raise Unavailable(f"cannot start a sandbox process: {error.strerror}", data={"retry_after_ms": 1000}) from error
+
+
 class Zygote:
     """A running zygote process. One fork at a time; `wait` returns when it has ended."""
 
@@ -187,20 +194,24 @@ class Zygote:
         Raises:
             Unavailable: It ended or did not get ready in time; the reason is on standard error.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _pair()
         with theirs:
             environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
             # From this very thread, for 2 ms: the zygote dies with the *thread* that started it, and trio's own
             # open_process starts children from a thread that goes away.
-            process = subprocess.Popen(  # noqa: ASYNC220
-                [sys.executable, "-I", "-m", "ifbusd.chassis.zygote", str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                cwd="/",
-            )
+            try:
+                process = subprocess.Popen(  # noqa: ASYNC220
+                    [sys.executable, "-I", "-m", "ifbusd.chassis.zygote", str(theirs.fileno()), str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=environment,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    cwd="/",
+                )
+            except OSError as error:
+                ours.close()
+                raise Unavailable(f"cannot start the sandbox zygote: {error.strerror}") from error
         zygote = cls(process, ours)
         try:
             with trio.fail_after(_ZYGOTE_START_S):
@@ -221,7 +232,7 @@ class Zygote:
         Raises:
             Unavailable: The zygote is gone, stopped, or could not fork. It has been killed, then, and a new one will come.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _pair()
         try:
             async with self._turn:
                 with trio.fail_after(_FORK_S):

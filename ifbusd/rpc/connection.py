@@ -36,6 +36,7 @@ from ifbus.errors import (
 from ifbus.protocol import CANCEL_METHOD, END_OF_STREAM, NEED_DATA, Malformed, Notification, Request
 from ifbus.protocol import Connection as Protocol
 from ifbusd.identity import Caller, Peer
+from ifbusd.rpc.descriptors import EXHAUSTED
 from ifbusd.rpc.limits import RpcLimits
 from ifbusd.rpc.methods import Method, Role, Waits, unknown_method
 from ifbusd.rpc.quota import Quota, Rate, Share, take
@@ -403,14 +404,22 @@ class Connection:
         except IfbusError as refusal:
             self._refusals += 1
             data = self._protocol.respond_error(msgid, refusal)
-        except Exception:  # one client's request, whatever is wrong with it, ends as its answer
-            bug_id = f"e-{secrets.token_hex(4)}"
-            _log.exception("a request failed", extra={"id": bug_id, "method": method.name, **self._who()})
-            error = Internal(f"cannot do {method.name}: a bug of ours, {bug_id} in the log", data={"id": bug_id})
-            data = self._protocol.respond_error(msgid, error)
+        except Exception as error:  # one client's request, whatever is wrong with it, ends as its answer
+            data = self._protocol.respond_error(msgid, self._failure(method, error))
         if self._queue:
             await self._wait_for_room()
         self._send(data)
+
+    def _failure(self, method: Method, error: Exception) -> IfbusError:
+        if isinstance(error, OSError) and error.errno in EXHAUSTED:
+            _log.error("out of descriptors or memory", extra={"reason": error.strerror, "method": method.name})
+            return Unavailable(
+                f"cannot do {method.name} now: the daemon is out of descriptors or memory ({error.strerror})",
+                data={"reason": "exhausted", "retry_after_ms": 1000},
+            )
+        bug_id = f"e-{secrets.token_hex(4)}"
+        _log.error("a request failed", exc_info=error, extra={"id": bug_id, "method": method.name, **self._who()})
+        return Internal(f"cannot do {method.name}: a bug of ours, {bug_id} in the log", data={"id": bug_id})
 
     async def _deny(self, method: Method, caller: Caller, arguments: dict[str, Any]) -> None:
         refusal = PermissionDenied(

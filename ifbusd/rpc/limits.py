@@ -18,7 +18,8 @@ class RpcLimits:
         array_items, map_items: Declared lengths, refused before the elements arrive: MessagePack allocates for them at once,
             8 bytes per item and level. More than these belong into a blob.
         in_flight: Requests of one connection that are not answered yet. 64: enough to fill a group commit.
-        connections: Connections in all. 1024, at about 50 kB and one descriptor each.
+        connections: Connections in all. 1024, at about 50 kB and one descriptor each. Fewer where the limit of open files
+            (LimitNOFILE=) does not leave 256 for the daemon itself; the log says so at start.
         connections_per_uid: Connections of one user, so that no user shuts the others out. 256: a hundred agents of one user, two
             connections each (its own and its renewals'), and three more such users fit.
         requests_per_s: Requests per second of one user; a changing one counts 2, a list 10, a heavy one 50. 200,000: about four times

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Hashable
+from typing import Final
 
 import trio
+
+# Rounding must not turn "exactly the last token" into a wait of some femtoseconds.
+_ROUNDING_S: Final = 1e-9
 
 
 class Quota(enum.IntEnum):
@@ -31,8 +35,7 @@ class Rate:
 
     def __init__(self, *, per_s: float, burst: float) -> None:
         self.token_s = 1 / per_s
-        # Rounding must not turn "exactly the last token" into a wait of some femtoseconds.
-        self.burst_s = burst / per_s + 1e-9
+        self.burst_s = burst / per_s + _ROUNDING_S
 
 
 class Bucket:
@@ -53,7 +56,7 @@ def take(bucket: Bucket, rate: Rate, now_s: float, n: int) -> float:
     if full_at_s < now_s:
         full_at_s = now_s
     after_s = full_at_s + n * rate.token_s
-    if after_s - now_s > rate.burst_s and full_at_s > now_s:
+    if after_s - now_s > rate.burst_s and full_at_s - now_s > _ROUNDING_S:
         return min(after_s - now_s - rate.burst_s, full_at_s - now_s)
     bucket.full_at_s = after_s
     return 0.0

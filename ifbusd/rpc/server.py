@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import trio
 from ifbus.errors import IfbusError, Overloaded
 from ifbus.protocol import Connection as Protocol
 from ifbusd.rpc.connection import CLOSING, Common, Connection, SessionStatistics, WitnessRefusal, stopping
+from ifbusd.rpc.descriptors import EXHAUSTED, Spare, room_for_connections
 from ifbusd.rpc.limits import RpcLimits
 from ifbusd.rpc.methods import Method
 from ifbusd.rpc.peer import read_peer
@@ -21,9 +21,9 @@ from ifbusd.rpc.quota import Rate, Shares
 
 _log = logging.getLogger(__name__)
 
-# No descriptor or memory for one more connection: it waits in the backlog while others end.
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# No descriptor or memory for one more connection: it is told so, or waits in the backlog while others end.
 _EXHAUSTED_PAUSE_S: Final = 0.1
+_REFUSALS_PER_LINE: Final = 100
 # Accepted in a row before the connections have their turn.
 _ACCEPT_TURN: Final = 16
 
@@ -82,6 +82,7 @@ class Server:
         self._connections: dict[int, Connection] = {}
         self._accepted = 0
         self._refused = 0
+        self._room = limits.connections
         self._accepting = trio.CancelScope()
         self._grace_s = 0.0
 
@@ -90,14 +91,23 @@ class Server:
     ) -> None:
         """Serve until `stop`; closes the listener. Cancelled, it cuts all connections."""
         listener.setblocking(False)
+        wanted = self._limits.connections
+        self._room = room_for_connections(wanted)
+        if self._room < wanted:
+            _log.warning(
+                "fewer connections than configured: the limit of open files (RLIMIT_NOFILE) is too low",
+                extra={"connections": self._room, "configured": wanted},
+            )
+        spare = Spare()
         async with trio.open_nursery() as sessions:
             try:
                 with self._accepting:
                     task_status.started()
-                    await self._accept(listener, sessions)
+                    await self._accept(listener, spare, sessions)
             finally:
                 trio.lowlevel.notify_closing(listener)
                 listener.close()
+                spare.close()
             with trio.move_on_after(self._grace_s):
                 while not all(connection.is_idle for connection in self._connections.values()):
                     await self._common.idle.park()
@@ -120,7 +130,7 @@ class Server:
             sessions=tuple(connection.statistics() for connection in self._connections.values()),
         )
 
-    async def _accept(self, listener: socket.socket, sessions: trio.Nursery) -> None:
+    async def _accept(self, listener: socket.socket, spare: Spare, sessions: trio.Nursery) -> None:
         is_exhausted = False
         while True:
             await trio.lowlevel.wait_readable(listener)
@@ -132,15 +142,33 @@ class Server:
                 except ConnectionAbortedError:
                     continue
                 except OSError as error:
-                    if error.errno not in _EXHAUSTED:
+                    if error.errno not in EXHAUSTED:
                         raise
                     if not is_exhausted:  # once per bout, not ten times a second
                         _log.error("cannot accept connections", extra={"reason": error.strerror})
                     is_exhausted = True
+                    self._turn_away(listener, spare, error)
                     await trio.sleep(_EXHAUSTED_PAUSE_S)
                     break
                 is_exhausted = False
                 self._admit(sock, sessions)
+
+    def _turn_away(self, listener: socket.socket, spare: Spare, error: OSError) -> None:
+        """Tell those who wait that there is no room, a turn's worth of them; a backlog would keep them in the dark."""
+        for _ in range(_ACCEPT_TURN):
+            sock = spare.accept(listener)
+            if sock is None:
+                break
+            self._accepted += 1
+            sock.setblocking(False)
+            self._refuse(
+                sock,
+                Overloaded(
+                    f"cannot take another connection: the daemon is out of descriptors or memory ({error.strerror})",
+                    data={"used": len(self._connections), "allowed": self._room, "retry_after_ms": 1000},
+                ),
+            )
+        spare.restore()
 
     def _admit(self, sock: socket.socket, sessions: trio.Nursery) -> None:
         sock.setblocking(False)
@@ -159,7 +187,7 @@ class Server:
         share = self._shares.of(peer.uid, trio.current_time())
         for used, allowed, whose in (
             (share.connections, self._limits.connections_per_uid, f"uid {peer.uid}"),
-            (len(self._connections), self._limits.connections, "all users"),
+            (len(self._connections), self._room, "all users"),
         ):
             if used >= allowed:
                 self._refuse(
@@ -177,7 +205,8 @@ class Server:
 
     def _refuse(self, sock: socket.socket, reason: IfbusError) -> None:
         self._refused += 1
-        _log.warning("refused a connection", extra={"reason": reason.message})
+        if self._refused % _REFUSALS_PER_LINE == 1:  # who is refused tries again, and the log is on a disk
+            _log.warning("refused a connection", extra={"reason": reason.message, "refused": self._refused})
         with sock:
             try:
                 sock.send(Protocol().notify(CLOSING, [reason.to_wire()]))

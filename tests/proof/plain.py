@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import msgpack
 
 # Nothing waits this long when all is well; a busy machine gets the rest.
-PATIENCE_S = 60.0
+PATIENCE_S = 20.0
 
 
 class Answer(NamedTuple):
@@ -39,6 +39,7 @@ class Plain:
         self.sock.settimeout(PATIENCE_S)
         self.heard: list[tuple[str, list[Any]]] = []
         self._answers = msgpack.Unpacker(raw=False)
+        self._early: dict[int, Answer] = {}
         self._msgid = 0
 
     @classmethod
@@ -64,11 +65,15 @@ class Plain:
     def answer(self, msgid: int) -> Answer:
         """The answer to a request that was sent. Raises EOFError if the daemon closes instead."""
         while True:
+            if msgid in self._early:
+                return self._early.pop(msgid)
             for message in self._answers:
                 if message[0] == 2:
                     self.heard.append((message[1], message[2]))
-                elif message[1] == msgid:
-                    return Answer(message[2], message[3])
+                else:
+                    self._early[message[1]] = Answer(message[2], message[3])
+            if msgid in self._early:
+                continue
             data = self.sock.recv(65536)
             if not data:
                 raise EOFError(f"the daemon closed the connection; it said {self.heard}")
