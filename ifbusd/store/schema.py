@@ -49,7 +49,7 @@ create table log (
     record blob not null,
     hash blob not null
 ) strict;
--- One row: the newest revision, and how often the store was opened (the upper half of lease ids).
+-- One row: the newest revision (the end of the log may know a newer one), and how often the store was opened (the upper half of lease ids).
 create table state (id integer primary key check (id = 1), revision integer not null, starts integer not null) strict;
 insert into state values (1, 0, 0);
 """

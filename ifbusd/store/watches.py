@@ -157,7 +157,7 @@ class EmbeddedWatch:
             Compacted: Too slow, or started too far back. Read all, watch anew.
             Unavailable: The store has stopped.
         """
-        await trio.lowlevel.checkpoint()
+        has_yielded = False  # parking is enough of it
         while True:
             if self._compacted is not None:
                 raise self._compacted
@@ -166,12 +166,17 @@ class EmbeddedWatch:
             if self._position is not None:
                 assert self._start_revision is not None
                 found, after = self._history.take(self._position, self.prefix, self._start_revision)
-                if found:
+                if found and has_yielded:
                     self._position = after
                     return found
+                if found:
+                    await trio.lowlevel.checkpoint()
+                    has_yielded = True
+                    continue
                 self._position = None
                 self._history.wait(self)
             await self._woken.park()
+            has_yielded = True
 
     def wake(self, position: int) -> None:
         """There is something for this watch at `position`, or the store has stopped."""
