@@ -100,6 +100,9 @@ END_OF_STREAM: Final = Signal.END_OF_STREAM
 Event = Request | Response | Notification | Malformed | Signal
 
 
+_KINDS: Final = "the first element is 0 (request), 1 (response) or 2 (notification)"
+
+
 class Connection:
     """One MessagePack-RPC stream, either side.
 
@@ -167,7 +170,13 @@ class Connection:
                 if not self._waiting:
                     self._last_fed = b""  # an idle connection holds no data
                     return END_OF_STREAM if self._eof else NEED_DATA
-                self._feed(unpacker, self._waiting.popleft())
+                data = self._waiting.popleft()
+                if len(data) <= _UNSUSPICIOUS_BYTES:  # the usual case, as `_feed` would do it
+                    self._last_fed = data
+                    unpacker.feed(data)
+                    self._fed += len(data)
+                else:
+                    self._feed(unpacker, data)
             try:
                 message = unpacker.unpack()
             except msgpack.OutOfData:
@@ -254,19 +263,21 @@ class Connection:
         if type(message) is not list or not message:
             return _malformed(None, "a message is an array", message)
         kind = message[0]
-        if kind == 0 and type(kind) is int:
+        if type(kind) is not int:
+            return _malformed(None, _KINDS, message)
+        if kind == 0:
             return self._interpret_request(message)
-        if kind == 1 and type(kind) is int:
+        if kind == 1:
             if len(message) != 4 or not _is_msgid(message[1]):
                 return _malformed(None, "a response is [1, msgid, error, result]", message)
-            return Response(message[1], message[2], message[3])
-        if kind == 2 and type(kind) is int:
+            return Response._make(message[1:])
+        if kind == 2:
             if len(message) != 3 or type(message[1]) is not str or type(message[2]) is not list:
                 return _malformed(None, "a notification is [2, method, params]", message)
             if self._is_too_deep(message[2]):
                 return _malformed(None, f"params are nested at most {self._nesting} deep", message)
             return Notification(message[1], message[2])
-        return _malformed(None, "the first element is 0 (request), 1 (response) or 2 (notification)", message)
+        return _malformed(None, _KINDS, message)
 
     def _interpret_request(self, message: list[Any]) -> Event:
         if len(message) != 4:
@@ -276,18 +287,19 @@ class Connection:
             return _malformed(None, "a request's id is an integer of 32 bits", msgid)
         if type(method) is not str or type(params) is not list:
             return _malformed(msgid, "a request's method is a string and its params an array", message)
+        if not params:
+            return Request(msgid, method, params, {})
         if self._is_too_deep(params):
             return _malformed(msgid, f"params are nested at most {self._nesting} deep", params)
         meta: Any = None
-        if params:
-            last = params[-1]
-            # In a positional list only a map of its own: the last parameter may be a map with any keys.
-            if type(last) is dict and META_KEY in last and (len(params) == 1 or len(last) == 1):
-                meta = last.pop(META_KEY)
-                if type(meta) is not dict:
-                    return _malformed(msgid, f'"{META_KEY}" is a map', meta)
-                if not last:
-                    params.pop()
+        last = params[-1]
+        # In a positional list only a map of its own: the last parameter may be a map with any keys.
+        if type(last) is dict and META_KEY in last and (len(params) == 1 or len(last) == 1):
+            meta = last.pop(META_KEY)
+            if type(meta) is not dict:
+                return _malformed(msgid, f'"{META_KEY}" is a map', meta)
+            if not last:
+                params.pop()
         return Request(msgid, method, params, meta or {})
 
     def _is_too_deep(self, params: list[Any]) -> bool:
