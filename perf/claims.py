@@ -219,10 +219,12 @@ def main() -> None:
             for place in placements():
                 measure(report, options, directory, server, bare, redis, clients, place)
         with ifbus.Client(server.address) as bus:
-            verdict = bus.witness_verify()
+            verdict, store = bus.witness_verify(), bus.status()["store"]
     judge(report, sizes)
     print(f"  witness verify: {'ok' if verdict.ok else 'FAILED'} over {verdict.entries} entries")
-    report.note(witness={"ok": verdict.ok, "entries": verdict.entries})
+    where = "in a thread" if store["flush_in_thread"] else "in the loop"
+    print(f"  flush at the end: {where}, about {store['flush_estimate_us']} us; largest batch {store['largest_batch']}")
+    report.note(witness={"ok": verdict.ok, "entries": verdict.entries}, store=store)
     report.write()
 
 

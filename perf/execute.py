@@ -68,14 +68,14 @@ def worker_client(address: str, args: list[int], _number: int) -> Callable[[int]
 
 
 def executor(address: str, swarm_id: str, data: Any, _number: int) -> Callable[[int], Any]:
-    """Executes; answers with the times that it saw, and those that the answers report."""
+    """Executes; answers with the times that it saw, and the wall and processor times that the answers report."""
     bus = ifbus.Client(address)
     bus.execute_task(swarm_id, data)
 
     def act(count: int) -> Any:
-        inside: list[float] = []
-        timed = time_calls(lambda: inside.append(float(bus.execute_task(swarm_id, data).wall_us)), count)
-        return timed, inside
+        executions: list[ifbus.Execution] = []
+        timed = time_calls(lambda: executions.append(bus.execute_task(swarm_id, data)), count)
+        return timed, [float(one.wall_us) for one in executions], sum(one.cpu_us for one in executions) / count
 
     return act
 
@@ -112,7 +112,7 @@ def execute_run(server: servers.Server, count: int, place: Placement) -> Mapping
     server.pin(place.server)
     with Crew(1, place.client, partial(executor, server.address, "warm", {"args": ADD})) as crew:
         before_us = server.cpu_us
-        [(timed, inside)] = crew.tell(count)
+        [(timed, inside, _)] = crew.tell(count)
         spent_us = server.cpu_us - before_us
     return {
         EXECUTE: together([timed], server_cpu_us=spent_us, rss_mib=server.rss_mib),
@@ -140,8 +140,8 @@ def kernel_run(server: servers.Server, kernel: str, repeats: int, count: int, pl
     """One round of a kernel under all limits: what the sandbox reports."""
     server.pin(place.server)
     with Crew(1, place.client, partial(executor, server.address, kernel, {"args": [repeats]})) as crew:
-        [(_, inside)] = crew.tell(count)
-    return {ON: Round(latencies_us=inside, wall_s=sum(inside) / 1e6)}
+        [(_, inside, sandbox_cpu_us)] = crew.tell(count)
+    return {ON: Round(latencies_us=inside, wall_s=sum(inside) / 1e6, server_cpu_us=sandbox_cpu_us)}
 
 
 # --- the benchmark -----------------------------------------------------------------------------------
@@ -194,8 +194,9 @@ def judge(report: Report) -> None:
     report.limit("one core, warm execution / bare worker", warm.ratio(EXECUTE), 1.5)
     report.limit("one core, new sandbox", new.median(LOAD, "p50_us") / 1000, 10, unit=" ms")
     for kernel in KERNELS:
-        ratio = report.tables[f"{kernel}, {ONE_CORE}"].ratio(ON)
-        report.limit(f"limits on {kernel}", 100 * (ratio - 1), 1, unit=" %")
+        # Processor time: of 80 ms, what else the machine does takes more than the limits do.
+        ratio = report.tables[f"{kernel}, {ONE_CORE}"].ratio(ON, figure="server_cpu_us")
+        report.limit(f"limits on {kernel}, processor time", 100 * (ratio - 1), 1, unit=" %")
 
 
 if __name__ == "__main__":

@@ -96,19 +96,19 @@ def judge(report: Report, sizes: Sizes) -> None:
     """Print what was aimed at beside what was found."""
     _, some, many = sizes
     one = report.tables[title(1, ONE_CORE)]
-    report.limit("one core, 1 client, p50 / bare", one.ratio(IFBUSD), 1.5)
-    report.limit("one core, 1 client, server CPU per call", one.median(IFBUSD, "server_cpu_us"), 22, unit=" us")
+    report.limit(f"{title(1, ONE_CORE)}, p50 / bare", one.ratio(IFBUSD), 1.5)
+    report.limit(f"{title(1, ONE_CORE)}, server CPU per call", one.median(IFBUSD, "server_cpu_us"), 22, unit=" us")
     if title(1, TWO_CORES) not in report.tables:
         return
     for clients, limit_ms in ((1, 1), (some, 1), (many, 5)):
         p99_ms = report.tables[title(clients, TWO_CORES)].median(IFBUSD, "p99_us") / 1000
-        report.limit(f"two cores, {clients} clients, p99", p99_ms, limit_ms, unit=" ms")
+        report.limit(f"{title(clients, TWO_CORES)}, p99", p99_ms, limit_ms, unit=" ms")
     crowd = report.tables[title(many, TWO_CORES)]
-    report.limit(f"two cores, {many} clients", crowd.median(IFBUSD, "per_s"), 38_000, unit="/s", at_least=True)
+    report.limit(title(many, TWO_CORES), crowd.median(IFBUSD, "per_s"), 38_000, unit="/s", at_least=True)
     # Client beside client, and bare client beside bare client.
     for ours, theirs in ((IFBUSD, REDIS), (IFBUSD_BARE, REDIS_BARE)):
         if theirs in crowd.rows:
-            what = f"two cores, {many} clients, {ours} / {theirs}"
+            what = f"{title(many, TWO_CORES)}, {ours} / {theirs}"
             report.limit(f"{what}, rate", crowd.ratio(ours, theirs, "per_s"), 1, at_least=True)
             report.limit(f"{what}, p99", crowd.ratio(ours, theirs, "p99_us"), 1)
 
