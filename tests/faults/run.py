@@ -141,10 +141,17 @@ def judge(exit_code: int, summary: Path) -> Run:
         return Run(verdict=Verdict.ERROR)
     tests = list(ElementTree.parse(summary).getroot().iter("testcase"))
     if exit_code == 1:
-        reasons = [failure.get("message", "") for test in tests for failure in test.findall("failure")]
+        found = [failure for test in tests for failure in (*test.findall("failure"), *test.findall("error"))]
+        reasons = [failure.get("message", "") for failure in found if _is_the_tests_own(failure)]
         return Run(verdict=Verdict.RED, reason=reasons[0].partition("\n")[0]) if reasons else Run(verdict=Verdict.ERROR)
     is_skipped = all(test.find("skipped") is not None for test in tests)
     return Run(verdict=Verdict.SKIPPED if is_skipped else Verdict.GREEN)
+
+
+def _is_the_tests_own(failure: ElementTree.Element) -> bool:
+    # What a fixture asserts after the test, such as that nothing was left behind, is a part of the test.
+    is_afterwards = failure.get("message", "").startswith("failed on teardown")
+    return failure.tag == "failure" or (is_afterwards and "AssertionError" in (failure.text or ""))
 
 
 def _environment(python: Path) -> dict[str, str]:

@@ -97,6 +97,14 @@ def uid():
 def test_behind_a_fixture(uid):
     pass
 
+@pytest.fixture
+def door():
+    yield
+    assert not ifbusd.is_allowed(1)
+
+def test_before_a_fixture_looks(door):
+    pass
+
 def test_hangs():
     while ifbusd.is_allowed(1):
         time.sleep(0.01)
@@ -129,13 +137,14 @@ def _fault(
 
 @pytest.mark.slow
 def test_only_a_failed_test_counts(small_tree: Path, tmp_path: Path) -> None:
-    """A fault counts as noticed by an assertion that failed in the test itself, after it held without the fault."""
+    """A fault counts as noticed by an assertion that failed in the test or after it, and that held without the fault."""
     faults = [
         _fault(tmp_path, "noticed", "test_notices"),
         _fault(tmp_path, "not-noticed", "test_sleeps_through"),
         _fault(tmp_path, "red-before", "test_was_red_before"),
         _fault(tmp_path, "skipped", "test_needs_something"),
         _fault(tmp_path, "fixture", "test_behind_a_fixture"),
+        _fault(tmp_path, "afterwards", "test_before_a_fixture_looks"),
         _fault(tmp_path, "no-program", "test_notices", new="]"),
         _fault(tmp_path, "gone", "test_notices", old="uid == 1"),
         _fault(tmp_path, "hangs", "test_hangs", timeout_s=5),
@@ -149,12 +158,13 @@ def test_only_a_failed_test_counts(small_tree: Path, tmp_path: Path) -> None:
         "red-before": Verdict.BROKEN,
         "skipped": Verdict.SKIPPED,
         "fixture": Verdict.ERROR,
+        "afterwards": Verdict.RED,
         "no-program": Verdict.ERROR,
         "gone": Verdict.NOT_APPLIED,
         "hangs": Verdict.TIMEOUT,
         "no-test": Verdict.BROKEN,
     }
-    assert {name for name, trial in trials.items() if trial.is_good} == {"noticed", "skipped"}
+    assert {name for name, trial in trials.items() if trial.is_good} == {"noticed", "afterwards", "skipped"}
     assert len(heard) == len(faults)
     assert (small_tree / "ifbusd/__init__.py").read_text() == _TREE["ifbusd/__init__.py"]
 

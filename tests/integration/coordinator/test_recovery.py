@@ -37,6 +37,7 @@ async def test_everything_acknowledged_is_there_after_a_restart(tmp_path: Path) 
         )
         before = [await world.show(f"T-{n}") for n in range(1, 5)]
         blockers = await world.it.list_blockers(world.me)
+        assert [blocker["task_id"] for blocker in blockers["blockers"]] == ["T-4"]
     async with open_world(tmp_path) as world:
         for n, task in enumerate(before, start=1):
             now = await world.show(f"T-{n}")
