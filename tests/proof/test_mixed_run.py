@@ -205,7 +205,7 @@ def test_mixed_run(observed: Observed, seed: int, proof: Proof) -> None:
     with Client(path) as bus:
         assert bus.witness_verify(timeout=SETTLE_S).ok
     results += abuses + services
-    told = [line for result in results for line in result.get("failures", result.get("successes"))]
+    told = [line for result in results for line in (*result.get("failures", ()), *result.get("successes", ()))]
     uncaught = observed.running.log().count("Traceback (most recent call last)")
     quiet_ms, mixed_ms = (p99_ms([service["latencies_us"][phase] for service in services]) for phase in (0, 1))
     figures = {
@@ -224,7 +224,7 @@ def test_mixed_run(observed: Observed, seed: int, proof: Proof) -> None:
         promise=8,
         name="mixed run",
         ran=sum(service["operations"] for service in services),
-        violations=sum(result.get("failed", len(result.get("successes", ()))) for result in results) + uncaught,
+        violations=sum(result.get("failed", 0) + len(result.get("successes", ())) for result in results) + uncaught,
         seed=seed,
         figures=figures,
     )
