@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +131,16 @@ def crowd(directory: Path) -> Iterator[Crowd]:
         made = Crowd(daemon=running, directory=directory, counters=Counters(counters), counters_path=counters)
         stack.callback(lambda: [client.kill() for client in made.clients])
         yield made
+
+
+def rounds(directory: Path, seed: int, count: int) -> Iterator[tuple[Path, random.Random]]:
+    """For each of `count` rounds a directory of its own and a source of chance; only the last round leaves its files."""
+    for n in range(count):
+        place = directory / f"round-{n}"
+        place.mkdir()
+        yield place, random.Random(seed + n)
+        if n < count - 1:
+            shutil.rmtree(place)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -20,7 +20,7 @@ from ifbus.link import Link
 from ifbus.money import to_usd
 from ifbusd.daemon import DATABASE
 from tests.proof import history, ledger
-from tests.proof.crowd import Client, crowd, read_log, wait_until
+from tests.proof.crowd import Client, Crowd, crowd, read_log, rounds, wait_until
 from tests.proof.history import Operation, Outcome
 from tests.proof.ledger import Position, micro_usd
 from tests.proof.records import Proof
@@ -34,42 +34,50 @@ THREADS: Final = 8
 @pytest.mark.slow
 def test_spenders(tmp_path: Path, proof: Proof, seed: int) -> None:
     """64 spenders who reserve, settle, let go and die never go beyond a budget, and every counter is what the record adds up to."""
-    rng = random.Random(seed)
-    number = size(200, 1_000, 5_000)
-    for_all = [f"purse-all-{k}" for k in range(number // 25)]
-    shared = [[f"purse-{n}-{k}" for k in range(number * 24 // 25 // THREADS)] for n in range(THREADS)]
+    ran = violations = 0
+    for directory, rng in rounds(tmp_path, seed, size(1, 25, 250)):
+        with crowd(directory) as among:
+            limits = _spend(among, rng)
+            with among.daemon.client() as bus:
+                wrong = list(_wrong(bus, limits, history.read_all(directory)))
+        for purse, what in wrong:
+            print(purse, what)
+        ran += len(limits)
+        violations += len({purse for purse, _ in wrong})
+    figures = {"spenders": PROCESSES * THREADS}
+    proof.cases(promise=4, name="spenders", ran=ran, violations=violations, seed=seed, figures=figures)
+
+
+def _spend(among: Crowd, rng: random.Random) -> dict[str, int]:
+    """Have 200 purses spent from by all spenders, some of which are killed, as is the daemon; the limits of the purses."""
+    for_all = [f"purse-all-{k}" for k in range(8)]
+    shared = [[f"purse-{n}-{k}" for k in range(24)] for n in range(THREADS)]
     limits = {name: rng.randint(1, 3_000_000) for name in chain(for_all, *shared)}
-    with crowd(tmp_path) as among:
-        with among.daemon.client() as bus:
-            for name, limit in limits.items():
-                budget = to_usd(limit)
-                bus.call("governor.register_profile", swarm_id=name, capabilities=["hot:task"], budget_usd=budget)
-        for n in range(PROCESSES):
-            among.start(
-                "spend",
-                histories=[str(among.history()) for _ in range(THREADS)],
-                counters=str(among.counters_path),
-                number=n,
-                name=f"spender-{n}",
-                seed=rng.getrandbits(32),
-                purses=[[*shared[thread], *for_all] for thread in range(THREADS)],
-            )
-        spenders = list(among.clients)
-        for _ in range(size(4, 50, 500)):
-            due = among.counters.sum() + rng.randint(100, 2_000)
-            wait_until(lambda due=due: among.counters.sum() >= due or not _running(spenders))  # type: ignore[misc]
-            if rng.random() < 0.5:
-                among.restart()
-            elif len(_running(spenders)) > PROCESSES // 2:
-                rng.choice(_running(spenders)).kill()
-        wait_until(lambda: not _running(spenders))
-        with among.daemon.client() as bus:
-            wrong = list(_wrong(bus, limits, history.read_all(tmp_path)))
-    for purse, what in wrong:
-        print(purse, what)
-    violations = len({purse for purse, _ in wrong})
-    figures = {"spenders": PROCESSES * THREADS, "operations": among.counters.sum()}
-    proof.cases(promise=4, name="spenders", ran=len(limits), violations=violations, seed=seed, figures=figures)
+    with among.daemon.client() as bus:
+        for name, limit in limits.items():
+            budget = to_usd(limit)
+            bus.call("governor.register_profile", swarm_id=name, capabilities=["hot:task"], budget_usd=budget)
+    spenders = [
+        among.start(
+            "spend",
+            histories=[str(among.history()) for _ in range(THREADS)],
+            counters=str(among.counters_path),
+            number=n,
+            name=f"spender-{n}",
+            seed=rng.getrandbits(32),
+            purses=[[*shared[thread], *for_all] for thread in range(THREADS)],
+        )
+        for n in range(PROCESSES)
+    ]
+    for _ in range(4):
+        due = among.counters.sum() + rng.randint(100, 2_000)
+        wait_until(lambda due=due: among.counters.sum() >= due or not _running(spenders))  # type: ignore[misc]
+        if rng.random() < 0.5:
+            among.restart()
+        elif len(_running(spenders)) > PROCESSES // 2:
+            rng.choice(_running(spenders)).kill()
+    wait_until(lambda: not _running(spenders))
+    return limits
 
 
 def _running(clients: list[Client]) -> list[Client]:
@@ -253,16 +261,17 @@ def _amounts(rng: random.Random, count: int) -> Iterator[Any]:
 def test_odd_amounts(tmp_path: Path, proof: Proof, seed: int) -> None:
     """Whatever is given as an amount is taken exactly or refused with invalid_params, and no float is ever stored."""
     ran, wrong = 0, []
-    with crowd(tmp_path) as among:
-        with among.daemon.client() as bus:
-            for n, amount in enumerate(_amounts(random.Random(seed), size(250, 25_000, 250_000))):
-                for method, taken in Inlets(bus, f"odd-{n}").try_all(amount):
-                    ran += 1
-                    # Where no amount is needed, nil is as good as none.
-                    if taken != _exactly(amount) and not (amount is None and not taken):
-                        wrong.append(f"{method} took {amount!r} as {taken} micro-dollars, not {_exactly(amount)}")
-        among.daemon.stop()
-        wrong += [f"{key} holds a float" for key, value in _stored(among.daemon.state_dir) if _has_float(value)]
+    for directory, rng in rounds(tmp_path, seed, size(1, 100, 1_000)):
+        with crowd(directory) as among:
+            for n, amount in enumerate(_amounts(rng, 250)):
+                with among.daemon.client() as bus:  # a connection for each: it speaks for no more than 64 swarms
+                    for method, taken in Inlets(bus, f"odd-{n}").try_all(amount):
+                        ran += 1
+                        # Where no amount is needed, nil is as good as none.
+                        if taken != _exactly(amount) and not (amount is None and not taken):
+                            wrong.append(f"{method} took {amount!r} as {taken} micro-dollars, not {_exactly(amount)}")
+            among.daemon.stop()
+            wrong += [f"{key} holds a float" for key, value in _stored(among.daemon.state_dir) if _has_float(value)]
     print(*wrong, sep="\n")
     proof.cases(promise=4, name="odd amounts", ran=ran, violations=len(wrong), seed=seed)
 

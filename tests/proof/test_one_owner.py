@@ -16,11 +16,11 @@ from typing import Any, Final
 import attrs
 import pytest
 
-from ifbus.errors import IdempotencyConflict
+from ifbus.errors import IdempotencyConflict, IfbusError
 from ifbus.link import Link
 from ifbus.testing import Daemon
 from tests.proof import history
-from tests.proof.crowd import PATIENCE_S, TICK_MS, Client, Crowd, crowd, read_log, wait_until
+from tests.proof.crowd import PATIENCE_S, TICK_MS, Client, Crowd, crowd, read_log, rounds, wait_until
 from tests.proof.history import Operation, Recorder
 from tests.proof.linearizability import Verdict, check
 from tests.proof.records import Proof
@@ -29,11 +29,17 @@ from tests.proof.swarm import Wire
 
 CLIENTS: Final = 8
 HOT_TASKS: Final = 3
+QUIET_OPERATIONS: Final = 16_000
+DISTURBED_OPERATIONS: Final = 4_000
+DISTURBANCES: Final = 40
 # Of all clients on one task before the crowd goes on to new ones; chance adds a few.
 OPERATIONS_PER_TASK: Final = 80
 LEASES_MS: Final = [100, 150, 30_000]
+HOLDERS: Final = 4
+HELD_BY_EACH: Final = 50
 # Claims that one stop of the daemon meets.
 AT_ONCE: Final = 10
+LONGEST_MS: Final = 150
 # A gap counts as two ticks (ADR 0003); and the clocks count whole milliseconds.
 UNOBSERVED_MS: Final = 2 * TICK_MS + 2
 
@@ -103,23 +109,19 @@ class Contest:
 @pytest.mark.slow
 def test_hot_tasks(tmp_path: Path, proof: Proof, seed: int) -> None:
     """What 8 processes see of hot tasks that they claim, renew, complete and release at once, one order explains."""
-    with crowd(tmp_path) as among:
-        contest = Contest(among, random.Random(seed), size(16_000, 800_000, 8_000_000), pause_s=0)
-        verdicts = contest.verdicts()
-    _record(proof, "hot tasks", contest, verdicts, seed)
+    verdicts: Counter[Verdict] = Counter()
+    for directory, rng in rounds(tmp_path, seed, size(1, 50, 500)):
+        with crowd(directory) as among:
+            verdicts += Contest(among, rng, QUIET_OPERATIONS, pause_s=0).verdicts()
+    _record(proof, "hot tasks", verdicts, seed)
 
 
-def _record(proof: Proof, name: str, contest: Contest, verdicts: Counter[Verdict], seed: int) -> None:
+def _record(proof: Proof, name: str, verdicts: Counter[Verdict], seed: int) -> None:
     tasks, undecided = verdicts.total(), verdicts[Verdict.UNDECIDED]
     assert undecided * 1000 <= tasks, f"{undecided} of {tasks} histories could not be decided"
-    proof.cases(
-        promise=1,
-        name=name,
-        ran=tasks,
-        violations=verdicts[Verdict.IMPOSSIBLE],
-        seed=seed,
-        figures={"operations": contest.operations, "undecided": undecided},
-    )
+    figures = {"operations_per_task": OPERATIONS_PER_TASK, "undecided": undecided}
+    impossible = verdicts[Verdict.IMPOSSIBLE]
+    proof.cases(promise=1, name=name, ran=tasks, violations=impossible, seed=seed, figures=figures)
 
 
 class Disturber:
@@ -176,116 +178,124 @@ class Disturber:
 @pytest.mark.slow
 def test_hot_tasks_under_kills_and_stops(tmp_path: Path, proof: Proof, seed: int) -> None:
     """The same holds while clients are stopped beyond their leases and killed, and the daemon is killed and restarted."""
-    rng = random.Random(seed)
-    with crowd(tmp_path) as among:
-        contest = Contest(among, rng, size(4_000, 200_000, 2_000_000), pause_s=0.02)
-        disturber = Disturber(contest, rng)
-        disturber.disturb_until_over(size(40, 2_000, 20_000))
-        verdicts = contest.verdicts()
-        print(f"{disturber.stops} stops, {disturber.kills} kills of clients, {disturber.restarts} of the daemon")
-    _record(proof, "hot tasks under kills and stops", contest, verdicts, seed)
+    verdicts: Counter[Verdict] = Counter()
+    for directory, rng in rounds(tmp_path, seed, size(1, 50, 500)):
+        with crowd(directory) as among:
+            contest = Contest(among, rng, DISTURBED_OPERATIONS, pause_s=0.02)
+            disturber = Disturber(contest, rng)
+            disturber.disturb_until_over(DISTURBANCES)
+            verdicts += contest.verdicts()
+            print(f"{disturber.stops} stops, {disturber.kills} kills of clients, {disturber.restarts} of the daemon")
+    _record(proof, "hot tasks under kills and stops", verdicts, seed)
 
 
 @pytest.mark.slow
 def test_stale_token(tmp_path: Path, proof: Proof, seed: int) -> None:
     """A holder that was stopped beyond its lease finds its token refused, nothing changed, and the refusal on record."""
-    rng = random.Random(seed)
-    each = size(50, 250, 2_500)
-    violations, ran = 0, 0
-    with crowd(tmp_path) as among, among.daemon.client() as bus:
-        bus.call("governor.register_profile", swarm_id="rival", capabilities=["hot:task"], budget_usd="100")
-        held: dict[Client, list[str]] = {}
-        for n in range(4):
-            bus.call("governor.register_profile", swarm_id=f"holder-{n}", capabilities=["hot:task"], budget_usd="100")
-            tasks = [f"held-{n}-{k}" for k in range(each)]
-            for task_id in tasks:
-                bus.call("coordinator.create_task", title=task_id, task_id=task_id, estimate_usd="0.02")
-            lease_ms = rng.choice([300, 500])
-            client = among.start(
-                "hold", history=str(among.history()), swarm_id=f"holder-{n}", task_ids=tasks, lease_ms=lease_ms
-            )
-            held[client] = tasks
-        for client in held:
-            client.hear()
-            client.pause()
-        for task_id in chain(*held.values()):
-            won = bus.call("coordinator.claim_task", task_id, "rival", 60_000, 600_000)
-            assert won["claimed"], won
-        before = _state(bus, held)
-        for client in held:
-            client.say("go on")
-            client.go_on()
-        for client in held:
-            client.finish()
-        for operation in history.read_all(tmp_path):
-            if operation.kind == "renewal":
-                continue
-            ran += 1
-            violations += not _is_witnessed(bus, operation, "stale_token")
-        violations += _state(bus, held) != before
+    ran = violations = 0
+    for directory, rng in rounds(tmp_path, seed, size(1, 25, 250)):
+        with crowd(directory) as among, among.daemon.client() as bus:
+            held = _holders(among, bus, rng)
+            for client in held:
+                client.hear()
+                client.pause()
+            for task_id in chain(*held.values()):
+                won = bus.call("coordinator.claim_task", task_id, "rival", 60_000, 600_000)
+                assert won["claimed"], won
+            before = _state(bus, held)
+            for client in held:
+                client.say("go on")
+                client.go_on()
+            for client in held:
+                client.finish()
+            late = [operation for operation in history.read_all(directory) if operation.kind != "renewal"]
+            ran += len(late)
+            violations += sum(not _is_witnessed(bus, operation, "stale_token") for operation in late)
+            violations += _state(bus, held) != before
     proof.cases(promise=1, name="stale token", ran=ran, violations=violations, seed=seed)
+
+
+def _holders(among: Crowd, bus: Link, rng: random.Random) -> dict[Client, list[str]]:
+    """Processes that hold tasks, and the swarm that waits for these."""
+    bus.call("governor.register_profile", swarm_id="rival", capabilities=["hot:task"], budget_usd="100")
+    held = {}
+    for n in range(HOLDERS):
+        swarm_id, tasks = f"holder-{n}", [f"held-{n}-{k}" for k in range(HELD_BY_EACH)]
+        bus.call("governor.register_profile", swarm_id=swarm_id, capabilities=["hot:task"], budget_usd="100")
+        for task_id in tasks:
+            bus.call("coordinator.create_task", title=task_id, task_id=task_id, estimate_usd="0.02")
+        lease_ms = rng.choice([300, 500])
+        path = str(among.history())
+        held[among.start("hold", history=path, swarm_id=swarm_id, task_ids=tasks, lease_ms=lease_ms)] = tasks
+    return held
 
 
 def _state(bus: Link, held: dict[Client, list[str]]) -> list[Any]:
     """All that a holder could change: its tasks, and everybody's money."""
     tasks = [bus.call("coordinator.get_task", task_id)["task"] for task_id in chain(*held.values())]
     for task in tasks:
-        task.pop("lease_left_ms")
+        task.pop("lease_left_ms", None)
     return [tasks, bus.call("governor.get_budget_report")]
 
 
 def _is_witnessed(bus: Link, operation: Operation, code: str) -> bool:
     """Whether an operation was refused with this code, and the refusal is on record where its receipt says."""
-    if operation.answer.get("code") != code:
+    receipt = operation.answer.get("data", {}).get("receipt")
+    if operation.answer.get("code") != code or receipt is None:
         print(operation)
         return False
-    seq = operation.answer["data"]["receipt"]["seq"]
-    [entry] = bus.call("witness.query", after_seq=seq - 1, limit=1)["entries"]
+    [entry] = bus.call("witness.query", after_seq=receipt["seq"] - 1, limit=1)["entries"]
     shown = (entry["op"], entry["outcome"], entry["detail"]["task_id"], entry["detail"]["token"])
     return shown == (operation.kind, code, operation.about["task_id"], operation.about["token"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "rounds"), [(8, size(950, 95_000, 950_000)), (64, size(50, 5_000, 50_000))])
-def test_one_winner(tmp_path: Path, proof: Proof, processes: int, rounds: int) -> None:
+@pytest.mark.parametrize(("processes", "races"), [(8, 950), (64, 50)])
+def test_one_winner(tmp_path: Path, proof: Proof, processes: int, races: int) -> None:
     """Of 64 that claim a task at once one wins, and all others learn in the same reply who it is."""
     swarms = [f"racer-{n}" for n in range(64)]
-    violations = 0
-    with crowd(tmp_path) as among, among.daemon.client() as bus:
-        for name in swarms:
-            bus.call("governor.register_profile", swarm_id=name, capabilities=["hot:task"])
-        racers = among.start("race", swarms=[swarms[n::processes] for n in range(processes)])
-        for number in range(rounds):
-            task_id = bus.call("coordinator.create_task", title=f"race {number}")["task"]["task_id"]
-            racers.say(task_id)
-            heard = racers.hear()
-            assert len(heard) == len(swarms)
-            winners = [name for name, (code, owner, _) in heard.items() if code is None and owner == name]
-            losers = [name for name, (code, _, _) in heard.items() if code == "already_claimed"]
-            told = {(owner, token) for _, owner, token in heard.values()}
-            violations += not (len(winners) == 1 and len(losers) == len(swarms) - 1 and len(told) == 1)
-    proof.cases(promise=1, name=f"one winner of 64 in {processes} processes", ran=rounds, violations=violations)
+    ran = violations = 0
+    for directory, _ in rounds(tmp_path, 0, size(1, 100, 1_000)):
+        with crowd(directory) as among, among.daemon.client() as bus:
+            for name in swarms:
+                bus.call("governor.register_profile", swarm_id=name, capabilities=["hot:task"])
+            racers = among.start("race", swarms=[swarms[n::processes] for n in range(processes)])
+            for _ in range(races):
+                racers.say(bus.call("coordinator.create_task", title="race")["task"]["task_id"])
+                ran += 1
+                violations += not _has_one_winner(racers.hear(), swarms)
+    proof.cases(promise=1, name=f"one winner of 64 in {processes} processes", ran=ran, violations=violations)
+
+
+def _has_one_winner(heard: dict[str, list[Any]], swarms: list[str]) -> bool:
+    """Whether all were answered, one as the winner, and all were told of the same claim."""
+    assert heard.keys() == set(swarms)
+    winners = [name for name, (code, owner, _) in heard.items() if code is None and owner == name]
+    losers = [name for name, (code, _, _) in heard.items() if code == "already_claimed"]
+    claims = {(owner, token) for _, owner, token in heard.values()}
+    return len(winners) == 1 and len(losers) == len(swarms) - 1 and len(claims) == 1
 
 
 @pytest.mark.slow
 def test_stopped_daemon(tmp_path: Path, proof: Proof, seed: int) -> None:
     """A daemon that was stopped for ten times the lease ends no claim before it has seen a full lease pass."""
     rng = random.Random(seed)
-    stops, violations = size(3, 30, 300), 0
+    ran = violations = 0
     with crowd(tmp_path) as among, among.daemon.client() as bus, ThreadPoolExecutor(AT_ONCE) as threads:
         for name in ("holder", "rival"):
             bus.call("governor.register_profile", swarm_id=name, capabilities=["hot:task"])
-        for _ in range(stops):
-            claims = [_claim_for_a_while(bus, rng.randint(100, 200)) for _ in range(AT_ONCE)]
+        for _ in range(size(3, 30, 300)):
+            claims = [_claim_for_a_while(bus, rng.randint(100, LONGEST_MS)) for _ in range(AT_ONCE)]
             waiting = [threads.submit(_wait_for_claim, among, claim["task_id"]) for claim in claims]
-            stopped_ms = _stop_for(among.daemon, 10 * 200 / 1000)
+            stopped_ms = _stop_for(among.daemon, 10 * LONGEST_MS / 1000)
             for claim, won in zip(claims, waiting, strict=True):
                 observed_ms = won.result()["claimed_at_ms"] - claim["asked_at_ms"] - stopped_ms
                 is_early = observed_ms < claim["lease_ms"] - UNOBSERVED_MS
                 if is_early:
                     print(f"{claim['task_id']}: a lease of {claim['lease_ms']} ms ended after {observed_ms:.0f} ms")
+                ran += 1
                 violations += is_early
-    proof.cases(promise=1, name="daemon stopped", ran=stops * AT_ONCE, violations=violations, seed=seed)
+    proof.cases(promise=1, name="daemon stopped", ran=ran, violations=violations, seed=seed)
 
 
 def _claim_for_a_while(bus: Link, lease_ms: int) -> dict[str, Any]:
@@ -361,34 +371,41 @@ def _requests(bus: Link, rng: random.Random, count: int) -> Iterator[Request]:
 @pytest.mark.slow
 def test_reply_lost(tmp_path: Path, proof: Proof, seed: int) -> None:
     """A request whose reply was lost has, sent again with its key, the effect of one and the same answer; with another body none."""
-    rng = random.Random(seed)
-    rounds, violations = size(5, 200, 2_000), 0
-    answers: dict[Request, list[dict[str, Any]]] = {}
-    with crowd(tmp_path) as among:
-        for number in range(rounds):
+    ran = violations = 0
+    for directory, rng in rounds(tmp_path, seed, size(1, 40, 400)):
+        answers: dict[Request, list[dict[str, Any]]] = {}
+        with crowd(directory) as among:
+            for part in range(5):
+                with among.daemon.client() as bus:
+                    bus.call("governor.register_profile", swarm_id="other", capabilities=["hot:task"])
+                    requests = list(_requests(bus, rng, 100))
+                    for request in requests:
+                        answers[request] = _ask_and_lose(among, request, rng.choice(HOW))
+                if part % 2:
+                    among.restart()
+                with among.daemon.client() as bus:
+                    for request in requests:
+                        again = partial(bus.call, request.method, idempotency_key=request.key, **request.params)
+                        answers[request].append(_answer(again))
+                        violations += not _refuses_other_body(bus, request)
             with among.daemon.client() as bus:
-                bus.call("governor.register_profile", swarm_id="other", capabilities=["hot:task"])
-                requests = list(_requests(bus, rng, 100))
-                for request in requests:
-                    answers[request] = _ask_and_lose(among, request, rng.choice(HOW))
-            if number % 2:
-                among.restart()
-            with among.daemon.client() as bus:
-                for request in requests:
-                    again = bus.call(request.method, idempotency_key=request.key, **request.params)
-                    answers[request].append(again)
-                    violations += not _refuses_other_body(bus, request)
-        with among.daemon.client() as bus:
-            done: dict[tuple[str, str], list[int]] = defaultdict(list)
-            for entry in read_log(bus):
-                if entry["outcome"] == "ok":
-                    done[entry["op"], entry["target"]].append(entry["revision"])
-    for request, heard in answers.items():
-        is_one = _are_of_one(heard, done[request.method, request.target])
-        if not is_one:
-            print(request, heard, done[request.method, request.target], sep="\n  ")
-        violations += not is_one
-    proof.cases(promise=1, name="reply lost", ran=len(answers), violations=violations, seed=seed)
+                done = _done(bus)
+        for request, heard in answers.items():
+            is_one = _are_of_one(heard, done[request.method, request.target])
+            if not is_one:
+                print(request, heard, done[request.method, request.target], sep="\n  ")
+            ran += 1
+            violations += not is_one
+    proof.cases(promise=1, name="reply lost", ran=ran, violations=violations, seed=seed)
+
+
+def _done(bus: Link) -> dict[tuple[str, str], list[int]]:
+    """The revisions at which something was done, by method and target."""
+    done: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for entry in read_log(bus):
+        if entry["outcome"] == "ok":
+            done[entry["op"], entry["target"]].append(entry["revision"])
+    return done
 
 
 def _ask_and_lose(among: Crowd, request: Request, how: str) -> list[dict[str, Any]]:
@@ -397,10 +414,18 @@ def _ask_and_lose(among: Crowd, request: Request, how: str) -> list[dict[str, An
     try:
         for wire in wires:
             wire.ask(request.method, key=request.key, **request.params)
-        return [] if how == "hung up at once" else [wire.answer() for wire in wires]
+        return [] if how == "hung up at once" else [_answer(wire.answer) for wire in wires]
     finally:
         for wire in wires:
             wire.close()
+
+
+def _answer(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer to a request, or the refusal that it must not be."""
+    try:
+        return ask()
+    except IfbusError as refusal:
+        return {"receipt": {}, "refusal": refusal.to_wire()}
 
 
 def _refuses_other_body(bus: Link, request: Request) -> bool:
@@ -410,15 +435,17 @@ def _refuses_other_body(bus: Link, request: Request) -> bool:
     except IdempotencyConflict as conflict:
         [entry] = bus.call("witness.query", after_seq=conflict.data["receipt"]["seq"] - 1, limit=1)["entries"]
         return bool(entry["outcome"] == "idempotency_conflict")
+    except IfbusError:
+        pass  # taken for a request of its own
     return False
 
 
 def _are_of_one(heard: list[dict[str, Any]], done_at: list[int]) -> bool:
     """Whether these answers to one request tell of the one time that it was done, all but the first as replays."""
     figures = [
-        (answer["receipt"]["revision"], answer.get("claim", {}).get("token"), answer.get("reservation_id"))
+        (answer["receipt"].get("revision"), answer.get("claim", {}).get("token"), answer.get("reservation_id"))
         for answer in heard
     ]
     first_heard = sum(not answer["receipt"].get("replayed") for answer in heard)
     # The one that did it may be lost with its connection; then only the replay was heard.
-    return figures == [(done_at[0], *figures[0][1:])] * len(heard) and len(done_at) == 1 and first_heard <= 1
+    return len(done_at) == 1 and first_heard <= 1 and figures == [(done_at[0], *figures[0][1:])] * len(heard)

@@ -14,13 +14,19 @@ from typing import Final
 import pytest
 
 from tests.proof import history
-from tests.proof.crowd import Client, Crowd, crowd, wait_until
+from tests.proof.crowd import Client, Crowd, crowd, rounds, wait_until
 from tests.proof.history import Outcome
 from tests.proof.records import Proof
 from tests.proof.sizes import size
 
 SENDERS: Final = 4
+# Of a round. Most go to all readers, one in ten is a task for one of them.
+LETTERS: Final = 1_060
+DISTURBANCES: Final = 16
+MOST_AWAY_S: Final = size(1, 20, 60)
 READERS: Final = ["reader", "raw-reader"]
+# Who sends the last letter.
+END: Final = "end"
 # A letter as a reader noted it: its seq, who sent it, and the sender's number.
 Letter = tuple[int, str, int]
 
@@ -69,48 +75,53 @@ class Reader:
 @pytest.mark.slow
 def test_letters(tmp_path: Path, proof: Proof, seed: int) -> None:
     """Each letter arrives once, in its sender's order, though the daemon and the readers are killed between store and delivery."""
-    rng = random.Random(seed)
-    letters, disturbances = size(1_060, 53_000, 530_000), size(16, 500, 5_000)
-    most_away_s = size(1, 20, 60)
-    with crowd(tmp_path) as among:
-        with among.daemon.client() as bus:
-            for name in READERS:
-                bus.call("governor.register_profile", swarm_id=name, capabilities=["letters:read"])
-        readers = [Reader(among, name) for name in READERS]
-        for n in range(SENDERS):
-            among.start(
-                "send",
-                history=str(among.history()),
-                counters=str(among.counters_path),
-                number=n,
-                name=f"sender-{n}",
-                letters=letters // SENDERS,
-                readers=READERS,
-            )
-        senders = list(among.clients)
-        for number in range(disturbances):
-            due = letters * (number + 1) // (disturbances + 2)
-            _wait(readers, lambda due=due: among.counters.sum() >= due)  # type: ignore[misc]
-            if rng.random() < 0.4:
-                among.restart()
-            else:
-                rng.choice(readers).go(rng.uniform(0.1, most_away_s))
-        for client in senders:
-            client.finish()
-        with among.daemon.client() as bus:
-            bus.call("coordinator.broadcast", "letter", {"from": "end", "n": 0}, ["letters:read"])
-        # Letters come in order, so what is not there before the last one never comes.
-        _wait(readers, lambda: all(reader.letters[-1:] and reader.letters[-1][1] == "end" for reader in readers))
+    ran, wrong = 0, []
+    for directory, rng in rounds(tmp_path, seed, size(1, 50, 500)):
+        with crowd(directory) as among:
+            readers = _correspond(among, rng)
         for reader in readers:
-            reader.leave()
-        wrong: list[str] = []
-        ran = 0
-        for reader in readers:
-            acknowledged, unknown = _sent(tmp_path, reader.swarm_id)
+            acknowledged, unknown = _sent(directory, reader.swarm_id)
             ran += len(acknowledged)
-            wrong += _wrong(reader.letters[:-1], acknowledged, unknown)
+            letters = [letter for letter in reader.letters if letter[1] != END]
+            wrong += _wrong(letters, acknowledged, unknown)
     print(*wrong, sep="\n")
     proof.cases(promise=3, name="letters", ran=ran, violations=len(wrong), seed=seed)
+
+
+def _correspond(among: Crowd, rng: random.Random) -> list[Reader]:
+    """Have letters sent, and whoever is in between killed; the readers, once they have all that they will ever get."""
+    with among.daemon.client() as bus:
+        for name in READERS:
+            bus.call("governor.register_profile", swarm_id=name, capabilities=["letters:read"])
+    readers = [Reader(among, name) for name in READERS]
+    senders = [
+        among.start(
+            "send",
+            history=str(among.history()),
+            counters=str(among.counters_path),
+            number=n,
+            name=f"sender-{n}",
+            letters=LETTERS // SENDERS,
+            readers=READERS,
+        )
+        for n in range(SENDERS)
+    ]
+    for number in range(DISTURBANCES):
+        due = LETTERS * (number + 1) // (DISTURBANCES + 2)
+        _wait(readers, lambda due=due: among.counters.sum() >= due)  # type: ignore[misc]
+        if rng.random() < 0.4:
+            among.restart()
+        else:
+            rng.choice(readers).go(rng.uniform(0.1, MOST_AWAY_S))
+    for client in senders:
+        client.finish()
+    with among.daemon.client() as bus:
+        bus.call("coordinator.broadcast", "letter", {"from": END, "n": 0}, ["letters:read"])
+    # Letters come in order, so what is not there before the last one never comes.
+    _wait(readers, lambda: all(END in {name for _, name, _ in reader.letters} for reader in readers))
+    for reader in readers:
+        reader.leave()
+    return readers
 
 
 def _wait(readers: list[Reader], condition: Callable[[], bool]) -> None:
