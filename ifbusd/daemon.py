@@ -38,6 +38,7 @@ from ifbusd.optimise.service import IFOptimise
 from ifbusd.rpc.attention import Attention
 from ifbusd.rpc.daemon_methods import DaemonMethods
 from ifbusd.rpc.describe import describe
+from ifbusd.rpc.descriptors import make_room
 from ifbusd.rpc.listener import open_listener, remove_socket
 from ifbusd.rpc.methods import method_table
 from ifbusd.rpc.server import Server
@@ -90,6 +91,8 @@ async def serve(
     """
     state_dir = config.daemon.state_dir
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Processes that are watched take descriptors as connections do, and neither may take the other's.
+    make_room(config.rpc.connections + config.coordinator.bindings)
     with lock_directory(state_dir):
         async with AsyncExitStack() as stack:
             started_at_ms = now_ms()

@@ -23,6 +23,22 @@ class Session(Protocol):
         """Call `callback` once when the connection ends, in the loop's thread; at once if it has ended."""
         ...
 
+    def open_peer_process(self) -> int:
+        """A descriptor of the process that opened the connection, which may have ended; the caller's to close.
+
+        Raises:
+            IfbusError: The process cannot be held.
+        """
+        ...
+
+    def expect_process(self) -> None:
+        """Take a process descriptor that is sent with one of the next messages; otherwise the kernel drops it."""
+        ...
+
+    def take_process(self) -> int | None:
+        """The process descriptor that was handed over, once; the caller's to close."""
+        ...
+
 
 @attrs.frozen(kw_only=True)
 class Peer:

@@ -30,7 +30,7 @@ from ifbus.link import Link
 from ifbus.models import BlockerAlert, Execution, InboxMessage, ResourceLimits, Task, TaskClaim
 from ifbus.request import Call
 from ifbus.steps import Steps, drive_async
-from ifbus.worker import WAIT_S, SwarmCore, registration_steps
+from ifbus.worker import WAIT_S, SwarmCore, call_to_bind, registration_steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,12 +66,14 @@ class AsyncClient(AsyncLink):
     claim_task = _awaiting(calls.claim_task)
     claim_next = _awaiting(calls.claim_next)
     renew_claim = _awaiting(calls.renew_claim)
+    bind_claim = _awaiting(calls.bind_claim)
     report_progress = _awaiting(calls.report_progress)
     complete_task = _awaiting(calls.complete_task)
     fail_task = _awaiting(calls.fail_task)
     release_task = _awaiting(calls.release_task)
     register_swarm = _awaiting(calls.register_swarm)
     renew_session = _awaiting(calls.renew_session)
+    bind_session = _awaiting(calls.bind_session)
     end_session = _awaiting(calls.end_session)
     push_task_to_swarm = _awaiting(calls.push_task_to_swarm)
     broadcast = _awaiting(calls.broadcast)
@@ -128,6 +130,7 @@ class AsyncClient(AsyncLink):
         orchestrator: bool | None = None,
         lease_ms: int | None = None,
         resume_token: str | None = None,
+        bind: str | None = None,
         on_lease_lost: Callable[[LeaseLost], None] | None = None,
     ) -> Registering:
         """Start a session and keep it alive until it is left: ``async with bus.register("builder") as swarm``.
@@ -136,11 +139,15 @@ class AsyncClient(AsyncLink):
         connection of its own, so a busy loop does not lose its claims.
 
         Args:
+            bind: What ends the session at once and frees its claims, as in `register_swarm`. If not given: this process, where its
+                connection is its own and the daemon's kernel can tell of its end. ``lease``: nothing does but its lease.
             on_lease_lost: Called once, in the renewing thread, when the session can no longer be proven: stop touching the
                 world. Every later call as its holder raises LeaseLost all the same, and those under way do at once.
 
         Takes and raises, beside that, what `register_swarm` does.
         """
+        if bind is None and self._inherited is not None:
+            bind = "lease"  # whoever opened this connection is another process
         steps = registration_steps(
             swarm_id,
             capabilities=capabilities,
@@ -150,15 +157,23 @@ class AsyncClient(AsyncLink):
             orchestrator=orchestrator,
             lease_ms=lease_ms,
             resume_token=resume_token,
+            bind=bind,
         )
-        return Registering(self._start_session(steps, on_lease_lost))
+        return Registering(self._start_session(steps, bind, on_lease_lost))
 
     async def _start_session(
-        self, steps: Steps[tuple[Registration, Tenure]], on_lease_lost: Callable[[LeaseLost], None] | None
+        self,
+        steps: Steps[tuple[Registration, Tenure]],
+        bind: str | None,
+        on_lease_lost: Callable[[LeaseLost], None] | None,
     ) -> AsyncSwarm:
         registration, tenure = await drive_async(steps, self.perform)
-        self._routes.swarms.append(registration.profile.swarm_id)
-        return AsyncSwarm(self, registration, tenure, on_lease_lost=on_lease_lost)
+        swarm_id = registration.profile.swarm_id
+        self._routes.swarms.append(swarm_id)
+        call = call_to_bind(registration, bind)
+        if call is not None:
+            self._routes.bindings[swarm_id] = call
+        return AsyncSwarm(self, registration, tenure, bind=bind, on_lease_lost=on_lease_lost)
 
     def _renewing_link(self) -> Performer:
         if self._inherited is None:
@@ -169,6 +184,7 @@ class AsyncClient(AsyncLink):
     def _forget_swarm(self, swarm_id: str) -> None:
         if swarm_id in self._routes.swarms:
             self._routes.swarms.remove(swarm_id)
+        self._routes.bindings.pop(swarm_id, None)
 
 
 class _ThroughLoop:
@@ -216,6 +232,7 @@ class AsyncSwarm(SwarmCore):
         registration: Registration,
         tenure: Tenure,
         *,
+        bind: str | None,
         on_lease_lost: Callable[[LeaseLost], None] | None,
     ) -> None:
         super().__init__(registration, tenure, client.new_key)
@@ -233,6 +250,8 @@ class AsyncSwarm(SwarmCore):
             tenure,
             registration.resume_token,
             owns_link=isinstance(link, Link),
+            # The renewing connection is this process's too, but it is another connection.
+            bind=None if bind == "connection" else call_to_bind(registration, bind),
             on_lost=self._hear_of_the_loss,
         )
         self._renewal.start()

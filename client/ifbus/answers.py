@@ -119,6 +119,7 @@ class Registration(Model):
         resumed: It goes on where `resume_token` left off, with the claims in `claims`; otherwise those were freed.
         resume_token: A secret that proves this session: needed to renew, resume and end it.
         inbox_seq: Number of the last message in the inbox.
+        bound: What ends it at once, as ``{"kind", "pid", "name", "watched"}``; None: its lease alone.
     """
 
     profile: SwarmProfile = attrs.field(metadata={"model": SwarmProfile})
@@ -128,15 +129,26 @@ class Registration(Model):
     resumed: bool = False
     claims: tuple[TaskClaim, ...] = attrs.field(default=(), metadata={"models": TaskClaim})
     inbox_seq: int = 0
+    bound: dict[str, Any] | None = None
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
 
 
 @attrs.frozen(kw_only=True, repr=False)
 class SessionRenewal(Model):
-    """A renewed session: the full time of its lease, and the handles (``T-7@41``) of the claims that live in it."""
+    """A renewed session: the full time of its lease, and the handles (``T-7@41``) of the claims that live in it.
+
+    Attributes:
+        bound: What ends it at once, as ``{"kind", "pid", "name", "watched"}``; None: its lease alone.
+    """
 
     lease_ms: int
     claims: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
+    bound: dict[str, Any] | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the daemon would notice that what the session is bound to has ended; after its restart it would not."""
+        return self.bound is None or bool(self.bound.get("watched"))
 
 
 @attrs.frozen(kw_only=True, repr=False)

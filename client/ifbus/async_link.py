@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 # So much may wait for a daemon that reads slowly; beyond it calls wait before they are sent.
 MAX_UNSENT_BYTES: Final = 256 << 10
+_FULL_S: Final = 0.002
 
 
 class _Session:
@@ -108,6 +109,20 @@ class _Session:
         if waiter.error is not None:
             raise waiter.error
         return waiter.result
+
+    async def hand_over(self, pidfd: int, timeout_s: float) -> None:
+        """Announce a process descriptor and send it. Cancelled, it was sent or not, and only then the connection goes on."""
+        await self.ask("daemon.expect_process", [], None, timeout_s)
+        data = self._exchange.process_notice()
+        while True:
+            if self._exchange.failure is not None:
+                raise self._exchange.failure
+            # Only where nothing else waits to be sent, so that it comes between two messages.
+            if not self._unsent and (sent := self._stream.write_process(data, pidfd)):
+                if sent < len(data):
+                    self._send(data[sent:])
+                return
+            await anyio.sleep(_FULL_S)  # not by waiting for the socket: whoever sends the rest waits for it already
 
     def _give_up(self, waiter: Waiter) -> None:
         self._exchange.forget(waiter)
@@ -324,6 +339,10 @@ class AsyncLink:
         if self._routes.has_unheard:
             self._tell_attention()
         return read_answer(call, answer)
+
+    async def hand_over(self, pidfd: int) -> None:
+        """As `Link.hand_over`."""
+        await (await self._live_session(self._timeout_s)).hand_over(pidfd, self._timeout_s)
 
     async def _pause_before_next_try(self, error: IfbusError, attempt: int, left_s: float) -> None:
         """Wait as long as is right after `error`; raises it where there is no next try."""

@@ -5,14 +5,15 @@ What a write leaves over is kept by its connection, so a cancelled call cannot t
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Protocol
 
 import anyio
 
-from ifbus.errors import ConnectionLost
-from ifbus.stream import RECEIVE_BYTES, InheritedStream, is_writable
+from ifbus.errors import ConnectionLost, InvalidParams
+from ifbus.stream import RECEIVE_BYTES, InheritedStream, is_writable, no_socket
 
 
 class AsyncStream(Protocol):
@@ -20,6 +21,10 @@ class AsyncStream(Protocol):
 
     def write(self, data: memoryview) -> int:
         """Write what fits now; how many bytes that were, perhaps none. Raises ConnectionLost."""
+        ...
+
+    def write_process(self, data: bytes, pidfd: int) -> int:
+        """As `write`, with a process descriptor. Raises InvalidParams where this stream cannot carry one."""
         ...
 
     async def wait_writable(self) -> None:
@@ -48,6 +53,16 @@ class AsyncSocketStream:
         except BlockingIOError:
             return 0
         except OSError as error:
+            raise ConnectionLost(f"the connection ended while sending: {error}") from error
+
+    def write_process(self, data: bytes, pidfd: int) -> int:
+        try:
+            return socket.send_fds(self._sock, [data], [pidfd])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise InvalidParams(f"cannot hand over descriptor {pidfd}: it is not open") from error
             raise ConnectionLost(f"the connection ended while sending: {error}") from error
 
     async def wait_writable(self) -> None:
@@ -83,6 +98,9 @@ class AsyncInheritedStream:
             return os.write(self._fd, data) if is_writable(self._fd) else 0
         except OSError as error:
             raise ConnectionLost(f"the connection ended while sending: {error}") from error
+
+    def write_process(self, data: bytes, pidfd: int) -> int:
+        raise no_socket(pidfd)
 
     async def wait_writable(self) -> None:
         await anyio.wait_writable(self._fd)

@@ -223,6 +223,8 @@ def claim_task(
     *,
     wait_ms: int | None = None,
     lease_ms: int | None = None,
+    bind: str | None = None,
+    resume_token: str | None = None,
     **options: Unpack[Options],
 ) -> Call[TaskClaim | Refusal]:
     """Claim one task for a swarm: exactly one caller wins; the others get a `Refusal` that says who.
@@ -230,28 +232,43 @@ def claim_task(
     Args:
         wait_ms: If somebody holds it or it is not ready, wait this long for it, at most 10 min.
         lease_ms: Give the claim a lease of its own; otherwise it lives with the swarm's session.
+        bind: What frees it at once: the end of this ``process``, of an ancestor ``pid:N``, of a process that was ``handed`` over
+            (`hand_over`), of this ``connection``; of nothing (``lease``), or of what the ``session`` is bound to, which counts if nothing
+            is given and there is a session.
+        resume_token: Proof of the session that it is claimed in.
 
     Raises:
-        NotFound, PermissionDenied: No such task or swarm; the swarm belongs to another user.
+        NotFound, PermissionDenied: No such task, swarm or process; it belongs to another user.
         NotReady: It waits for other tasks, is blocked, or is final.
         NotQualified, BreakerTripped, BudgetExceeded: The governor's no.
+        StaleToken: The session of `resume_token` has ended.
+        LimitExceeded: The daemon watches too many processes.
     """
-    params = _given(task_id=task_id, swarm_id=swarm_id, wait_ms=wait_ms, lease_ms=lease_ms)
+    params = _given(
+        task_id=task_id, swarm_id=swarm_id, wait_ms=wait_ms, lease_ms=lease_ms, bind=bind, resume_token=resume_token
+    )
     return Call("coordinator.claim_task", params, _claim, options, (wait_ms or 0) / 1000)
 
 
 def claim_next(
-    swarm_id: str, *, wait_ms: int | None = None, lease_ms: int | None = None, **options: Unpack[Options]
+    swarm_id: str,
+    *,
+    wait_ms: int | None = None,
+    lease_ms: int | None = None,
+    bind: str | None = None,
+    resume_token: str | None = None,
+    **options: Unpack[Options],
 ) -> Call[TaskClaim | Refusal]:
     """Claim the best ready task that this swarm qualifies for and can pay; a `Refusal` if there is none.
 
     Args:
         wait_ms: Wait in the daemon until there is one, at most 10 min; 0 answers at once.
+        lease_ms, bind, resume_token: As `claim_task`.
 
     Raises:
-        NotFound, PermissionDenied, BreakerTripped: As `claim_task`.
+        NotFound, PermissionDenied, BreakerTripped, StaleToken: As `claim_task`.
     """
-    params = _given(swarm_id=swarm_id, wait_ms=wait_ms, lease_ms=lease_ms)
+    params = _given(swarm_id=swarm_id, wait_ms=wait_ms, lease_ms=lease_ms, bind=bind, resume_token=resume_token)
     return Call("coordinator.claim_next", params, _claim, options, (wait_ms or 0) / 1000)
 
 
@@ -259,6 +276,19 @@ def renew_claim(task_id: str, swarm_id: str, token: int, **options: Unpack[Optio
     """Renew the lease that a claim lives on; its full length in ms. Proves nothing; only the token does. Raises StaleToken."""
     params = {"task_id": task_id, "swarm_id": swarm_id, "token": token}
     return Call("coordinator.renew_claim", params, lambda answer: int(answer["lease_ms"]), options)
+
+
+def bind_claim(
+    task_id: str, swarm_id: str, token: int, bind: str, **options: Unpack[Options]
+) -> Call[dict[str, Any] | None]:
+    """Bind a claim on a lease of its own to something else, as `bind` of `claim_task`; what it is bound to now, or None.
+
+    Raises:
+        StaleToken, NotOwner: The claim has ended; it is another swarm's.
+        InvalidRequest: It lives on the session's lease.
+    """
+    params = {"task_id": task_id, "swarm_id": swarm_id, "token": token, "bind": bind}
+    return Call("coordinator.bind_claim", params, lambda answer: answer["bound"], options)
 
 
 def report_progress(
@@ -311,6 +341,7 @@ def register_swarm(
     orchestrator: bool | None = None,
     lease_ms: int | None = None,
     resume_token: str | None = None,
+    bind: str | None = None,
     **options: Unpack[Options],
 ) -> Call[Registration]:
     """Start a session of a swarm; its name belongs to the caller's uid from now on. `register` also renews and ends it.
@@ -321,6 +352,8 @@ def register_swarm(
         orchestrator: Hears of every blocker.
         lease_ms: Length of the session's lease; default and limits are the daemon's.
         resume_token: Proves that this is an earlier session coming back; without it, that session's claims are freed.
+        bind: What ends the session at once and frees its claims: the end of this ``process``, of an ancestor ``pid:N``, of a process
+            that was ``handed`` over (`hand_over`), or of this ``connection``; its ``lease`` alone if not given.
 
     Raises:
         PermissionDenied: The name belongs to another user; or `budget_usd` would raise the budget.
@@ -334,6 +367,7 @@ def register_swarm(
         orchestrator=orchestrator,
         lease_ms=lease_ms,
         resume_token=resume_token,
+        bind=bind,
     )
     return Call("coordinator.register_swarm", params, _answer("Registration"), options)
 
@@ -342,6 +376,14 @@ def renew_session(swarm_id: str, resume_token: str, **options: Unpack[Options]) 
     """Renew a session's lease and with it every claim in it. Raises StaleToken: it has ended, stop all its work."""
     params = {"swarm_id": swarm_id, "resume_token": resume_token}
     return Call("coordinator.renew_session", params, _answer("SessionRenewal"), options)
+
+
+def bind_session(
+    swarm_id: str, resume_token: str, bind: str, **options: Unpack[Options]
+) -> Call[dict[str, Any] | None]:
+    """Bind a session to something else, as `bind` of `register_swarm`; what it is bound to now, or None. Raises StaleToken."""
+    params = {"swarm_id": swarm_id, "resume_token": resume_token, "bind": bind}
+    return Call("coordinator.bind_session", params, lambda answer: answer["bound"], options)
 
 
 def end_session(swarm_id: str, resume_token: str, **options: Unpack[Options]) -> Call[tuple[str, ...]]:

@@ -144,6 +144,8 @@ class Routes:
 
     Attributes:
         swarms: Swarms of this client, whose attention each new connection is to hear.
+        bindings: By swarm the call that binds its session to this process or connection, again on each new connection: a
+            daemon that was started anew watches nobody until it is asked to.
         has_unheard: Attention has arrived that nobody was told of yet.
         connections: How many were greeted; a feed of another number is not subscribed on the present one.
     """
@@ -151,6 +153,7 @@ class Routes:
     def __init__(self) -> None:
         self.feeds: list[Feed] = []
         self.swarms: list[str] = []
+        self.bindings: dict[str, Call[Any]] = {}
         self.connections = 0
         self.attention: deque[dict[str, Any]] = deque(maxlen=MAX_ATTENTION)
         self.has_unheard = False
@@ -190,6 +193,12 @@ def greet(routes: Routes, client: str) -> Steps[dict[str, Any]]:
         except (RequestError, Refused):
             # The swarm is gone or another user's: whoever renews its session learns it there, with the reason.
             routes.swarms.remove(swarm_id)
+    for swarm_id, bind in list(routes.bindings.items()):
+        try:
+            yield from ask(bind)
+        except (RequestError, Refused):
+            # The session has ended, or lives on its lease alone from now on: whoever renews it learns which.
+            routes.bindings.pop(swarm_id, None)
     for feed in list(routes.feeds):
         try:
             yield from ask(feed.subscribe)
@@ -234,6 +243,10 @@ class Exchange:
         """The bytes that ask the daemon to give a request up; its answer, `cancelled` or not, still comes."""
         assert waiter.msgid is not None
         return self._wire.cancel(waiter.msgid)
+
+    def process_notice(self) -> bytes:
+        """The message that carries a process descriptor."""
+        return self._wire.notify("$/process", [])
 
     def forget(self, waiter: Waiter) -> None:
         """Nobody waits for this answer any more; it is dropped when it comes."""

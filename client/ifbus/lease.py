@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from ifbus import calls
 from ifbus.backoff import backoff
@@ -138,6 +138,7 @@ class Renewal:
 
     Args:
         link: The connection that renews; closed with this if `owns_link`.
+        bind: Binds the session again to its process, where the daemon does not watch that any more; None if nothing is to be.
         on_lost: Called once in this thread when the session is lost, with the error, and whether that is because the daemon
             did not answer.
     """
@@ -149,8 +150,10 @@ class Renewal:
         resume_token: str,
         *,
         owns_link: bool,
+        bind: Call[Any] | None = None,
         on_lost: Callable[[LeaseLost, bool], None],
     ) -> None:
+        self._bind = bind
         self._link = link
         self._tenure = tenure
         self._resume_token = resume_token
@@ -223,7 +226,17 @@ class Renewal:
                 if self._tenure.lost is not None:
                     self._lose(self._tenure.lost.message)
                     return
+                if not answer.is_watched and self._bind is not None:
+                    self._bind_again(self._bind)
                 wait_s = self._tenure.next_renewal_s(now_s())
+
+    def _bind_again(self, bind: Call[Any]) -> None:
+        try:
+            self._link.perform(bind)
+        except (Momentary, ConnectionFailed):
+            return  # after the next renewal
+        except IfbusError:
+            self._bind = None  # it lives on its lease alone from now on
 
     def _lose(self, reason: str, *, is_silent: bool = False) -> None:
         self._on_lost(self._tenure.lose(reason), is_silent)

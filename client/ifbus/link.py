@@ -202,6 +202,18 @@ class _Session:
             finally:
                 self._sending.release()
 
+    def hand_over(self, pidfd: int, timeout_s: float) -> None:
+        """Announce a process descriptor and send it."""
+        self.ask("daemon.expect_process", [], None, timeout_s)
+        with self._sending:
+            if self._exchange.failure is not None:
+                raise self._exchange.failure
+            try:
+                self._stream.send_process(self._exchange.process_notice(), pidfd)
+            except ConnectionLost as error:
+                self._end(error)
+                raise
+
     def nudge(self) -> None:
         """Bring the reader back from the kernel, so that it looks again: the answer to a ping that nobody waits for."""
         with self._sending:
@@ -403,6 +415,17 @@ class Link:
         if self._routes.has_unheard:
             self._tell_attention()
         return answer if call.read is untyped else read_answer(call, answer)
+
+    def hand_over(self, pidfd: int) -> None:
+        """Give the daemon a process descriptor, for the next call on this connection with ``bind="handed"``.
+
+        The caller keeps its own. The process must be the caller's user's.
+
+        Raises:
+            InvalidParams: The connection was inherited, or the descriptor is not open.
+            IfbusError: As `call`. A connection that is lost afterwards loses what was handed over.
+        """
+        self._live_session(self._timeout_s).hand_over(pidfd, self._timeout_s)
 
     def _pause_before_next_try(self, error: IfbusError, attempt: int, left_s: float) -> None:
         """Wait as long as is right after `error`; raises it where there is no next try."""

@@ -390,6 +390,8 @@ class Task(Model):
         holder, token: The swarm that holds it and its fencing token.
         result: What it was completed with.
         error: Why its last attempt failed.
+        clocks: Of its claim, from `get_task`: ``alive`` (True while what it is bound to lives and is watched), ``beat_ms`` since its lease was
+            renewed, ``progress_ms`` and ``spent_usd`` since it came further, and what they are measured by.
     """
 
     task_id: str = attrs.field(validator=_identifier)
@@ -416,6 +418,7 @@ class Task(Model):
     result: Any = None
     error: str | None = None
     ended_at_ms: int | None = None
+    clocks: dict[str, Any] | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -426,6 +429,8 @@ class TaskClaim(Model):
         token: The fencing token: every call as the holder must carry it. Strictly increasing per task.
         lease_ms: The claim is free again this long after the last renewal.
         reserved_usd: The estimate that was set aside in the swarm's budget.
+        bound_to: ``process``, ``connection``, ``session`` or ``lease``.
+        bound: What frees it at once, as ``{"kind", "pid", "name", "watched"}``; None: its lease alone.
     """
 
     task_id: str
@@ -435,6 +440,8 @@ class TaskClaim(Model):
     claimed_at_ms: int
     task: Task = attrs.field(metadata={"model": Task})
     reserved_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
+    bound_to: str = "lease"
+    bound: dict[str, Any] | None = None
     receipt: Receipt | None = attrs.field(default=None, metadata={"model": Receipt})
 
     @property

@@ -14,9 +14,13 @@ R = TypeVar("R")
 KEYLESS: Final = frozenset(
     {
         "daemon.hello",
+        "daemon.expect_process",
         "daemon.ping",
         "daemon.describe",
         "daemon.status",
+        # Binding twice is as binding once; and a repetition may come over another connection, which is another thing to bind to.
+        "coordinator.bind_claim",
+        "coordinator.bind_session",
         "coordinator.get_task",
         "coordinator.list_tasks",
         "coordinator.renew_claim",

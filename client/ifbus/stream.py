@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from ifbus.connect import Inherited
-from ifbus.errors import ConnectionLost, Unavailable
+from ifbus.errors import ConnectionLost, InvalidParams, Unavailable
 
 # As much as the protocol feeds to its decoder at a time; a small buffer is also cheaper to allocate for each read.
 RECEIVE_BYTES: Final = 16 << 10
@@ -26,6 +27,10 @@ class Stream(Protocol):
 
     def send(self, data: bytes) -> None:
         """Send all of it. Raises ConnectionLost; the stream may be torn then and is finished."""
+        ...
+
+    def send_process(self, data: bytes, pidfd: int) -> None:
+        """As `send`, with a process descriptor. Raises InvalidParams where this stream cannot carry one."""
         ...
 
     def receive(self, timeout_s: float | None) -> bytes:
@@ -62,6 +67,18 @@ class SocketStream:
             raise ConnectionLost(f"the daemon took no bytes for {SEND_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise ConnectionLost(f"the connection ended while sending: {error}") from error
+
+    def send_process(self, data: bytes, pidfd: int) -> None:
+        try:
+            sent = socket.send_fds(self._sock, [data], [pidfd])
+        except BlockingIOError:
+            raise ConnectionLost(f"the daemon took no bytes for {SEND_TIMEOUT_S:g} s") from None
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise InvalidParams(f"cannot hand over descriptor {pidfd}: it is not open") from error
+            raise ConnectionLost(f"the connection ended while sending: {error}") from error
+        if sent < len(data):
+            self.send(data[sent:])
 
     def receive(self, timeout_s: float | None) -> bytes:
         if timeout_s != self._timeout_s:
@@ -122,6 +139,9 @@ class InheritedStream:
         except OSError as error:
             raise ConnectionLost(f"the connection ended while sending: {error}") from error
 
+    def send_process(self, data: bytes, pidfd: int) -> None:
+        raise no_socket(pidfd)
+
     def receive(self, timeout_s: float | None) -> bytes:
         try:
             readable = _ready(timeout_s, read=[self._fd, self._closing_read])
@@ -145,6 +165,13 @@ class InheritedStream:
         self._closing_write = -1
         if self._turn_write is not None:
             os.write(self._turn_write, b"\0")
+
+
+def no_socket(pidfd: int) -> InvalidParams:
+    """A connection that is used by plain reads and writes carries no descriptors."""
+    return InvalidParams(
+        f"cannot hand over descriptor {pidfd}: this connection was inherited (IFBUS_FD) and carries bytes alone"
+    )
 
 
 def is_writable(fd: int) -> bool:

@@ -18,7 +18,7 @@ from ifbus.link import Abort, Link, Subscription
 from ifbus.models import BlockerAlert, Execution, InboxMessage, ResourceLimits, Task, TaskClaim
 from ifbus.request import Call
 from ifbus.steps import Steps, drive
-from ifbus.worker import WAIT_S, SwarmCore, registration_steps
+from ifbus.worker import WAIT_S, SwarmCore, call_to_bind, registration_steps
 
 if TYPE_CHECKING:
     from ifbus.answers import ClaimEnd, CostEntry, Refusal, Registration
@@ -54,12 +54,14 @@ class Client(Link):
     claim_task = _blocking(calls.claim_task)
     claim_next = _blocking(calls.claim_next)
     renew_claim = _blocking(calls.renew_claim)
+    bind_claim = _blocking(calls.bind_claim)
     report_progress = _blocking(calls.report_progress)
     complete_task = _blocking(calls.complete_task)
     fail_task = _blocking(calls.fail_task)
     release_task = _blocking(calls.release_task)
     register_swarm = _blocking(calls.register_swarm)
     renew_session = _blocking(calls.renew_session)
+    bind_session = _blocking(calls.bind_session)
     end_session = _blocking(calls.end_session)
     push_task_to_swarm = _blocking(calls.push_task_to_swarm)
     broadcast = _blocking(calls.broadcast)
@@ -116,6 +118,7 @@ class Client(Link):
         orchestrator: bool | None = None,
         lease_ms: int | None = None,
         resume_token: str | None = None,
+        bind: str | None = None,
         on_lease_lost: Callable[[LeaseLost], None] | None = None,
     ) -> Swarm:
         """Start a session and keep it alive until it is left: ``with bus.register("builder") as swarm``.
@@ -123,11 +126,15 @@ class Client(Link):
         Its lease is renewed from a thread and a connection of its own, so a busy holder does not lose its claims.
 
         Args:
+            bind: What ends the session at once and frees its claims, as in `register_swarm`. If not given: this process, where its
+                connection is its own and the daemon's kernel can tell of its end. ``lease``: nothing does but its lease.
             on_lease_lost: Called once, in the renewing thread, when the session can no longer be proven: stop touching the
                 world. Every later call as its holder raises LeaseLost all the same.
 
         Takes and raises, beside that, what `register_swarm` does.
         """
+        if bind is None and self._inherited is not None:
+            bind = "lease"  # whoever opened this connection is another process
         registration, tenure = drive(
             registration_steps(
                 swarm_id,
@@ -138,18 +145,23 @@ class Client(Link):
                 orchestrator=orchestrator,
                 lease_ms=lease_ms,
                 resume_token=resume_token,
+                bind=bind,
             ),
             self.perform,
         )
         self._routes.swarms.append(swarm_id)
+        call = call_to_bind(registration, bind)
+        if call is not None:
+            self._routes.bindings[swarm_id] = call
         # An inherited connection cannot be opened a second time: there the renewals share it.
         owns_link = self._inherited is None
         link = Link(self.socket_path, timeout=self.timeout) if owns_link else self
-        return Swarm(self, registration, tenure, link, owns_link=owns_link, on_lease_lost=on_lease_lost)
+        return Swarm(self, registration, tenure, link, owns_link=owns_link, bind=bind, on_lease_lost=on_lease_lost)
 
     def _forget_swarm(self, swarm_id: str) -> None:
         if swarm_id in self._routes.swarms:
             self._routes.swarms.remove(swarm_id)
+        self._routes.bindings.pop(swarm_id, None)
 
     def _give_up_connection(self, error: LeaseLost) -> None:
         """The daemon does not answer and a lease is lost: holders that wait for it must hear of that now."""
@@ -171,6 +183,7 @@ class Swarm(SwarmCore):
         link: Link,
         *,
         owns_link: bool,
+        bind: str | None,
         on_lease_lost: Callable[[LeaseLost], None] | None,
     ) -> None:
         super().__init__(registration, tenure, client.new_key)
@@ -181,7 +194,13 @@ class Swarm(SwarmCore):
         self._aborts: dict[Abort, bool] = {}  # of the claims under way, and whether a drain ends them
         self._letters: list[Subscription[InboxMessage]] = []
         self._renewal = Renewal(
-            link, tenure, registration.resume_token, owns_link=owns_link, on_lost=self._hear_of_the_loss
+            link,
+            tenure,
+            registration.resume_token,
+            owns_link=owns_link,
+            # The renewing connection is this process's too, but it is another connection.
+            bind=None if bind == "connection" else call_to_bind(registration, bind),
+            on_lost=self._hear_of_the_loss,
         )
         self._renewal.start()
 

@@ -9,12 +9,22 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from ifbus import calls, lease
-from ifbus.errors import ConnectionFailed, IdempotencyConflict, IfbusError, LeaseLost, Momentary, StaleToken
+from ifbus.errors import (
+    ConnectionFailed,
+    IdempotencyConflict,
+    IfbusError,
+    InvalidParams,
+    LeaseLost,
+    LimitExceeded,
+    Momentary,
+    NotFound,
+    StaleToken,
+)
 from ifbus.lease import Tenure
 from ifbus.models import InboxMessage, ServiceContract, SwarmProfile, TaskClaim
 from ifbus.request import Call
@@ -85,13 +95,24 @@ class SwarmCore:
         """Claim one task by its id, in this session."""
         key = self._new_key()
         wait_ms = round(wait * 1000) or None
-        call = calls.claim_task(task_id, self.swarm_id, wait_ms=wait_ms, idempotency_key=key)
+        call = calls.claim_task(
+            task_id,
+            self.swarm_id,
+            wait_ms=wait_ms,
+            resume_token=self._registration.resume_token,
+            idempotency_key=key,
+        )
         return (yield from self._claim_steps(call, key))
 
     def next_steps(self, *, wait: float) -> Steps[TaskClaim | None]:
         """Claim the best ready task, waiting for one; what comes after `drain` is given back."""
         key = self._new_key()
-        call = calls.claim_next(self.swarm_id, wait_ms=round(wait * 1000), idempotency_key=key)
+        call = calls.claim_next(
+            self.swarm_id,
+            wait_ms=round(wait * 1000),
+            resume_token=self._registration.resume_token,
+            idempotency_key=key,
+        )
         grant = yield from self._claim_steps(call, key)
         if not isinstance(grant, TaskClaim):
             return None
@@ -104,6 +125,11 @@ class SwarmCore:
         self.check()
         try:
             grant = yield from ask(call)
+        except StaleToken as error:
+            # Another incarnation has taken this one's place, or the daemon saw its process end: nothing of it counts any more.
+            self._tenure.lose(error.message)
+            self.check()
+            raise
         except BaseException as error:
             if not isinstance(error, IfbusError) or isinstance(error, Momentary | ConnectionFailed):
                 # Whether it was won is unknown, and nobody will work on it.
@@ -162,6 +188,13 @@ class SwarmCore:
         return LeaseLost(f"cannot claim: the session of {self.swarm_id} was left", data={"swarm_id": self.swarm_id})
 
 
+def call_to_bind(registration: Registration, bind: str | None) -> Call[Any] | None:
+    """The call that binds a session again to what it was bound to, None if it was to nothing, or cannot be again."""
+    if registration.bound is None or bind == "handed":
+        return None
+    return calls.bind_session(registration.profile.swarm_id, registration.resume_token, bind or "process")
+
+
 def registration_steps(
     swarm_id: str,
     *,
@@ -172,11 +205,16 @@ def registration_steps(
     orchestrator: bool | None,
     lease_ms: int | None,
     resume_token: str | None,
+    bind: str | None,
 ) -> Steps[tuple[Registration, Tenure]]:
-    """Register, and count the lease from before the daemon could."""
-    sent_s = lease.now_s()
-    registration = yield from ask(
-        calls.register_swarm(
+    """Register, and count the lease from before the daemon could.
+
+    Args:
+        bind: None asks for this process, and does without where the daemon cannot watch it.
+    """
+
+    def register(bind: str | None) -> Call[Registration]:
+        return calls.register_swarm(
             swarm_id,
             capabilities=capabilities,
             cost_per_hour_usd=cost_per_hour_usd,
@@ -185,8 +223,16 @@ def registration_steps(
             orchestrator=orchestrator,
             lease_ms=lease_ms,
             resume_token=resume_token,
+            bind=bind,
         )
-    )
+
+    sent_s = lease.now_s()
+    try:
+        registration = yield from ask(register(bind or "process"))
+    except (InvalidParams, NotFound, LimitExceeded) as error:
+        if bind is not None or "bind" not in error.data:
+            raise
+        registration = yield from ask(register(None))
     tenure = Tenure(swarm_id, lease_ms=registration.lease_ms, sent_s=sent_s, pid=os.getpid())
     taken_up = []
     for claim in registration.claims:

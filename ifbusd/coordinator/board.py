@@ -8,14 +8,17 @@ try, never a double owner.
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import trio
 
 from ifbus.errors import Unavailable
+from ifbusd.codec import unpack
+from ifbusd.coordinator.bindings import Bindings
 from ifbusd.coordinator.mailboxes import Mailboxes
 from ifbusd.coordinator.model import (
+    ALARMS,
     BLOCKERS,
     CLAIMS,
     COMPLETED,
@@ -57,9 +60,10 @@ class LostClaim:
 class Board:
     """The view. The mutable state of the coordinator is in here and in the store, nowhere else."""
 
-    def __init__(self, store: Store, decoded: Decoded) -> None:
+    def __init__(self, store: Store, decoded: Decoded, bindings: Bindings) -> None:
         self._store = store
         self._decoded = decoded
+        self._bindings = bindings
         self.revision = 0
         self.tasks: dict[str, Entry] = {}
         self.counts: dict[str, int] = {}
@@ -69,6 +73,7 @@ class Board:
         self.mail = Mailboxes()
         self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
+        self.alarms: dict[str, dict[str, Any]] = {}  # as they were told, by key
         self._claims: dict[str, Held] = {}
         self._dependants: dict[str, set[str]] = {}
         self._moved = trio.lowlevel.ParkingLot()
@@ -120,10 +125,11 @@ class Board:
         self.mail.clear()
         self.offers.clear()
         self.blockers.clear()
+        self.alarms.clear()
         self._claims.clear()
         self._dependants.clear()
         revision = 0
-        for prefix in (CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS):
+        for prefix in (CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS):
             after = ""
             while True:
                 page = await self._store.range(prefix, after=after, limit=_PAGE)
@@ -136,10 +142,21 @@ class Board:
                     break
                 after = page.items[-1].key
                 await trio.lowlevel.checkpoint()
+        self._bindings.renew(self._bound())
         self.tasks = dict(sorted(self.tasks.items(), key=lambda item: item[1].n))
         for task_id in list(self.tasks):
             self._refresh(task_id)
         return revision
+
+    def _bound(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for task_id, held in self._claims.items():
+            if binding_id := held.claim.bound.get("id"):
+                found.setdefault(binding_id, set()).add(CLAIMS + task_id)
+        for swarm_id, (session, _) in self.sessions.items():
+            if binding_id := session.bound.get("id"):
+                found.setdefault(binding_id, set()).add(SESSIONS + swarm_id)
+        return found
 
     def _settle(self, start: int, settled_at: int) -> None:
         # The pages are as of `start` or later; the events in between come again and end at the same state. Until then
@@ -225,14 +242,18 @@ class Board:
         elif kind == "claims":
             claim = self._decoded.peek(item, ClaimRecord.from_bytes)
             held = Held(swarm_id=claim.swarm_id, token=item.create_revision, lease=item.lease, claim=claim)
-            self._forget_claim(name)
+            former = self._forget_claim(name)
+            if claim.bound or (former is not None and former.claim.bound):
+                before = {} if former is None else former.claim.bound
+                self._bindings.move(item.key, before.get("id", ""), claim.bound.get("id", ""))
             self._claims[name] = held
             self.held_by.setdefault(claim.swarm_id, set()).add(name)
             if claim.own_lease:
                 self._count_lease(claim.uid, 1)
         elif kind == "sessions":
-            self._forget_session(name)
             session = SessionRecord.from_bytes(item.value)
+            before = self._forget_session(name)
+            self._bindings.move(item.key, before.get("id", ""), session.bound.get("id", ""))
             self.sessions[name] = (session, item.lease)
             self._count_lease(session.uid, 1)
         elif kind == "inbox":
@@ -241,18 +262,24 @@ class Board:
             self.mail.put(swarm_id, item.key, letter, len(item.value))
         elif kind == "blockers":
             self.blockers[name] = BlockerRecord.from_bytes(item.value)
+        elif kind == "alarms":
+            self.alarms[item.key] = unpack(item.value)
 
     def _delete(self, key: str) -> None:
         kind, _, name = key.partition("/")
         if kind == "claims":
-            self._forget_claim(name)
+            former = self._forget_claim(name)
+            if former is not None and former.claim.bound:
+                self._bindings.move(key, former.claim.bound.get("id", ""), "")
         elif kind == "sessions":
-            self._forget_session(name)
+            self._bindings.move(key, self._forget_session(name).get("id", ""), "")
         elif kind == "inbox":
             swarm_id, _, _ = name.partition("/")
             self.mail.drop(swarm_id, key)
         elif kind == "blockers":
             self.blockers.pop(name, None)
+        elif kind == "alarms":
+            self.alarms.pop(key, None)
 
     def _put_task(self, task_id: str, item: KeyValue) -> None:
         record = self._decoded.peek(item, TaskRecord.from_bytes)
@@ -289,7 +316,7 @@ class Board:
         entry = self.tasks.get(task_id)
         return entry is not None and entry.state == COMPLETED
 
-    def _forget_claim(self, task_id: str) -> None:
+    def _forget_claim(self, task_id: str) -> Held | None:
         held = self._claims.pop(task_id, None)
         if held is not None:
             tasks = self.held_by.get(held.swarm_id)
@@ -299,11 +326,15 @@ class Board:
                     del self.held_by[held.swarm_id]
             if held.claim.own_lease:
                 self._count_lease(held.claim.uid, -1)
+        return held
 
-    def _forget_session(self, swarm_id: str) -> None:
+    def _forget_session(self, swarm_id: str) -> dict[str, Any]:
+        """What it was bound to."""
         former = self.sessions.pop(swarm_id, None)
-        if former is not None:
-            self._count_lease(former[0].uid, -1)
+        if former is None:
+            return {}
+        self._count_lease(former[0].uid, -1)
+        return former[0].bound
 
     def _count_lease(self, uid: int, more: int) -> None:
         self._leases_of[uid] = self._leases_of.get(uid, 0) + more

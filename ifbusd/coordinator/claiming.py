@@ -11,7 +11,7 @@ from ifbus.errors import AlreadyClaimed, BudgetExceeded, IfbusError, NotFound, N
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
-from ifbusd.coordinator.core import Answer, Core, session_ended
+from ifbusd.coordinator.core import Answer, Core
 from ifbusd.coordinator.model import (
     CLAIMS,
     COMPLETED,
@@ -24,6 +24,7 @@ from ifbusd.coordinator.model import (
     TaskRecord,
 )
 from ifbusd.coordinator.offers import Entry, Kind, Waiter
+from ifbusd.coordinator.rules import Terms, session_ended
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import LeaseNotFound
@@ -63,13 +64,29 @@ class Claiming(Core):
     """By name, or the next one."""
 
     async def claim_task(
-        self, caller: Caller, task_id: str, swarm_id: str, *, wait_ms: int = 0, lease_ms: int | None = None
+        self,
+        caller: Caller,
+        task_id: str,
+        swarm_id: str,
+        *,
+        wait_ms: int = 0,
+        lease_ms: int | None = None,
+        bind: str | None = None,
+        resume_token: str | None = None,
     ) -> Answer:
         """See `interface.Coordinator.claim_task`."""
         self._check_claim(swarm_id, wait_ms, lease_ms)
         check_identifier(task_id, "task_id")
+        if bind is None:
+            terms = Terms(lease_ms=lease_ms, resume_token=resume_token)
+            return await self._claim_task(caller, task_id, swarm_id, wait_ms, terms)
+        with await self._bind(caller, bind, "claim_task", task_id) as holder:
+            terms = Terms(lease_ms=lease_ms, holder=holder, resume_token=resume_token)
+            return await self._claim_task(caller, task_id, swarm_id, wait_ms, terms)
+
+    async def _claim_task(self, caller: Caller, task_id: str, swarm_id: str, wait_ms: int, terms: Terms) -> Answer:
         if not wait_ms:
-            return await self._try(caller, task_id, swarm_id, lease_ms)
+            return await self._try(caller, task_id, swarm_id, terms)
         deadline = trio.current_time() + wait_ms / 1000
         waiter = Waiter(swarm_id=swarm_id, task_id=task_id, fits=lambda entry: entry.task_id == task_id)
         with self.board.offers.waiting(waiter):
@@ -77,7 +94,7 @@ class Claiming(Core):
                 refusal: NotReady | None = None
                 answer: Answer = {}
                 try:
-                    answer = await self._try(caller, task_id, swarm_id, lease_ms, waiter)
+                    answer = await self._try(caller, task_id, swarm_id, terms, waiter)
                 except NotReady as error:
                     if error.data["state"] in (COMPLETED, FAILED):
                         raise
@@ -90,7 +107,14 @@ class Claiming(Core):
                     return answer
 
     async def claim_next(
-        self, caller: Caller, swarm_id: str, *, wait_ms: int = 0, lease_ms: int | None = None
+        self,
+        caller: Caller,
+        swarm_id: str,
+        *,
+        wait_ms: int = 0,
+        lease_ms: int | None = None,
+        bind: str | None = None,
+        resume_token: str | None = None,
     ) -> Answer:
         """See `interface.Coordinator.claim_next`."""
         self._check_claim(swarm_id, wait_ms, lease_ms)
@@ -98,6 +122,11 @@ class Claiming(Core):
         earlier = await self._operations.replayed(caller, _CLAIM, swarm_id)
         if earlier is not None:
             return _with_token(earlier)
+        with await self._bind(caller, bind, "claim_next", swarm_id) as holder:
+            terms = Terms(lease_ms=lease_ms, holder=holder, resume_token=resume_token)
+            return await self._claim_next(caller, swarm_id, wait_ms, terms)
+
+    async def _claim_next(self, caller: Caller, swarm_id: str, wait_ms: int, terms: Terms) -> Answer:
         deadline = trio.current_time() + wait_ms / 1000
         wish = _Wish()
 
@@ -107,7 +136,7 @@ class Claiming(Core):
         waiter = Waiter(swarm_id=swarm_id, fits=lambda entry: fits(entry.kind))
         with self.board.offers.waiting(waiter):
             while True:
-                answer = await self._claim_best(caller, waiter, lease_ms, wish)
+                answer = await self._claim_best(caller, waiter, terms, wish)
                 if answer is not None:
                     return answer
                 if not await self._may_look_again(waiter, deadline):
@@ -128,13 +157,15 @@ class Claiming(Core):
             await waiter.woken.wait()
         return waiter.woken.is_set()
 
-    async def _claim_best(self, caller: Caller, waiter: Waiter, lease_ms: int | None, wish: _Wish) -> Answer | None:
+    async def _claim_best(self, caller: Caller, waiter: Waiter, terms: Terms, wish: _Wish) -> Answer | None:
         """Claim the best task that is free for this swarm; None if there is none."""
         swarm_id = waiter.swarm_id
         await self.board.catch_up()
 
         def may_claim(tx: Tx) -> None:
             self._governor.require_owner(tx, caller, swarm_id)
+            session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
+            rules.require_session(swarm_id, session, terms)
             self._governor.check_route(tx, swarm_id, frozenset())
 
         try:
@@ -151,7 +182,7 @@ class Claiming(Core):
                     if entry.estimate_micro_usd:
                         # Asked first without a record: what a swarm cannot pay is no news each time that it looks.
                         await self._operations.look(partial(self._admit, swarm_id, entry))
-                    answer = await self._try(caller, entry.task_id, swarm_id, lease_ms, waiter)
+                    answer = await self._try(caller, entry.task_id, swarm_id, terms, waiter)
                 except (NotQualified, BudgetExceeded) as error:
                     wish.note(entry, error)
                     refused = True
@@ -193,7 +224,7 @@ class Claiming(Core):
         return {"claimed": False, "refusal": refusal.to_wire()}
 
     async def _try(
-        self, caller: Caller, task_id: str, swarm_id: str, lease_ms: int | None, waiter: Waiter | None = None
+        self, caller: Caller, task_id: str, swarm_id: str, terms: Terms, waiter: Waiter | None = None
     ) -> Answer:
         """Claim a task, and keep others who wait from trying meanwhile; if it comes to nothing, they hear of it."""
         entry = self.board.tasks.get(task_id)
@@ -201,14 +232,14 @@ class Claiming(Core):
             entry.is_taken = True  # until the board shows the claim
         is_done = False
         try:
-            answer = await self._claim(caller, task_id, swarm_id, lease_ms)
+            answer = await self._claim(caller, task_id, swarm_id, terms)
             is_done = answer["claimed"] and "replayed" not in answer["receipt"]
             return answer
         finally:
             if entry is not None and not is_done:
                 self.board.offers.give_up(entry, waiter)
 
-    async def _claim(self, caller: Caller, task_id: str, swarm_id: str, lease_ms: int | None) -> Answer:
+    async def _claim(self, caller: Caller, task_id: str, swarm_id: str, terms: Terms) -> Answer:
         granted: list[int] = []  # a lease of its own
         used: list[int] = []
 
@@ -222,13 +253,14 @@ class Claiming(Core):
             task = self._task(tx, task_id)
             session_stored = tx.get_stored(SESSIONS + swarm_id)
             session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
+            rules.require_session(swarm_id, session, terms)
             held = tx.get_stored(CLAIMS + task_id)
             if held is not None:
                 holder = ClaimRecord.from_bytes(held.value)
                 if session is not None and holder.swarm_id == swarm_id and holder.incarnation == session.incarnation:
                     return {
                         "claimed": True,
-                        "claim": self._claim_answer(task_id, task, holder),
+                        "claim": self._claim_answer(task_id, task, holder, session),
                         "token": held.create_revision,
                     }
                 lease_left_ms = tx.obtain("lease_left", lambda: self._store.lease_left_ms(held.lease))
@@ -241,10 +273,11 @@ class Claiming(Core):
             # What an earlier claim of this swarm spent, if its end is not on record yet; `admit` forgets it.
             spent = self._governor.spent_on(tx, swarm_id, task_id)
             self._governor.admit(tx, swarm_id, task_id, frozenset(task.capabilities), task.estimate_micro_usd)
-            if lease_ms is None and session is not None and session_stored is not None:
-                lease, span_ms, own = session_stored.lease, session.lease_ms, False
+            own, bound = rules.hang_on(session, terms)
+            if not own and session is not None and session_stored is not None:
+                lease, span_ms = session_stored.lease, session.lease_ms
             else:
-                span_ms, own = lease_ms or self._config.lease_ms, True
+                span_ms = terms.lease_ms or self._config.lease_ms
                 self._require_lease(caller.uid, f"claim {task_id}")
                 lease = tx.obtain("lease", partial(grant, span_ms))
                 used[:] = granted
@@ -258,6 +291,7 @@ class Claiming(Core):
                 reserved_micro_usd=task.estimate_micro_usd,
                 percent=task.percent,
                 note=task.note,
+                bound=bound,
             )
             tx.put(CLAIMS + task_id, record.to_map(), lease=lease, decoded=record)
             if task.route:
@@ -266,8 +300,10 @@ class Claiming(Core):
                 task = task.evolve(route="", spent_micro_usd=task.spent_micro_usd + spent)
                 tx.put(TASKS + task_id, task.to_map())
             tx.detail["swarm"] = swarm_id
+            if bound:
+                tx.detail["bound_to"] = rules.describe_bound(bound)
             self._publish_board(tx, "claimed", task_id, swarm_id=swarm_id)
-            return {"claimed": True, "claim": self._claim_answer(task_id, task, record)}
+            return {"claimed": True, "claim": self._claim_answer(task_id, task, record, session)}
 
         try:
             answer = await self._operations.run(caller, _CLAIM, task_id, claim)
@@ -284,8 +320,10 @@ class Claiming(Core):
                     self._retired.add(lease)
         return _with_token(answer)
 
-    def _claim_answer(self, task_id: str, task: TaskRecord, claim: ClaimRecord) -> Answer:
-        view = rules.claim_view(task_id, claim)
+    def _claim_answer(
+        self, task_id: str, task: TaskRecord, claim: ClaimRecord, session: SessionRecord | None
+    ) -> Answer:
+        view = rules.claim_view(task_id, claim, bound=self._bound_view(rules.bound_of(claim, session)))
         view["task"] = rules.task_view(task_id, task, claim=claim)
         return view
 

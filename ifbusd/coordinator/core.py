@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import trio
 
-from ifbus.errors import IfbusError, LimitExceeded, NotFound, StaleToken
+from ifbus.errors import IfbusError, LimitExceeded, NotFound
 from ifbus.models import check_identifier
 from ifbusd.bus.base import Bus
 from ifbusd.codec import pack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.admission import Admission
+from ifbusd.coordinator.bindings import Bindings
 from ifbusd.coordinator.board import Board
 from ifbusd.coordinator.holder import Claims
 from ifbusd.coordinator.leases import RetiredLeases
@@ -23,6 +25,7 @@ from ifbusd.coordinator.model import (
     TASKS,
     ClaimRecord,
     CoordinatorConfig,
+    Holder,
     MessageRecord,
     TaskRecord,
 )
@@ -68,7 +71,8 @@ class Core:
         self._now_ms = now_ms
         self._new_id = new_id
         self._new_secret = new_secret
-        self.board = Board(store, operations.decoded)
+        self._bindings = Bindings(limit=config.bindings, limit_per_uid=config.bindings_per_uid, new_id=new_id)
+        self.board = Board(store, operations.decoded, self._bindings)
         self._retired = RetiredLeases(store)
 
     def _task(self, tx: Tx, task_id: str) -> TaskRecord:
@@ -142,20 +146,30 @@ class Core:
             await self._operations.witness_refusal(caller, f"coordinator.{op}", target, error)
         return error
 
+    async def _bind(
+        self, caller: Caller, bind: str | None, op: str, target: str
+    ) -> AbstractContextManager[Holder | None]:
+        """As `Bindings.use`; a refusal is put on record."""
+        try:
+            return self._bindings.use(caller, bind)
+        except IfbusError as error:
+            raise await self._refuse(caller, op, target, error) from None
+
+    def _bound_view(self, bound: Answer) -> Answer | None:
+        """What a stored holder says to people, None if it is the lease alone."""
+        if "id" not in bound:
+            return None
+        shown = {name: value for name, value in bound.items() if name != "id"}
+        return {**shown, "watched": self._bindings.is_watched(bound["id"])}
+
+    def _bound_now(self, claim: ClaimRecord) -> Answer | None:
+        """What frees a claim at once, for people, by the board."""
+        session = self.board.sessions.get(claim.swarm_id)
+        return self._bound_view(rules.bound_of(claim, None if session is None else session[0]))
+
     def _check_lease(self, lease_ms: int | None) -> None:
         if lease_ms is not None:
             rules.check_span("lease_ms", lease_ms, self._config.min_lease_ms, self._config.max_lease_ms)
-
-
-def session_ended(swarm_id: str) -> StaleToken:
-    """The refusal for a session whose lease is gone."""
-    return StaleToken(
-        f"this session of {swarm_id} has ended: its lease ran out, or the swarm was registered anew; its claims are gone",
-        data={"swarm_id": swarm_id},
-        would_change=[
-            {"by": "self", "what": "stop its work, register again", "call": f"ifbus swarm register {swarm_id}"}
-        ],
-    )
 
 
 def limit_exceeded(what: str, limit: str, used: int, allowed: int, remedy: str) -> LimitExceeded:

@@ -1,35 +1,32 @@
-"""What a holder does with its claim, and what happens to a claim that ends by itself."""
+"""What a holder does with its claim: renew, bind, report, end."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-import trio
-
-from ifbus.errors import IfbusError, StaleToken, Unavailable
+from ifbus.errors import IfbusError, StaleToken
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
-from ifbusd.coordinator.board import LostClaim
 from ifbusd.coordinator.core import Answer, Core, packed_size
-from ifbusd.coordinator.model import CLAIMS, COMPLETED, FAILED, OPEN, TASKS, ClaimRecord, TaskRecord
-from ifbusd.identity import Caller, Peer
+from ifbusd.coordinator.model import (
+    CLAIMS,
+    COMPLETED,
+    FAILED,
+    OPEN,
+    SESSION,
+    SESSIONS,
+    TASKS,
+    SessionRecord,
+    TaskRecord,
+)
+from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import KeyValue, LeaseNotFound
 
-# What the daemon does by itself is on record under a uid that no peer has.
-ITSELF: Final = Caller(peer=Peer(uid=-1, gid=-1, pid=0))
-# So many lost claims are put on record at a time; the store commits them together.
-_AT_ONCE: Final = 64
-_RETRY_S: Final = 0.5
-
-
-class _NothingLost(Exception):
-    """The claim ended with a verdict, or its end is on record already; leaves the operation without a trace."""
-
 
 class Holding(Core):
-    """Renew, report, end; and give back what was lost."""
+    """The holder's verbs; each takes the fencing token."""
 
     async def renew_claim(self, caller: Caller, task_id: str, swarm_id: str, token: int) -> Answer:
         """See `interface.Coordinator.renew_claim`."""
@@ -65,6 +62,9 @@ class Holding(Core):
             task = self._task(tx, task_id)
             lease_ms = tx.obtain("renewed", lambda: self._renew(stored, task_id, token))
             now = claim.evolve(percent=percent, note=note, progress_at_ms=self._now_ms())
+            if rules.is_evidence(claim, percent, note):
+                spent = self._governor.spent_on(tx, swarm_id, task_id)
+                now = now.evolve(evidence_at_ms=now.progress_at_ms, evidence_micro_usd=spent)
             tx.put(CLAIMS + task_id, now.to_map(), lease=stored.lease, decoded=now)
             tx.detail.update(swarm=swarm_id, token=token, percent=percent)
             self._publish_board(tx, "progress", task_id, swarm_id=swarm_id, percent=percent, note=note)
@@ -74,6 +74,31 @@ class Holding(Core):
             return await self._operations.run(caller, "coordinator.report_progress", task_id, progress)
         except LeaseNotFound:
             raise await self._refuse(caller, "report_progress", task_id, _lease_over(task_id, token)) from None
+
+    async def bind_claim(self, caller: Caller, task_id: str, swarm_id: str, token: int, bind: str) -> Answer:
+        """See `interface.Coordinator.bind_claim`."""
+
+        def rebind(tx: Tx) -> Answer:
+            self._governor.require_owner(tx, caller, swarm_id)
+            stored, claim = self._claims.require_holder(tx, task_id, swarm_id, token)
+            if holder is not None and holder.kind != SESSION and not claim.own_lease:
+                raise rules.lives_on_session(task_id, swarm_id, token)
+            session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
+            terms = rules.Terms(lease_ms=claim.lease_ms if claim.own_lease else None, holder=holder)
+            rules.require_session(swarm_id, session, terms)
+            _, bound = rules.hang_on(session, terms)
+            now = claim.evolve(bound=bound)
+            tx.put(CLAIMS + task_id, now.to_map(), lease=stored.lease, decoded=now)
+            tx.detail.update(
+                swarm=swarm_id, token=token, bound_to=rules.describe_bound(bound or {"kind": now.bound_to})
+            )
+            return {"bound_to": now.bound_to, "bound": self._bound_view(rules.bound_of(now, session))}
+
+        with await self._bind(caller, bind, "bind_claim", task_id) as holder:
+            try:
+                return await self._operations.run(caller, "coordinator.bind_claim", task_id, rebind)
+            except LeaseNotFound:
+                raise await self._refuse(caller, "bind_claim", task_id, _lease_over(task_id, token)) from None
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -170,94 +195,6 @@ class Holding(Core):
             "released_usd": to_usd(given_back),
             "unblocked": unblocked,
         }
-
-    # --- claims that ended by themselves -------------------------------------------------------------
-
-    async def reconcile(self) -> int:
-        """Find money that is set aside for claims which are gone, and give it back; how many claims that were.
-
-        A crash between a lease's end and its clean-up leaves such holds behind, so this runs before the first request.
-        """
-        await self.board.catch_up()
-        holds = await self._governor.list_holds()
-        known = {(lost.swarm_id, lost.task_id) for lost in self.board.lost.values()}
-        left = [
-            LostClaim(task_id=task_id, swarm_id=swarm_id, token=0)
-            for swarm_id, task_id in holds
-            if self.board.holder_of(task_id) != swarm_id and (swarm_id, task_id) not in known
-        ]
-        return await self._record_all(left)
-
-    async def handle_lost_claims(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Give back what lost claims held and put them on record, until cancelled; ready once the ledger was reconciled."""
-        while True:
-            await self.board.wait_lost()
-            batch = list(self.board.lost.items())[:_AT_ONCE]
-            await self._record_all([lost for _, lost in batch])
-            for key, _ in batch:
-                del self.board.lost[key]
-            if self.board.has_gap and not self.board.lost:
-                self.board.has_gap = False
-                try:
-                    await self.reconcile()
-                except Unavailable:
-                    self.board.has_gap = True
-                    await trio.sleep(_RETRY_S)
-                else:
-                    task_status.started()
-                    task_status = trio.TASK_STATUS_IGNORED
-
-    async def _record_all(self, lost: list[LostClaim]) -> int:
-        recorded = 0
-
-        async def record(one: LostClaim) -> None:
-            nonlocal recorded
-            recorded += await self._record_lost(one)
-
-        for start in range(0, len(lost), _AT_ONCE):
-            async with trio.open_nursery() as nursery:
-                for one in lost[start : start + _AT_ONCE]:
-                    nursery.start_soon(record, one)
-        return recorded
-
-    async def _record_lost(self, lost: LostClaim) -> bool:
-        """Whether there was anything to give back or to record."""
-
-        def expire(tx: Tx) -> Answer:
-            task = self._task(tx, lost.task_id)
-            held = tx.get_stored(CLAIMS + lost.task_id)
-            holder = None if held is None else ClaimRecord.from_bytes(held.value).swarm_id
-            given_back = spent = 0
-            # A new claim by the same swarm has taken the hold over: leave it alone.
-            if holder != lost.swarm_id:
-                spent = self._governor.spent_on(tx, lost.swarm_id, lost.task_id)
-                given_back = self._governor.claim_ended(tx, lost.swarm_id, lost.task_id, outcome="neutral")
-            if lost.token > task.last_token:
-                task = rules.after_claim(task, lost.claim, lost.swarm_id, lost.token, spent)
-            elif given_back or spent:  # later claims have come to their end meanwhile, or a crash hid which one it was
-                task = task.evolve(attempts=task.attempts + 1, spent_micro_usd=task.spent_micro_usd + spent)
-            else:
-                raise _NothingLost
-            tx.put(TASKS + lost.task_id, task.to_map())
-            tx.detail.update(swarm=lost.swarm_id, token=lost.token, released_usd=to_usd(given_back))
-            self._publish_board(tx, "expired", lost.task_id, swarm_id=lost.swarm_id)
-            tx.publish(
-                f"attention.{lost.swarm_id}",
-                {"kind": "lease_lost", "task_id": lost.task_id, "token": lost.token},
-            )
-            return {}
-
-        while True:
-            try:
-                await self._operations.run(ITSELF, "coordinator.expire_claim", lost.task_id, expire)
-            except _NothingLost:
-                return False
-            except IfbusError as error:
-                if not error.retryable:
-                    return False  # the task is gone, and with it whatever was held; the refusal is on record
-                await trio.sleep(_RETRY_S)  # the store has no room, or does not answer: it must come back or end us
-            else:
-                return True
 
 
 def _lease_over(task_id: str, token: int) -> StaleToken:

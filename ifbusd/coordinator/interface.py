@@ -61,6 +61,10 @@ class Coordinator(Protocol):
     async def get_task(self, caller: Caller, task_id: str) -> Answer:
         """One task as it stands: ``{"task": Task}``.
 
+        While it is claimed it has ``clocks``: ``{"alive": true while what it is bound to lives and is watched, else nil, "bound_to",
+        "bound"?, "beat_ms": since its lease was renewed, "lease_left_ms", "progress_ms": since it came further (a higher percentage,
+        another note) or was claimed, "spent_usd": since then, "runaway_above_usd": alarming}``.
+
         Raises:
             not_found: There is none.
         """
@@ -91,7 +95,15 @@ class Coordinator(Protocol):
         ...
 
     async def claim_task(
-        self, caller: Caller, task_id: str, swarm_id: str, *, wait_ms: int = 0, lease_ms: int | None = None
+        self,
+        caller: Caller,
+        task_id: str,
+        swarm_id: str,
+        *,
+        wait_ms: int = 0,
+        lease_ms: int | None = None,
+        bind: str | None = None,
+        resume_token: str | None = None,
     ) -> Answer:
         """Claim one task for a swarm: exactly one caller wins. Match, breaker and budget are checked in the same commit.
 
@@ -99,27 +111,46 @@ class Coordinator(Protocol):
             wait_ms: If somebody holds it or it is not ready, wait this long for it, at most 10 min.
             lease_ms: Give the claim a lease of its own; otherwise it lives with the swarm's session, or, without one, on a
                 lease of the default length.
+            bind: What frees it at once, beside its lease. ``process``: the end of the process that opened this connection.
+                ``pid:N``: of the process N, which must be an ancestor of that one and all of its user. ``handed``: of a process of
+                that user whose pidfd was handed over (`daemon.expect_process`). ``connection``: of this connection. ``lease``:
+                nothing. ``session``: what the swarm's session is bound to, which is also meant if nothing is given and there is
+                a session. The first five give it a lease of its own. A daemon that is started anew watches no more what was bound before:
+                that lives on its lease until it is bound again.
+            resume_token: Proof of the session that it is claimed in: refused with ``stale_token`` if that is not the swarm's any more.
 
         Returns:
             ``{"claimed": true, "claim": TaskClaim, "receipt": Receipt}``, or, if somebody else holds it,
             ``{"claimed": false, "refusal": {"code": "already_claimed", "message": ..., "data": {"owner": swarm, "token": fence,
             "held_ms": ..., "percent": ..., "lease_left_ms": ..., "would_change": [...]}}}``: losing a race is no error.
-            Claiming again what this session holds already gives the same claim. `TaskClaim` has ``bound_to``: ``session`` or ``lease``.
+            Claiming again what this session holds already gives the same claim. `TaskClaim` has ``bound_to``: ``process``,
+            ``connection``, ``session`` or ``lease``; and, if anything frees it at once, ``bound``: ``{"kind": "process" or "connection",
+            "pid", "name"?, "watched": bool}``.
 
         Raises:
             not_found, permission_denied: No such task or swarm; the swarm belongs to another user.
             not_ready: It waits for other tasks, is blocked, or is final.
             not_qualified, breaker_tripped, budget_exceeded: The governor's no.
+            stale_token: The session of `resume_token` has ended.
+            limit_exceeded: Too many processes are watched, or the daemon's descriptors run short.
         """
         ...
 
     async def claim_next(
-        self, caller: Caller, swarm_id: str, *, wait_ms: int = 0, lease_ms: int | None = None
+        self,
+        caller: Caller,
+        swarm_id: str,
+        *,
+        wait_ms: int = 0,
+        lease_ms: int | None = None,
+        bind: str | None = None,
+        resume_token: str | None = None,
     ) -> Answer:
         """Claim the best ready task that this swarm qualifies for and can pay: pushed ones first, then by priority, fillers last.
 
         Args:
             wait_ms: Wait in the daemon until there is one, at most 10 min; 0 answers at once.
+            lease_ms, bind, resume_token: As `claim_task`.
 
         Returns:
             As `claim_task`; without one ``{"claimed": false, "refusal": {"code": "not_ready", ...}}``, whose data has
@@ -136,6 +167,17 @@ class Coordinator(Protocol):
 
         Raises:
             stale_token: The claim has ended.
+        """
+        ...
+
+    async def bind_claim(self, caller: Caller, task_id: str, swarm_id: str, token: int, bind: str) -> Answer:
+        """Bind a claim on a lease of its own to something else from now on, as `bind` of `claim_task`.
+
+        Also after a restart of the daemon, which watches nobody until it is asked to: ``{"bound_to", "bound", "receipt": ...}``.
+
+        Raises:
+            stale_token, not_owner: The claim has ended; it is another swarm's.
+            invalid_request: It lives on the session's lease: bind the session.
         """
         ...
 
@@ -192,6 +234,7 @@ class Coordinator(Protocol):
         orchestrator: bool = False,
         lease_ms: int | None = None,
         resume_token: str | None = None,
+        bind: str | None = None,
     ) -> Answer:
         """Start a session of a swarm: its name belongs to the caller's uid from now on.
 
@@ -203,10 +246,12 @@ class Coordinator(Protocol):
             budget_usd: Its budget when it has none yet. A swarm can lower its own budget, only an operator raises it.
             orchestrator: Hears of every blocker.
             lease_ms: Length of the session's lease; default and limits are the daemon's.
+            bind: What ends the session at once, and frees the claims in it, as `bind` of `claim_task` (but for ``session``);
+                otherwise only its lease does, or, resuming, what it was bound to before.
 
         Returns:
             ``{"profile": SwarmProfile, "incarnation": n, "resumed": bool, "lease_ms": ..., "resume_token": secret,
-            "claims": [TaskClaim], "inbox_seq": last message, "receipt": ...}``.
+            "bound": as in TaskClaim or nil, "claims": [TaskClaim], "inbox_seq": last message, "receipt": ...}``.
 
         Raises:
             permission_denied: The name belongs to another user; or `budget_usd` would raise the budget.
@@ -214,10 +259,19 @@ class Coordinator(Protocol):
         ...
 
     async def renew_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
-        """Heartbeat: renew the session's lease and with it every claim in it: ``{"lease_ms": ..., "claims": ["T-7@41"]}``.
+        """Heartbeat: renew the session's lease and with it every claim in it: ``{"lease_ms": ..., "claims": ["T-7@41"],
+        "bound": as in TaskClaim or nil}``. Where ``bound`` is not watched, a daemon was started anew: bind it again.
 
         Raises:
             stale_token: The session has ended or another incarnation took its place: stop all its work.
+        """
+        ...
+
+    async def bind_session(self, caller: Caller, swarm_id: str, resume_token: str, bind: str) -> Answer:
+        """Bind a session to something else from now on, as `bind` of `register_swarm`: ``{"bound": ..., "receipt": ...}``.
+
+        Raises:
+            stale_token: The session has ended or another incarnation took its place.
         """
         ...
 

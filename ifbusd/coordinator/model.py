@@ -6,6 +6,7 @@
 ``sessions/<swarm>``        `SessionRecord`, on the session's lease: there while the swarm is alive
 ``inbox/<swarm>/<id>``      `MessageRecord`; its create-revision is the message's ``seq``
 ``blockers/<id>``           `BlockerRecord`, gone when resolved
+``alarms/<kind>/<whose>``   an open alarm (`clocks`), as it was told
 ``counters/tasks``          how many tasks were ever created
 ==========================  =====================================================================================
 """
@@ -15,8 +16,9 @@ from __future__ import annotations
 from typing import Any, Final, Self
 
 import attrs
-from attrs.validators import and_, ge, le
+from attrs.validators import and_, ge, gt, le
 
+from ifbus.money import NO_MONEY, MicroUsd
 from ifbusd.codec import unpack
 
 TASKS: Final = "tasks/"
@@ -24,9 +26,36 @@ CLAIMS: Final = "claims/"
 SESSIONS: Final = "sessions/"
 INBOX: Final = "inbox/"
 BLOCKERS: Final = "blockers/"
+ALARMS: Final = "alarms/"
 TASK_COUNTER: Final = "counters/tasks"
 
 OPEN, COMPLETED, FAILED = "open", "completed", "failed"
+
+# What a claim or a session can be bound to.
+PROCESS: Final = "process"
+CONNECTION: Final = "connection"
+SESSION: Final = "session"
+LEASE: Final = "lease"
+
+
+@attrs.frozen(kw_only=True)
+class Holder:
+    """What a record says it is bound to.
+
+    Attributes:
+        kind: `PROCESS`, `CONNECTION`, `SESSION` or `LEASE`.
+        id: Of the binding that is watched; ``""`` where it is the session's, or the lease alone.
+        pid, name: Of the process, for people.
+    """
+
+    kind: str
+    id: str = ""
+    pid: int = 0
+    name: str = ""
+
+    def to_stored(self) -> dict[str, Any]:
+        """The map to store: only what says something."""
+        return {name: value for name, value in attrs.asdict(self).items() if value}
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +74,15 @@ class CoordinatorConfig:
         blockers_per_uid: The same of one user, so that nobody keeps the others from reporting.
         leases_per_uid: Sessions of one user, and claims with a lease of their own. 16,384: a quarter of the store's
             `max_leases`, without which nobody can begin a session.
+        bindings: Processes that are watched because a claim or session is bound to them; each takes a descriptor. 1024: as
+            many as connections by default, and a fifth of the unit's LimitNOFILE together.
+        bindings_per_uid: The same for one user.
+        runaway_ratio, runaway_micro_usd: A claim that has spent more than this since its last progress is reported as running
+            away: the larger of this share of the task's estimate and this amount.
+        silent_ratio: A session or claim that was not renewed for this share of its lease is reported as silent. 0.7: two of
+            three heartbeats were missed.
+        starving_ms: A live swarm that leaves a letter unread for so long is reported as starving. 10 min.
+        clock_tick_ms: How often these three are looked at.
     """
 
     lease_ms: int = attrs.field(default=30_000, validator=and_(ge(100), le(24 * 3_600_000)))
@@ -57,6 +95,13 @@ class CoordinatorConfig:
     blockers: int = attrs.field(default=10_000, validator=and_(ge(1), le(100_000)))
     blockers_per_uid: int = attrs.field(default=1_000, validator=and_(ge(1), le(100_000)))
     leases_per_uid: int = attrs.field(default=16_384, validator=ge(1))
+    bindings: int = attrs.field(default=1_024, validator=and_(ge(0), le(65_536)))
+    bindings_per_uid: int = attrs.field(default=256, validator=and_(ge(0), le(65_536)))
+    runaway_ratio: float = attrs.field(default=0.2, validator=and_(ge(0), le(100)))
+    runaway_micro_usd: MicroUsd = attrs.field(default=MicroUsd(100_000), validator=ge(NO_MONEY))
+    silent_ratio: float = attrs.field(default=0.7, validator=and_(gt(0), le(1)))
+    starving_ms: int = attrs.field(default=600_000, validator=and_(ge(100), le(30 * 24 * 3_600_000)))
+    clock_tick_ms: int = attrs.field(default=1_000, validator=and_(ge(10), le(60_000)))
 
     def __attrs_post_init__(self) -> None:
         if not self.min_lease_ms <= self.lease_ms <= self.max_lease_ms:
@@ -141,6 +186,9 @@ class ClaimRecord(_Record):
     Attributes:
         incarnation: Of the session in which it was made; 0 without one.
         own_lease: The lease is this claim's alone and ends with it; otherwise it is the session's.
+        bound: What frees it at once beside its lease, as `bindings.Holder` stores it; empty for the lease alone, or the session's.
+        evidence_at_ms: When it last came further; 0 where it has not since it was claimed.
+        evidence_micro_usd: What had been spent on the task by then.
     """
 
     swarm_id: str
@@ -153,17 +201,32 @@ class ClaimRecord(_Record):
     percent: int = 0
     note: str = ""
     progress_at_ms: int = 0
+    bound: dict[str, Any] = attrs.field(factory=dict)
+    evidence_at_ms: int = 0
+    evidence_micro_usd: int = 0
+
+    @property
+    def bound_to(self) -> str:
+        """``process``, ``connection``, ``session`` or ``lease``."""
+        kind: str = self.bound.get("kind") or ("lease" if self.own_lease else "session")
+        return kind
 
 
 @attrs.frozen(kw_only=True, slots=False)
 class SessionRecord(_Record):
-    """A live registration; `token_hash` is the SHA-256 of the resume token."""
+    """A live registration.
+
+    Attributes:
+        token_hash: SHA-256 of the resume token.
+        bound: What ends it at once beside its lease, as `bindings.Holder` stores it; empty for the lease alone.
+    """
 
     incarnation: int
     uid: int
     lease_ms: int
     token_hash: bytes
     started_at_ms: int = 0
+    bound: dict[str, Any] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from typing import Any
 
-from ifbus.errors import AlreadyClaimed, IfbusError, InvalidParams, NotReady
+import attrs
+
+from ifbus.errors import AlreadyClaimed, IfbusError, InvalidParams, InvalidRequest, NotReady, StaleToken
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import to_usd
-from ifbusd.coordinator.model import BLOCKERS, COMPLETED, FAILED, OPEN, BlockerRecord, ClaimRecord, TaskRecord
+from ifbusd.coordinator.model import (
+    BLOCKERS,
+    COMPLETED,
+    FAILED,
+    LEASE,
+    OPEN,
+    SESSION,
+    BlockerRecord,
+    ClaimRecord,
+    Holder,
+    SessionRecord,
+    TaskRecord,
+)
 
 MAX_TITLE = 200
 MAX_DESCRIPTION = 16 << 10
@@ -155,6 +171,101 @@ def not_ready(task_id: str, task: TaskRecord, waits_for: dict[str, str]) -> NotR
     return None
 
 
+@attrs.frozen(kw_only=True)
+class Terms:
+    """On which terms a claim is asked for.
+
+    Attributes:
+        lease_ms: A lease of its own; None: the session's, or one of the default length.
+        holder: What it is to be bound to; None: what the session is bound to, else the lease alone.
+        resume_token: Proof of the session that it is asked for in; None: none is given.
+    """
+
+    lease_ms: int | None = None
+    holder: Holder | None = None
+    resume_token: str | None = None
+
+
+def session_ended(swarm_id: str) -> StaleToken:
+    """The refusal for a session whose lease is gone."""
+    return StaleToken(
+        f"this session of {swarm_id} has ended: its lease ran out, what it was bound to has ended, or the swarm was registered anew;"
+        " its claims are gone",
+        data={"swarm_id": swarm_id},
+        would_change=[
+            {"by": "self", "what": "stop its work, register again", "call": f"ifbus swarm register {swarm_id}"}
+        ],
+    )
+
+
+def hash_of(token: str) -> bytes:
+    """What is stored of a resume token."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def proves(session: SessionRecord, token: str) -> bool:
+    """Whether this is the session's resume token."""
+    return hmac.compare_digest(session.token_hash, hash_of(token))
+
+
+def require_session(swarm_id: str, session: SessionRecord | None, terms: Terms) -> None:
+    """Raise StaleToken if a claim is asked for in a session that is not, or no longer, the swarm's.
+
+    Without it an earlier incarnation that does not know of its end could win tasks for the one that replaced it.
+    """
+    needs_one = terms.resume_token is not None or (terms.holder is not None and terms.holder.kind == SESSION)
+    if needs_one and session is None:
+        raise session_ended(swarm_id)
+    if terms.resume_token is not None and session is not None and not proves(session, terms.resume_token):
+        raise session_ended(swarm_id)
+
+
+def hang_on(session: SessionRecord | None, terms: Terms) -> tuple[bool, dict[str, Any]]:
+    """Whether a claim needs a lease of its own, and what is stored of what it is bound to."""
+    holder = terms.holder
+    if holder is None or holder.kind == SESSION:
+        own = session is None or terms.lease_ms is not None
+        is_bound = session is not None and (holder is not None or bool(session.bound))
+        return own, {"kind": SESSION} if own and is_bound else {}
+    return True, {} if holder.kind == LEASE else holder.to_stored()
+
+
+def bound_of(claim: ClaimRecord, session: SessionRecord | None) -> dict[str, Any]:
+    """What frees a claim at once, as stored: its own, or its session's while that is the one in which it was made."""
+    if claim.bound_to != SESSION:
+        return claim.bound
+    return session.bound if session is not None and session.incarnation == claim.incarnation else {}
+
+
+def is_evidence(claim: ClaimRecord, percent: int, note: str) -> bool:
+    """Whether a report says that the work came further: more done than ever in this claim, or other words.
+
+    Saying the same again is a heartbeat, however much it costs.
+    """
+    return percent > claim.percent or (bool(note) and note != claim.note)
+
+
+def lives_on_session(task_id: str, swarm_id: str, token: int) -> InvalidRequest:
+    """The refusal to bind a claim apart from the session whose lease it lives on."""
+    return InvalidRequest(
+        f"cannot bind {task_id}@{token} by itself: it lives on the session of {swarm_id}, and so long as that",
+        data={"task_id": task_id, "token": token, "swarm_id": swarm_id},
+        would_change=[{"by": "self", "what": "bind the session (bind_session), or claim with a lease_ms"}],
+    )
+
+
+def why_lost(claim: ClaimRecord | None, session: SessionRecord | None) -> str:
+    """Why a claim ended without a verdict, as it stands on record."""
+    if claim is not None and session is not None and 0 < claim.incarnation < session.incarnation:
+        return "session_replaced"
+    return "lease_ended"
+
+
+def describe_bound(bound: dict[str, Any]) -> str:
+    """The same in a word, for the record."""
+    return f"{bound['kind']} {bound['pid']}" if bound.get("pid") else str(bound["kind"])
+
+
 def already_claimed(
     task_id: str, claim: ClaimRecord, token: int, *, now_ms: int, lease_left_ms: int | None
 ) -> AlreadyClaimed:
@@ -260,16 +371,23 @@ def drop_heavy(view: dict[str, Any]) -> None:
         view.pop(heavy, None)
 
 
-def claim_view(task_id: str, claim: ClaimRecord) -> dict[str, Any]:
-    """The wire's map of a claim (`ifbus.models.TaskClaim`) but for its token, which is known only after the commit."""
-    return {
+def claim_view(task_id: str, claim: ClaimRecord, *, bound: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The wire's map of a claim (`ifbus.models.TaskClaim`) but for its token, which is known only after the commit.
+
+    Args:
+        bound: What frees it at once, for people.
+    """
+    view: dict[str, Any] = {
         "task_id": task_id,
         "swarm_id": claim.swarm_id,
         "lease_ms": claim.lease_ms,
         "claimed_at_ms": claim.claimed_at_ms,
         "reserved_usd": to_usd(claim.reserved_micro_usd),
-        "bound_to": "lease" if claim.own_lease else "session",
+        "bound_to": claim.bound_to,
     }
+    if bound:
+        view["bound"] = bound
+    return view
 
 
 def blocker_view(blocker_id: str, blocker: BlockerRecord) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from typing import Final
 import attrs
 import trio
 
+from ifbusd.coordinator.alarms import Alarms
 from ifbusd.coordinator.blockers import Blockers
 from ifbusd.coordinator.claiming import Claiming
 from ifbusd.coordinator.core import Answer
+from ifbusd.coordinator.freeing import Freeing
 from ifbusd.coordinator.holding import Holding
 from ifbusd.coordinator.inbox import Inbox
 from ifbusd.coordinator.sessions import Sessions
@@ -22,7 +24,7 @@ _HANDLES: Final = 200
 
 @attrs.frozen(kw_only=True)
 class CoordinatorStatistics:
-    """A snapshot. `tasks` counts by state, `waiting` those who wait for a task."""
+    """A snapshot. `tasks` counts by state, `waiting` those who wait for a task, `processes` those that are watched."""
 
     tasks: dict[str, int]
     sessions: int
@@ -31,9 +33,10 @@ class CoordinatorStatistics:
     letters: int
     waiting: int
     revision: int
+    processes: int
 
 
-class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
+class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers, Alarms):
     """Implements `interface.Coordinator`. Start `run` before the first call."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -44,11 +47,14 @@ class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
         async with trio.open_nursery() as nursery:
             await nursery.start(self.board.run)
             nursery.start_soon(self._retired.run)
+            nursery.start_soon(self._bindings.run)
+            nursery.start_soon(self.look_after_bindings)
             await nursery.start(self.handle_lost_claims)
+            nursery.start_soon(self.watch_clocks)
             task_status.started()
 
     async def attention(self, caller: Caller, swarm_id: str) -> list[Answer]:
-        """What the swarm should know before any other answer: claims it still holds, urgent letters, open letters.
+        """What the swarm should know before any other answer: claims it still holds, open alarms, letters.
 
         Raises:
             not_found, permission_denied: There is no such swarm, or it is another user's.
@@ -59,6 +65,7 @@ class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
             {"kind": "holding", "handle": handle, "message": f"you still hold {handle}"}
             for handle in self.board.handles_of(swarm_id)[:_HANDLES]
         ]
+        items += self.alarms_of(swarm_id)[:_HANDLES]
         letters = [message for _, message in self.board.mail.letters(swarm_id)]
         urgent = sum(1 for message in letters if message.urgent)
         if letters:
@@ -87,4 +94,5 @@ class IFCoordinator(Tasks, Claiming, Holding, Sessions, Inbox, Blockers):
             letters=len(self.board.mail),
             waiting=len(self.board.offers),
             revision=self.board.revision,
+            processes=self._bindings.processes,
         )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-
-from ifbus.errors import IfbusError
+from ifbus.errors import IfbusError, InvalidParams
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import MicroUsd
 from ifbusd.codec import ANSWER_BYTES, how_many_fit
-from ifbusd.coordinator.core import Answer, Core, session_ended
-from ifbusd.coordinator.model import SESSIONS, TASKS, SessionRecord, TaskRecord
-from ifbusd.coordinator.rules import claim_view, drop_heavy, task_view
+from ifbusd.coordinator.bindings import EXPECTED_OF_SESSION
+from ifbusd.coordinator.core import Answer, Core
+from ifbusd.coordinator.model import LEASE, SESSION, SESSIONS, TASKS, Holder, SessionRecord, TaskRecord
+from ifbusd.coordinator.rules import (
+    claim_view,
+    describe_bound,
+    drop_heavy,
+    hash_of,
+    proves,
+    session_ended,
+    task_view,
+)
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import KeyValue, LeaseNotFound
@@ -32,11 +38,13 @@ class Sessions(Core):
         orchestrator: bool = False,
         lease_ms: int | None = None,
         resume_token: str | None = None,
+        bind: str | None = None,
     ) -> Answer:
         """See `interface.Coordinator.register_swarm`."""
         check_identifier(swarm_id, "swarm_id")
         wanted = None if capabilities is None else check_capabilities(capabilities)
         self._check_lease(lease_ms)
+        _check_bind(bind)
         span_ms = lease_ms or self._config.lease_ms
         unused: list[int] = []
         granted: list[int] = []
@@ -49,7 +57,7 @@ class Sessions(Core):
             unused[:] = granted
             stored = tx.get_stored(SESSIONS + swarm_id)
             session = None if stored is None else SessionRecord.from_bytes(stored.value)
-            resumed = resume_token is not None and session is not None and _fits(session, resume_token)
+            resumed = resume_token is not None and session is not None and proves(session, resume_token)
             profile = self._governor.save_profile(
                 tx,
                 caller,
@@ -64,7 +72,7 @@ class Sessions(Core):
             if resumed and session is not None and stored is not None:
                 token, lease = str(resume_token), stored.lease
                 tx.obtain("renewed", lambda: self._keep(lease, swarm_id))
-                record = session
+                record = session if holder is None else session.evolve(bound=_stored(holder))
             else:
                 if stored is None:  # else one takes the other's place
                     self._require_lease(caller.uid, f"register {swarm_id}")
@@ -74,23 +82,28 @@ class Sessions(Core):
                     incarnation=profile["incarnation"],
                     uid=caller.uid,
                     lease_ms=span_ms,
-                    token_hash=_hash(token),
+                    token_hash=hash_of(token),
                     started_at_ms=self._now_ms(),
+                    bound=_stored(holder),
                 )
             tx.put(SESSIONS + swarm_id, record.to_map(), lease=lease)
             tx.detail.update(incarnation=record.incarnation, resumed=resumed)
+            if record.bound:
+                tx.detail["bound_to"] = describe_bound(record.bound)
             return {
                 "profile": {**profile, "alive": True},
                 "incarnation": record.incarnation,
                 "resumed": resumed,
                 "lease_ms": record.lease_ms,
                 "resume_token": token,
+                "bound": self._bound_view(record.bound),
             }
 
-        try:
-            answer = await self._operations.run(caller, "coordinator.register_swarm", swarm_id, register)
-        except LeaseNotFound:  # it resumed a session that was just ending
-            raise await self._refuse(caller, "register_swarm", swarm_id, session_ended(swarm_id)) from None
+        with await self._bind(caller, bind, "register_swarm", swarm_id) as holder:
+            try:
+                answer = await self._operations.run(caller, "coordinator.register_swarm", swarm_id, register)
+            except LeaseNotFound:  # it resumed a session that was just ending
+                raise await self._refuse(caller, "register_swarm", swarm_id, session_ended(swarm_id)) from None
         await self.board.catch_up()
         await self._governor.caught_up(swarm_id)
         await self._free_former(swarm_id, answer["incarnation"], [] if "replayed" in answer["receipt"] else unused)
@@ -112,7 +125,7 @@ class Sessions(Core):
             stored = await self._store.get(TASKS + task_id)
             if stored is not None:
                 task = TaskRecord.from_bytes(stored.value)
-                view = claim_view(task_id, held.claim)
+                view = claim_view(task_id, held.claim, bound=self._bound_now(held.claim))
                 view.update(token=held.token, task=task_view(task_id, task, claim=held.claim, token=held.token))
                 views.append(view)
         # Many claims do not fit into one answer with all that their tasks say, nor do very many at all: `get_task` has the
@@ -131,7 +144,27 @@ class Sessions(Core):
         except IfbusError as error:
             raise await self._refuse(caller, "renew_session", swarm_id, error) from None
         await self.board.catch_up()  # a claim that was just made must not be missing
-        return {"lease_ms": lease_ms, "claims": self.board.handles_of(swarm_id)}
+        bound = self._bound_view(SessionRecord.from_bytes(stored.value).bound)
+        return {"lease_ms": lease_ms, "claims": self.board.handles_of(swarm_id), "bound": bound}
+
+    async def bind_session(self, caller: Caller, swarm_id: str, resume_token: str, bind: str) -> Answer:
+        """See `interface.Coordinator.bind_session`."""
+        _check_bind(bind)
+
+        def rebind(tx: Tx) -> Answer:
+            stored = self._session(tx, caller, swarm_id, resume_token)
+            if stored is None:
+                raise session_ended(swarm_id)
+            record = SessionRecord.from_bytes(stored.value).evolve(bound=_stored(holder))
+            tx.put(SESSIONS + swarm_id, record.to_map(), lease=stored.lease)
+            tx.detail.update(incarnation=record.incarnation, bound_to=describe_bound(record.bound or {"kind": LEASE}))
+            return {"bound": self._bound_view(record.bound)}
+
+        with await self._bind(caller, bind, "bind_session", swarm_id) as holder:
+            try:
+                return await self._operations.run(caller, "coordinator.bind_session", swarm_id, rebind)
+            except LeaseNotFound:  # it was just ending
+                raise await self._refuse(caller, "bind_session", swarm_id, session_ended(swarm_id)) from None
 
     async def end_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
         """See `interface.Coordinator.end_session`."""
@@ -159,7 +192,7 @@ class Sessions(Core):
         """The live session that the token proves, None if there is none at all."""
         self._governor.require_owner(tx, caller, swarm_id)
         stored = tx.get_stored(SESSIONS + swarm_id)
-        if stored is not None and not _fits(SessionRecord.from_bytes(stored.value), resume_token):
+        if stored is not None and not proves(SessionRecord.from_bytes(stored.value), resume_token):
             raise session_ended(swarm_id)
         return stored
 
@@ -170,9 +203,13 @@ class Sessions(Core):
             raise session_ended(swarm_id) from None
 
 
-def _hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+def _check_bind(bind: str | None) -> None:
+    if bind == SESSION:
+        raise InvalidParams(
+            f"cannot bind a session to a session: expected {EXPECTED_OF_SESSION}",
+            data={"param": "bind", "expected": EXPECTED_OF_SESSION},
+        )
 
 
-def _fits(session: SessionRecord, token: str) -> bool:
-    return hmac.compare_digest(session.token_hash, _hash(token))
+def _stored(holder: Holder | None) -> Answer:
+    return {} if holder is None or holder.kind == LEASE else holder.to_stored()

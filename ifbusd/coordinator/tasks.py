@@ -11,6 +11,7 @@ from ifbus.models import check_identifier
 from ifbus.money import NO_MONEY, MicroUsd
 from ifbusd.codec import how_many_fit, unpack
 from ifbusd.coordinator import rules
+from ifbusd.coordinator.clocks import rules as clocks
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
 from ifbusd.coordinator.model import CLAIMS, TASK_COUNTER, TASKS, ClaimRecord, TaskRecord
 from ifbusd.coordinator.offers import Entry
@@ -107,11 +108,18 @@ class Tasks(Core):
         await self.board.catch_up()
         view = self._stored_view(task_id, stored, held)
         if held is not None:
-            view["lease_ms"] = ClaimRecord.from_bytes(held.value).lease_ms
+            claim = ClaimRecord.from_bytes(held.value)
+            view["lease_ms"] = claim.lease_ms
             left_ms = await self._store.lease_left_ms(held.lease)
             if left_ms is not None:
                 view["lease_left_ms"] = left_ms
+            view["clocks"] = await self._clocks(task_id, TaskRecord.from_bytes(stored.value), claim, left_ms)
         return {"task": view}
+
+    async def _clocks(self, task_id: str, task: TaskRecord, claim: ClaimRecord, left_ms: int | None) -> Answer:
+        spent = await self._operations.look(lambda tx: self._governor.spent_on(tx, claim.swarm_id, task_id))
+        shown = clocks.read(claim, task.estimate_micro_usd, spent, left_ms, now_ms=self._now_ms(), config=self._config)
+        return shown.to_wire(claim.bound_to, self._bound_now(claim))
 
     def _stored_view(self, task_id: str, stored: KeyValue, held: KeyValue | None) -> Answer:
         claim = None if held is None else ClaimRecord.from_bytes(held.value)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from ifbusd.bus.base import Bus, Message
 from ifbusd.codec import unpack
 from ifbusd.governor.admission import ESCALATIONS
-from ifbusd.governor.model import BLOCKERS, TRIPPED
+from ifbusd.governor.model import ALARMS, BLOCKERS, TRIPPED
 from ifbusd.identity import Session
 from ifbusd.store.base import Store
 
@@ -71,9 +71,10 @@ class Escalations:
         return len(opened)
 
     async def read_open(self) -> tuple[list[dict[str, Any]], int, bool]:
-        """Tripped breakers and open blockers by time, the revision as of which they are complete, and whether there are more."""
+        """Tripped breakers, open blockers and alarms by time, the revision as of which they are complete, and whether there are more."""
         trips = await self._store.range(TRIPPED, limit=MAX_OPEN)
         blockers = await self._store.range(BLOCKERS, limit=MAX_OPEN)
+        alarms = await self._store.range(ALARMS, limit=MAX_OPEN)
         await self._store.barrier()
         found: list[dict[str, Any]] = []
         for item in trips.items:
@@ -81,5 +82,7 @@ class Escalations:
             found.append({"kind": "breaker_tripped", "at_ms": row["tripped_at_ms"], **row})
         for item in blockers.items:
             found.append({"kind": "blocker", "blocker_id": item.key.removeprefix(BLOCKERS), **unpack(item.value)})
+        found += [unpack(item.value) for item in alarms.items]
         found.sort(key=lambda message: (message.get("at_ms", 0), message.get("swarm_id", "")))
-        return found, min(trips.revision, blockers.revision), trips.has_more or blockers.has_more
+        pages = (trips, blockers, alarms)
+        return found, min(page.revision for page in pages), any(page.has_more for page in pages)

@@ -181,13 +181,15 @@ class Governor(Protocol):
     async def subscribe_escalations(self, caller: Caller) -> Answer:
         """Send this connection (operator) ``escalation [{"kind", "swarm_id", "reason", "at_ms", ...}]`` for each, from now on.
 
-        Kinds: ``breaker_tripped``, ``breaker_reset``, ``blocker``, ``blocker_resolved``, ``budget_low``. Open ones are sent before the answer, which
-        is ``{"open": how many}``. Twice on one connection is as once.
+        Kinds: ``breaker_tripped``, ``breaker_reset``, ``blocker``, ``blocker_resolved``, ``budget_low``; and of the clocks
+        ``runaway`` (spending without progress), ``silent`` (not renewed), ``starving`` (alive, reads no mail), each once per
+        episode with its figures, and ``runaway_ended`` and so on. Open ones are sent before the answer, which is ``{"open": how many}``.
+        Twice on one connection is as once.
         """
         ...
 
     async def list_escalations(self, caller: Caller) -> Answer:
-        """Open escalations: tripped breakers and open blockers, the first 200 of each, as far as they fit into one answer.
+        """Open escalations: tripped breakers, open blockers and alarms, the first 200 of each, as far as they fit into one answer.
 
         ``{"escalations": [...], "has_more": bool}``.
         """

@@ -22,6 +22,7 @@ ACCOUNTS = "accounts/"
 TRIPPED = "tripped/"
 # The coordinator's, read for the open escalations.
 BLOCKERS = "blockers/"
+ALARMS = "alarms/"
 
 PPM = 1_000_000
 HOUR_MS = 60 * 60 * 1000

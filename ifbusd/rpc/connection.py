@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import re
 import secrets
 import select
@@ -39,6 +40,7 @@ from ifbusd.identity import Caller, Peer
 from ifbusd.rpc.descriptors import EXHAUSTED
 from ifbusd.rpc.limits import RpcLimits
 from ifbusd.rpc.methods import Method, Role, Waits, unknown_method
+from ifbusd.rpc.peer import open_peer_process, receive_with_process
 from ifbusd.rpc.quota import Quota, Rate, Share, take
 
 _log = logging.getLogger(__name__)
@@ -120,6 +122,9 @@ class Connection:
         self._pause_s = 0.0
         self._unfinished_deadline: float | None = None
         self._close_callbacks: list[Callable[[], None]] | None = []
+        # Plain `recv`, to which the kernel gives no descriptors, but for the moment in which one is announced.
+        self._receive: Callable[[int], bytes] = sock.recv
+        self._handed_over: int | None = None
         self._connected_at_ms = connected_at_ms
         self._unanswerable = 0
         self._requests = 0
@@ -153,6 +158,35 @@ class Connection:
             callback()
         else:
             self._close_callbacks.append(callback)
+
+    def open_peer_process(self) -> int:
+        """A descriptor of the process that opened the connection, which may have ended; the caller's to close.
+
+        Raises:
+            IfbusError: The process cannot be held.
+        """
+        return open_peer_process(self._sock)
+
+    def expect_process(self) -> None:
+        """Take a process descriptor that is sent with one of the next messages; otherwise the kernel drops it."""
+        self._receive = self._receive_with_process
+
+    def take_process(self) -> int | None:
+        """The process descriptor that was handed over, once; the caller's to close."""
+        taken, self._handed_over = self._handed_over, None
+        return taken
+
+    def _receive_with_process(self, size: int) -> bytes:
+        data, process = receive_with_process(self._sock, size)
+        if process is not None:
+            self._close_handed_over()
+            self._handed_over = process
+            self._receive = self._sock.recv
+        return data
+
+    def _close_handed_over(self) -> None:
+        if (former := self.take_process()) is not None:
+            os.close(former)
 
     def statistics(self) -> SessionStatistics:
         """A snapshot."""
@@ -189,6 +223,8 @@ class Connection:
         finally:
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
+            self._receive = self._sock.recv  # not a method of ours, which would keep us alive
+            self._close_handed_over()
             callbacks, self._close_callbacks = self._close_callbacks or [], None
             for callback in callbacks:
                 try:
@@ -235,7 +271,7 @@ class Connection:
             else:
                 await wait_readable(sock)
             try:
-                data = sock.recv(_READ_BYTES)
+                data = self._receive(_READ_BYTES)
             except BlockingIOError:
                 continue
             protocol.receive_data(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from ifbus.errors import VersionMismatch
+from ifbus.errors import InvalidRequest, VersionMismatch
 from ifbus.protocol import PROTOCOL_VERSIONS
 from ifbusd.identity import Caller
 from ifbusd.rpc.attention import Attention
@@ -13,7 +13,7 @@ from ifbusd.rpc.limits import RpcLimits
 
 Answer = dict[str, Any]
 
-FEATURES: Final = ("attention", "cancel", "deadline", "idempotency", "traceparent")
+FEATURES: Final = ("attention", "binding", "cancel", "deadline", "idempotency", "traceparent")
 
 
 class DaemonMethods:
@@ -100,6 +100,17 @@ class DaemonMethods:
     async def ping(self, caller: Caller) -> str:
         """Answer ``"pong"``: the daemon is there and its loop turns."""
         return "pong"
+
+    async def expect_process(self, caller: Caller) -> bool:
+        """Announce that a process descriptor (pidfd) comes with one of the next messages on this connection, by SCM_RIGHTS.
+
+        Wait for the answer, ``True``, before sending it; a notification ``$/process`` will do as its message. One is kept until a call with
+        ``bind="handed"`` takes it. Descriptors that were not announced, further ones, and those of anything but a process are dropped.
+        """
+        if caller.session is None:
+            raise InvalidRequest("cannot take a descriptor without a connection")
+        caller.session.expect_process()
+        return True
 
     async def status(self, caller: Caller) -> Answer:
         """The daemon's state at a glance: versions, uptime, store, tasks, swarms, money, connections."""

@@ -21,15 +21,21 @@ def room_for_connections(wanted: int) -> int:
 
     Whatever opens a file while there is none left fails, so connections must never take the last ones.
     """
+    soft, used = make_room(wanted)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    reserved = min(_RESERVED, int(soft * _MOST_RESERVED_RATIO))
+    return max(1, min(wanted, soft - used - reserved))
+
+
+def make_room(wanted: int) -> tuple[int, int]:
+    """Ask the kernel for so many descriptors beside what the daemon needs; how many there may be now, and how many are open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(os.listdir("/proc/self/fd"))
     if soft != resource.RLIM_INFINITY and soft < used + _RESERVED + wanted:
         soft = used + _RESERVED + wanted if hard == resource.RLIM_INFINITY else min(hard, used + _RESERVED + wanted)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY:
-        return wanted
-    reserved = min(_RESERVED, int(soft * _MOST_RESERVED_RATIO))
-    return max(1, min(wanted, soft - used - reserved))
+    return soft, used
 
 
 class Spare:

@@ -1,18 +1,27 @@
-"""Who opened a connection: the kernel's word (SO_PEERCRED, SO_PEERGROUPS), fixed at `connect` (FACTS 8)."""
+"""Who opened a connection: the kernel's word (SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD), fixed at `connect` (FACTS 8).
+
+And the one descriptor that a peer may hand over: a process of its own (SCM_RIGHTS).
+"""
 
 from __future__ import annotations
 
+import array
 import logging
+import os
 import socket
 import struct
 from typing import Final
 
+from ifbusd import processes
 from ifbusd.identity import Peer
 
 _log = logging.getLogger(__name__)
 
 _UCRED: Final = struct.Struct("iII")  # pid, uid, gid
 _SO_PEERGROUPS: Final = 59  # not in the socket module
+_SO_PEERPIDFD: Final = 77  # nor this one; Linux 6.5
+# Room for one descriptor: CMSG_SPACE would be padded to two. What does not fit, the kernel does not even open.
+_ONE_DESCRIPTOR: Final = socket.CMSG_LEN(struct.calcsize("i"))
 # The most that getsockopt of Python takes: 256 groups. Who has more is an operator by uid or primary group, or not at all.
 _GROUPS_BYTES: Final = 1024
 
@@ -48,3 +57,36 @@ def _read_groups(connection: socket.socket, uid: int) -> frozenset[int]:
         _log.warning("cannot read the groups of a peer", extra={"uid": uid, "reason": error.strerror})
         return frozenset()
     return frozenset(struct.unpack(f"{len(packed) // 4}I", packed))
+
+
+def open_peer_process(connection: socket.socket) -> int:
+    """A descriptor of the process that called `connect`; readable once it has ended, which it may have.
+
+    Raises:
+        IfbusError: The process cannot be held: no descriptor is left, or the kernel is too old.
+    """
+    try:
+        return processes.guarded(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD), bind="process")
+    except OSError as error:
+        raise processes.translated(error, "process") from error
+
+
+def receive_with_process(connection: socket.socket, size: int) -> tuple[bytes, int | None]:
+    """As `recv`, and the process descriptor that came with these bytes; anything else is closed,
+    as it is where descriptors run short.
+
+    Raises:
+        OSError: As `recv`.
+    """
+    data, ancillary, _, _ = connection.recvmsg(size, _ONE_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC)
+    received = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            received.frombytes(content[: len(content) - len(content) % received.itemsize])
+    found: int | None = None
+    for descriptor in received:
+        if found is None and processes.is_affordable(descriptor) and processes.is_pidfd(descriptor):
+            found = descriptor
+        else:
+            os.close(descriptor)
+    return data, found

@@ -45,6 +45,7 @@ _OPERATOR: Final = Row(DENIED, DENIED, DENIED, OK, OK, NO_SWARM)
 POLICY: Final[dict[str, Row]] = {
     "daemon.hello": _OWNER,
     "daemon.ping": _EVERYBODY,
+    "daemon.expect_process": _EVERYBODY,
     "daemon.status": _EVERYBODY,
     "daemon.describe": _EVERYBODY,
     "coordinator.create_task": _EVERYBODY,
@@ -53,12 +54,14 @@ POLICY: Final[dict[str, Row]] = {
     "coordinator.claim_task": _OWNER,
     "coordinator.claim_next": _OWNER,
     "coordinator.renew_claim": _OWNER,
+    "coordinator.bind_claim": _OWNER,
     "coordinator.report_progress": _OWNER,
     "coordinator.complete_task": _OWNER,
     "coordinator.fail_task": _OWNER,
     "coordinator.release_task": _OWNER,
     "coordinator.register_swarm": _NAMING,
     "coordinator.renew_session": _OWNER,
+    "coordinator.bind_session": _OWNER,
     "coordinator.end_session": _OWNER,
     # Whoever made the task may send it to anybody who could claim it.
     "coordinator.push_task_to_swarm": _READER,

@@ -118,6 +118,7 @@ def _session(situation: Situation) -> dict[str, Any]:
 QUESTIONS: dict[str, Callable[[Situation], dict[str, Any]]] = {
     "daemon.hello": lambda it: {"swarm": it.swarm_id},
     "daemon.ping": _nothing,
+    "daemon.expect_process": _nothing,
     "daemon.status": _nothing,
     "daemon.describe": _nothing,
     "coordinator.create_task": lambda it: {"title": "a task"},
@@ -126,12 +127,14 @@ QUESTIONS: dict[str, Callable[[Situation], dict[str, Any]]] = {
     "coordinator.claim_task": lambda it: {"task_id": it.world.task(), **_swarm(it)},
     "coordinator.claim_next": _something_to_claim,
     "coordinator.renew_claim": lambda it: it.claim(),
+    "coordinator.bind_claim": lambda it: {**it.claim(), "bind": "session"},
     "coordinator.report_progress": lambda it: {**it.claim(), "percent": 50},
     "coordinator.complete_task": lambda it: {**it.claim(), "result": 1},
     "coordinator.fail_task": lambda it: {**it.claim(), "error": "no"},
     "coordinator.release_task": lambda it: it.claim(),
     "coordinator.register_swarm": _swarm,
     "coordinator.renew_session": _session,
+    "coordinator.bind_session": lambda it: {**_session(it), "bind": "lease"},
     "coordinator.end_session": _session,
     "coordinator.push_task_to_swarm": lambda it: {"task_id": it.world.task(), **_swarm(it)},
     "coordinator.broadcast": lambda it: {"topic": "news", "body": {}, "sender": it.swarm_id},
@@ -270,7 +273,7 @@ def _state(situation: Situation) -> list[Any]:
         ask("governor.get_swarm", **swarm),
         ask("governor.get_budget_report", **swarm),
         ask("coordinator.read_inbox", **swarm),
-        [{**task, "lease_left_ms": "passes"} for task in tasks],
+        [{**task, "lease_left_ms": "passes", "clocks": "go"} for task in tasks],
         [one for one in ask("coordinator.list_blockers")["blockers"] if one["swarm_id"] == situation.swarm_id],
     ]
 

@@ -234,7 +234,8 @@ def _state(bus: Link, held: dict[Client, list[str]]) -> list[Any]:
     """All that a holder could change: its tasks, and everybody's money."""
     tasks = [bus.call("coordinator.get_task", task_id)["task"] for task_id in chain(*held.values())]
     for task in tasks:
-        task.pop("lease_left_ms", None)
+        for name in ("lease_left_ms", "clocks"):  # these go on
+            task.pop(name, None)
     return [tasks, bus.call("governor.get_budget_report")]
 
 

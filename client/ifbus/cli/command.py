@@ -237,12 +237,13 @@ class Invocation:
         """
         return cast("Data", self.link.call(method, _given(params)))
 
-    def change(self, method: str, params: Data, *, wait_ms: int = 0) -> Data:
+    def change(self, method: str, params: Data, *, wait_ms: int = 0, secret: Data | None = None) -> Data:
         """The daemon's answer to a change, sent under ``--key`` or a key of its own so that it may be tried again.
 
         Args:
             params: None values are left out.
             wait_ms: How long the daemon may wait before it answers.
+            secret: More parameters, which ``--dry-run`` does not show.
 
         Raises:
             DryRun: ``--dry-run`` was given.
@@ -252,7 +253,7 @@ class Invocation:
         if self.args.dry_run:
             raise DryRun(method, given)
         key = self.args.key or f"cli-{os.urandom(12).hex()}"
-        return cast("Data", self.link.call(method, given, wait_ms=wait_ms, key=key))
+        return cast("Data", self.link.call(method, {**given, **_given(secret or {})}, wait_ms=wait_ms, key=key))
 
     def close(self) -> None:
         """End the connection."""

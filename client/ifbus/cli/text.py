@@ -59,6 +59,16 @@ def span(ms: int) -> str:
     return f"{days} d {hours} h" if hours else f"{days} d"
 
 
+def describe_bound(bound: dict[str, Any] | None) -> str:
+    """What frees a claim at once, as a fact of its own; ``""`` if nothing does but its lease."""
+    if not bound:
+        return ""
+    who = f"{one_line(bound.get('name') or 'the process', 40)} (pid {bound.get('pid') or '?'})"
+    if bound["kind"] == "connection":
+        who = f"the connection of pid {bound.get('pid') or '?'}"
+    return f"free at once when {who} ends" if bound["watched"] else f"{who} is not watched since the daemon's restart"
+
+
 def count(number: int) -> str:
     """A large number short: ``999``, ``88 k``, ``1.2 M``."""
     if number < 1000:

@@ -51,7 +51,7 @@ function _shtab_ifbus_using
 end
 
 set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --budget-usd --by --can --color --cost-per-hour-usd --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --milestone --model --need --note --op --outcome --output --payload --priority --reason --receipt --result --severity --since --socket --state --swarm --target --until --usd-per-hour --wait -o
+set -g _shtab_ifbus_opts_with_value --after --bind --budget-usd --by --can --color --cost-per-hour-usd --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --milestone --model --need --note --op --outcome --output --payload --priority --reason --receipt --result --severity --since --socket --state --swarm --target --until --usd-per-hour --wait -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -105,6 +105,7 @@ complete -c ifbus -n '_shtab_ifbus_using task show; and test $_shtab_ifbus_npos 
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a next -d 'Claim the best ready task that this swarm qualifies for and can pay'
 complete -c ifbus -n '_shtab_ifbus_using task next' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using task next' -l lease -x -d 'a lease of its own, even inside a session (10m outside one)'
+complete -c ifbus -n '_shtab_ifbus_using task next' -l bind -x -d 'what frees it at once: session (the default inside `ifbus run`), process (the nearest ancestor that does not end with this command, the default outside), pid:N (that ancestor), connection, or lease (nothing)'
 complete -c ifbus -n '_shtab_ifbus_using task next' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
 complete -c ifbus -n '_shtab_ifbus_using task next' -l wait -x -d 'wait this long, such as 30s or 10m'
 complete -c ifbus -n '_shtab_ifbus_using task next' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
@@ -117,6 +118,7 @@ complete -c ifbus -n '_shtab_ifbus_using task next' -l socket -xka "(__fish_comp
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a claim -d 'Claim one task; exactly one caller wins'
 complete -c ifbus -n '_shtab_ifbus_using task claim' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using task claim' -l lease -x -d 'a lease of its own, even inside a session (10m outside one)'
+complete -c ifbus -n '_shtab_ifbus_using task claim' -l bind -x -d 'what frees it at once: session (the default inside `ifbus run`), process (the nearest ancestor that does not end with this command, the default outside), pid:N (that ancestor), connection, or lease (nothing)'
 complete -c ifbus -n '_shtab_ifbus_using task claim' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
 complete -c ifbus -n '_shtab_ifbus_using task claim' -l wait -x -d 'wait this long, such as 30s or 10m'
 complete -c ifbus -n '_shtab_ifbus_using task claim' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -255,5 +256,36 @@ def test_work_goes_on_over_a_crash_of_the_daemon(own_world: World, run: Run) -> 
             seen += [await letters.receive(PATIENCE_S) for _ in range(2)]
             assert [letter.body["n"] for letter in seen if letter is not None] == [0, 1, 2]
             await claim.complete()
+
+    run(test)
+
+
+def test_a_session_is_bound_to_its_process(own_world: World, run: Run) -> None:
+    """By itself, and again after the daemon was restarted; a process can be handed over, too."""
+
+    async def test() -> None:
+        async with (
+            ifbus.AsyncClient(own_world.daemon.socket) as bus,
+            bus.register(own_world.swarm, capabilities=[own_world.skill], lease_ms=600_000) as swarm,
+        ):
+            task_id = own_world.add()
+            assert await swarm.claim(task_id)
+            await anyio.to_thread.run_sync(own_world.daemon.kill)
+            await anyio.to_thread.run_sync(own_world.daemon.start)
+            deadline = time.monotonic() + PATIENCE_S
+            while not ((await bus.get_task(task_id)).clocks or {})["alive"]:
+                assert time.monotonic() < deadline
+                await anyio.sleep(0.01)
+            async with await anyio.open_process(["sleep", "600"]) as child:
+                pidfd = os.pidfd_open(child.pid)
+                await bus.hand_over(pidfd)
+                os.close(pidfd)
+                bound = await bus.bind_session(own_world.swarm, swarm.registration.resume_token, "handed")
+                assert bound is not None
+                assert bound["pid"] == child.pid
+                child.kill()
+            while own_world.state(task_id) != "ready":
+                assert time.monotonic() < deadline
+                await anyio.sleep(0.01)
 
     run(test)

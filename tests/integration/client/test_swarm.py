@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -347,3 +349,62 @@ def test_work_goes_on_over_a_crash_of_the_daemon(own_world: World) -> None:
         assert own_world.bus.list_tasks(grep="while it was away").total == 1
         claim.complete({"over": "the crash"})
     assert own_world.state(task_id) == "completed"
+
+
+def test_a_dead_worker_frees_its_claims_at_once(world: World) -> None:
+    """Its session is bound to its process, without being asked for: the task is ready long before the lease has ended."""
+    task_id = world.add()
+    code = (
+        "import sys, ifbus, os, signal\n"
+        "with ifbus.Client(sys.argv[1]) as bus:\n"
+        "    swarm = bus.register(sys.argv[2], capabilities=[sys.argv[3]], lease_ms=600_000)\n"
+        "    assert swarm.claim(sys.argv[4])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(world.daemon.socket), world.swarm, world.skill, task_id], check=False
+    )
+    world.wait_for_state(task_id, "ready")
+    assert not world.bus.get_swarm(world.swarm).alive
+
+
+@pytest.mark.parametrize(("lease_ms", "is_busy"), [(600_000, False), (9_000, True)], ids=["by a call", "by a renewal"])
+def test_a_restarted_daemon_watches_the_process_again(own_world: World, lease_ms: int, is_busy: bool) -> None:
+    """The client binds its session anew with its next call, or, where it makes none, with its next renewal."""
+    with (
+        own_world.bus.register(own_world.swarm, capabilities=[own_world.skill], lease_ms=lease_ms) as swarm,
+        Client(own_world.daemon.socket) as other,
+    ):
+        task_id = own_world.add()
+        claim = swarm.claim(task_id)
+        assert claim
+        own_world.daemon.kill()
+        own_world.daemon.start()
+
+        def is_watched() -> bool:
+            clocks = (other if is_busy else own_world.bus).get_task(task_id).clocks
+            return clocks is not None and clocks["alive"] is True
+
+        own_world.wait_for(is_watched)
+        claim.complete()
+
+
+def test_a_session_can_be_on_its_lease_alone(world: World) -> None:
+    """Where that is what its holder wants."""
+    with world.bus.register(world.swarm, bind="lease") as swarm:
+        assert swarm.registration.bound is None
+    with world.bus.register(world.swarm) as swarm:
+        assert swarm.registration.bound is not None
+        assert swarm.registration.bound["pid"] == os.getpid()
+
+
+def test_a_replaced_worker_wins_nothing(world: World) -> None:
+    """Its claim is refused with the loss of its session before any renewal could tell it."""
+    with world.bus.register(world.swarm, capabilities=[world.skill], lease_ms=600_000) as swarm:
+        world.bus.register_swarm(world.swarm)
+        task_id = world.add()
+        with pytest.raises(LeaseLost):
+            swarm.claim(task_id)
+        with pytest.raises(LeaseLost):
+            swarm.check()
+    assert world.state(task_id) == "ready"

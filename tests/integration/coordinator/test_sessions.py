@@ -100,7 +100,7 @@ async def test_heartbeats_keep_a_session_and_all_its_claims(autojump_clock: Mock
     for _ in range(5):
         await trio.sleep(0.7)
         answer = await world.it.renew_session(world.me, "docs", session["resume_token"])
-        assert answer == {"lease_ms": 1_000, "claims": [f"T-1@{token}"]}
+        assert answer == {"lease_ms": 1_000, "claims": [f"T-1@{token}"], "bound": None}
     await world.until_state("T-1", "ready")
     with pytest.raises(StaleToken) as ended:
         await world.it.renew_session(world.me, "docs", session["resume_token"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import attrs
 import trio
 
+from ifbusd import processes
 from ifbusd.bus.local import LocalBus
 from ifbusd.codec import unpack
 from ifbusd.coordinator.holder import Claims
@@ -37,9 +39,15 @@ Answer = dict[str, Any]
 
 
 class Connection:
-    """The test's end of a connection: keeps what the daemon sends."""
+    """The test's end of a connection: keeps what the daemon sends.
 
-    def __init__(self) -> None:
+    Args:
+        pidfd: Of the process that opened it; this one if not given.
+    """
+
+    def __init__(self, *, pidfd: int = -1) -> None:
+        self.pidfd = pidfd
+        self.handed: int | None = None
         self.heard: list[tuple[str, Any]] = []
         self._callbacks: list[Callable[[], None]] = []
         self._is_closed = False
@@ -56,6 +64,18 @@ class Connection:
             callback()
         else:
             self._callbacks.append(callback)
+
+    def open_peer_process(self) -> int:
+        if self.pidfd < 0:
+            return processes.open_process(os.getpid(), bind="process")
+        return os.dup(self.pidfd)
+
+    def expect_process(self) -> None:
+        pass
+
+    def take_process(self) -> int | None:
+        taken, self.handed = self.handed, None
+        return taken
 
     def close(self) -> None:
         self._is_closed = True
@@ -81,11 +101,17 @@ class World:
     numbers: Any = attrs.field(factory=lambda: itertools.count(1))
 
     def caller(
-        self, uid: int = ME, *, key: str | None = None, body: str = "", session: Connection | None = None
+        self,
+        uid: int = ME,
+        *,
+        key: str | None = None,
+        body: str = "",
+        session: Connection | None = None,
+        pid: int = 4711,
     ) -> Caller:
         """Somebody; uid 0 is the operator."""
         return Caller(
-            peer=Peer(uid=uid, gid=uid, pid=4711, is_operator=uid == 0),
+            peer=Peer(uid=uid, gid=uid, pid=pid, is_operator=uid == 0),
             session=session,
             idempotency_key=key,
             body_hash=hashlib.sha256(body.encode()).digest() if key is not None else b"",

@@ -15,9 +15,10 @@ from ifbus.request import KEYLESS
 from ifbus.sync import Client
 from ifbusd.rpc.methods import ROWS
 
-# Their answers are streams: `Client.subscribe_*` make these calls; hello is said on each connection.
+# Their answers are streams: `Client.subscribe_*` make these calls; hello is said on each connection, and `hand_over` announces.
 _ELSEWHERE = {
     "daemon.hello",
+    "daemon.expect_process",
     "coordinator.subscribe_inbox",
     "coordinator.subscribe_board",
     "governor.subscribe_escalations",
@@ -58,9 +59,10 @@ def test_a_method_of_the_daemon_has_its_call(row: Any) -> None:
 
 
 def test_what_changes_something_has_a_key() -> None:
-    """Every method that changes state is sent with an idempotency key, chunks of an upload excepted."""
+    """Every method that changes state is sent with an idempotency key, but for those whose repetition changes nothing more."""
     changing = {row.name for row in ROWS if row.changes}
-    assert changing & KEYLESS <= {"coordinator.renew_claim", "coordinator.renew_session", "chassis.put_blob"}
+    renewals = {"coordinator.renew_claim", "coordinator.renew_session"}
+    assert changing & KEYLESS <= {*renewals, "coordinator.bind_claim", "coordinator.bind_session", "chassis.put_blob"}
     assert {row.name for row in ROWS} >= KEYLESS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import shutil
 import signal
 import sys
@@ -43,46 +44,80 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Session:
-    """A swarm's session, renewed by a thread of its own. The mutable state is the resume token; the thread alone changes it."""
+    """A swarm's session, bound to the program and renewed by a thread of its own."""
 
     def __init__(self, link: Link, profile: Data) -> None:
         self._link = link
         self._profile = profile
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="renewal")
-        self.lease_ms = 0
-        self.token = ""
-        self._register()
+        self._pidfd = -1
+        answer = link.call("coordinator.register_swarm", **profile)
+        self.lease_ms: int = answer["lease_ms"]
+        self.token: str = answer["resume_token"]
 
-    def _register(self) -> None:
-        answer = self._link.call("coordinator.register_swarm", **self._profile)
-        self.lease_ms, self.token = answer["lease_ms"], answer["resume_token"]
+    @property
+    def _name(self) -> str:
+        name: str = self._profile["swarm_id"]
+        return name
 
-    def start(self) -> None:
+    def start(self, pid: int) -> None:
+        """Bind it to our child, and renew it from now on."""
+        self._pidfd = os.pidfd_open(pid)
+        self._bind()
         self._thread.start()
+
+    def _bind(self) -> None:
+        try:
+            self._link.hand_over(self._pidfd)
+            self._link.call("coordinator.bind_session", swarm_id=self._name, resume_token=self.token, bind="handed")
+        except IfbusError as error:
+            if not _has_ended(self._pidfd):
+                _say(f"! {self._name} lives on its lease alone: {error.message}")
 
     def _beat(self) -> None:
         while not self._stop.wait(self.lease_ms / 1000 / _BEATS_PER_LEASE):
-            name = self._profile["swarm_id"]
+            name = self._name
             try:
-                self._link.call("coordinator.renew_session", swarm_id=name, resume_token=self.token)
+                answer = self._link.call("coordinator.renew_session", swarm_id=name, resume_token=self.token)
             except StaleToken as error:
-                _say(f"! session of {name} was lost, its claims are free: {error.message}")
-                try:
-                    self._register()
-                except IfbusError as again:
-                    _say(f"! {name} cannot be registered again: {again.message}")
+                # Not registered again: the program's commands prove the session that it was started in, and whoever has
+                # taken the name since must not lose it to us.
+                if not self._stop.is_set() and not _has_ended(self._pidfd):
+                    _say(
+                        f"! session of {name} was lost, its claims are free; end the program and start it anew: {error.message}"
+                    )
+                return
             except IfbusError as error:
                 # The next beat tries again; what is lost by then, the fencing token keeps from doing harm.
                 _say(f"! session of {name} was not renewed: {error.message}")
+            else:
+                bound = answer.get("bound")
+                if bound is not None and not bound["watched"]:  # the daemon was started anew
+                    self._bind()
 
     def end(self) -> list[str]:
         """Stop renewing and end the session; the tasks that became free."""
         self._stop.set()
         self._thread.join()
-        answer = self._link.call("coordinator.end_session", swarm_id=self._profile["swarm_id"], resume_token=self.token)
-        freed: list[str] = answer["freed"]
-        return freed
+        os.close(self._pidfd)
+        try:
+            answer = self._link.call("coordinator.end_session", swarm_id=self._name, resume_token=self.token)
+        except StaleToken:
+            return []
+        # What the daemon has freed already, because it saw the program end, it has told.
+        told = [item["task_id"] for item in self._link.attention if _is_freed(item)]
+        return list(dict.fromkeys([*told, *answer["freed"]]))
+
+
+def _is_freed(item: Data) -> bool:
+    return item.get("kind") == "lease_lost" and item.get("reason") == "process_ended"
+
+
+def _has_ended(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _run(invocation: Invocation) -> Outcome:
@@ -119,7 +154,7 @@ def _run(invocation: Invocation) -> Outcome:
             # Python ignores these two; the program should find them as a shell would leave them.
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
         )
-        session.start()
+        session.start(pid)
         try:
             status = _wait(pid)
         finally:

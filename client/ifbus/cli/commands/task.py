@@ -7,7 +7,7 @@ from typing import Any
 
 from ifbus.cli.command import Command, Data, DryRun, Invocation, Outcome, parse_json
 from ifbus.cli.commands import TASK_FIELDS
-from ifbus.cli.text import View, fields, one_line, plural, span, table
+from ifbus.cli.text import View, describe_bound, fields, one_line, plural, span, table
 from ifbus.errors import AlreadyExists, InvalidParams, Usage
 
 STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
@@ -161,6 +161,8 @@ def render_task(data: Data, view: View) -> list[str]:
         ],
         view,
     )
+    if task.get("clocks"):
+        lines += [f"  {line}" for line in _clocks(task["clocks"], view)]
     if task.get("note"):
         lines.append(f"  note: {one_line(task['note'])}")
     if task.get("description"):
@@ -182,6 +184,20 @@ def render_task(data: Data, view: View) -> list[str]:
     if task.get("error"):
         lines.append(f"  failed: {one_line(task['error'])} ({plural(task.get('attempts', 0), 'attempt')})")
     return lines
+
+
+def _clocks(clocks: Data, view: View) -> list[str]:
+    """The three clocks of the claim: alive, beating, progressing."""
+    bound = describe_bound(clocks.get("bound")) or "bound to nothing: its lease alone frees it"
+    spent, limit = clocks["spent_usd"], clocks["runaway_above_usd"]
+    return fields(
+        [
+            f"alive: {view.state('yes') if clocks['alive'] else 'unknown'}, {bound}",
+            f"beat: {span(clocks['beat_ms'])} ago, lease ends in {span(clocks['lease_left_ms'])} unless renewed",
+            f"progress: {span(clocks['progress_ms'])} ago, {spent} USD since then (alarm above {limit})",
+        ],
+        view,
+    )
 
 
 def _json(value: Any) -> str:

@@ -5,10 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 
+from ifbus.cli import owner
 from ifbus.cli.command import Command, Data, Invocation, Outcome, span_type
 from ifbus.cli.commands import TASK_FIELDS
-from ifbus.cli.text import View, fields, one_line, span
-from ifbus.errors import BreakerTripped, IfbusError, Refused, from_wire
+from ifbus.cli.text import View, describe_bound, fields, one_line, span
+from ifbus.errors import (
+    BreakerTripped,
+    IfbusError,
+    InvalidParams,
+    LimitExceeded,
+    NotFound,
+    PermissionDenied,
+    Refused,
+    Usage,
+    from_wire,
+)
 
 # Outside a session nobody renews: long enough for an agent's next command, short enough to free what it forgot.
 OWN_LEASE_MS = 600_000
@@ -26,6 +37,12 @@ def _claim_arguments(parser: argparse.ArgumentParser) -> None:
 def _lease_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lease", metavar="SPAN", type=span_type, help="a lease of its own, even inside a session (10m outside one)"
+    )
+    parser.add_argument(
+        "--bind",
+        metavar="TO",
+        help="what frees it at once: session (the default inside `ifbus run`), process (the nearest ancestor that does not end with"
+        " this command, the default outside), pid:N (that ancestor), connection, or lease (nothing)",
     )
 
 
@@ -45,20 +62,48 @@ def _next(invocation: Invocation) -> Outcome:
 
 def _won(invocation: Invocation, method: str, **params: str) -> Outcome:
     swarm_id = invocation.require_swarm()
-    session = _session_of(swarm_id)
-    lease_ms = invocation.args.lease or (None if session else OWN_LEASE_MS)
+    proof = _session_of(swarm_id)
+    asked = invocation.args.bind
     wait_ms = invocation.args.wait
-    answer = invocation.change(
-        method, {**params, "swarm_id": swarm_id, "wait_ms": wait_ms or None, "lease_ms": lease_ms}, wait_ms=wait_ms
-    )
+    terms: Data = {**params, "swarm_id": swarm_id, "wait_ms": wait_ms or None}
+    # Outside the session, or bound to something of its own, nobody renews it with the session.
+    is_apart = proof is None or asked not in (None, "session")
+    terms["lease_ms"] = invocation.args.lease or (OWN_LEASE_MS if is_apart and asked != "session" else None)
+    terms["bind"] = _to_bind(asked) if is_apart else asked
+    try:
+        answer = invocation.change(method, terms, wait_ms=wait_ms, secret={"resume_token": proof})
+    except (InvalidParams, LimitExceeded, NotFound, PermissionDenied) as refusal:
+        if asked is not None or "bind" not in refusal.data:
+            raise
+        # A guess of ours that the daemon cannot watch, as from another pid namespace: the answer says that it is the lease alone.
+        answer = invocation.change(method, {**terms, "bind": "lease"}, wait_ms=wait_ms, secret={"resume_token": proof})
     if not answer["claimed"]:
         raise from_wire(answer["refusal"])
     return Outcome({"claim": answer["claim"], "receipt": answer["receipt"]})
 
 
-def _session_of(swarm_id: str) -> bool:
-    """Whether this command runs inside a session of that swarm, which somebody renews (`ifbus run`)."""
-    return bool(os.environ.get("IFBUS_TOKEN")) and os.environ.get("IFBUS_SWARM") == swarm_id
+def _to_bind(asked: str | None) -> str:
+    """What is asked of the daemon outside a session.
+
+    Raises:
+        Usage: No process behind this command is fit, and one was asked for.
+    """
+    if asked not in (None, "process"):
+        return asked
+    pid = owner.choose(owner.read_chain(), os.getuid())
+    if pid is not None:
+        return f"pid:{pid}"
+    if asked is None:
+        return "lease"
+    raise Usage(
+        "no process above this command outlives it as its owner: name one, or none",
+        data={"command": "task claim", "example": "ifbus task claim T-7 --bind lease"},
+    )
+
+
+def _session_of(swarm_id: str) -> str | None:
+    """The proof of the session of that swarm in which this command runs and which somebody renews (`ifbus run`)."""
+    return os.environ.get("IFBUS_TOKEN") or None if os.environ.get("IFBUS_SWARM") == swarm_id else None
 
 
 def _find_other(invocation: Invocation, task_id: str) -> Data | None:
@@ -88,6 +133,7 @@ def render_claim(data: Data, view: View) -> list[str]:
         lease = f"lease {span(claim['lease_ms'])}, renewed by the session of {claim['swarm_id']}"
     else:
         lease = f"lease {span(claim['lease_ms'])} of its own, renewed by each progress"
+    bound = describe_bound(claim.get("bound"))
     reserved = claim.get("reserved_usd")
     more = f"  read: ifbus task show {claim['task_id']}" if task.get("description") or task.get("payload") else ""
     following = " | ".join(
@@ -95,7 +141,7 @@ def render_claim(data: Data, view: View) -> list[str]:
         for call in (f'progress {handle} 50 "half"', f"complete {handle} --result JSON", f'blocked {handle} "why"')
     )
     return [
-        *fields([f"{handle} claimed: {one_line(task['title'], 100)}", lease, f"{reserved} USD reserved" if reserved else ""], view),
+        *fields([f"{handle} claimed: {one_line(task['title'], 100)}", lease, bound, f"{reserved} USD reserved" if reserved else ""], view),
         *([more] if more else []),
         f"  next: {following}",
     ]  # fmt: skip
@@ -104,7 +150,7 @@ def render_claim(data: Data, view: View) -> list[str]:
 # `--fields` reaches the claim's own and its task's.
 _COLUMNS = tuple(
     dict.fromkeys(
-        ("task_id", "swarm_id", "token", "lease_ms", "claimed_at_ms", "reserved_usd", "bound_to", *TASK_FIELDS)
+        ("task_id", "swarm_id", "token", "lease_ms", "claimed_at_ms", "reserved_usd", "bound_to", "bound", *TASK_FIELDS)
     )
 )
 
@@ -126,7 +172,7 @@ COMMANDS = {
     "claim": Command(
         words="task claim",
         summary="Claim one task; exactly one caller wins",
-        examples=("ifbus task claim T-7", "ifbus task claim T-7 --wait 10m", "ifbus task claim T-7 --json --fields id,token"),
+        examples=("ifbus task claim T-7", "ifbus task claim T-7 --wait 10m", "ifbus task claim T-7 --bind pid:$PPID --json --fields id,token"),
         arguments=_claim_arguments,
         run=_claim,
         render=render_claim,
