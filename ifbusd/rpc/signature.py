@@ -166,15 +166,15 @@ class Signature:
 def nearest(name: Any, known: typing.Iterable[str]) -> str | None:
     """The known name that a misspelt one probably means, or None.
 
-    The one that shares most pairs of letters, if difflib agrees that it is near: asking difflib about each takes a millisecond,
+    The one that goes on where it ends, else the one that shares most pairs of letters, if difflib agrees that it is near: asking difflib about each takes a millisecond,
     and a client may misspell as often as it likes.
     """
     text = str(name)[:_CANDIDATE_CHARS]
     pairs = _pairs(text)
 
-    def likeness(other: str) -> float:
+    def likeness(other: str) -> tuple[bool, float]:
         others = _pairs_of_known(other)
-        return len(pairs & others) / len(pairs | others)
+        return other.startswith(text), len(pairs & others) / len(pairs | others)
 
     best = max(known, key=likeness, default=None)
     return best if best and difflib.SequenceMatcher(None, best, text).ratio() >= _NEAR_RATIO else None
