@@ -18,6 +18,7 @@ import apsw.sqlite_extra
 from ifbus.errors import IfbusError
 from ifbusd.store.chain import GENESIS, entry_hash
 from ifbusd.store.fsync import sync_names
+from ifbusd.store.wal import describe_damage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +76,7 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
         raise StoreFailed(f"cannot open {path}: {error}") from error
     try:
         _configure(connection, cache_bytes=cache_bytes, wal_limit_bytes=wal_limit_bytes)
+        _check_log(connection, path)
         _prepare_schema(connection, path)
         _check(connection, path)
         # SQLite does this for files that it makes, and does not look at the answer.
@@ -140,6 +142,16 @@ def _configure(connection: apsw.Connection, *, cache_bytes: int, wal_limit_bytes
         "trusted_schema = off",
     ):
         connection.execute(f"pragma {setting}").fetchall()
+
+
+def _check_log(connection: apsw.Connection, path: Path) -> None:
+    """Before anything is written: damage in the write-ahead log looks to SQLite like its end, and what follows would be lost."""
+    connection.execute("select count(*) from sqlite_schema").fetchall()  # makes SQLite read the log
+    log = path.with_name(f"{path.name}-wal")
+    used, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+    damage = describe_damage(log.read_bytes(), used) if log.exists() else None
+    if damage is not None:
+        raise StoreFailed(f"cannot open {log}: it is damaged ({damage}){_see_what_is_damaged(path)}")
 
 
 def _prepare_schema(connection: apsw.Connection, path: Path) -> None:

@@ -22,6 +22,7 @@ import apsw.sqlite_extra
 from ifbus.errors import NotFound, Unavailable
 from ifbusd.store.base import LogEntry
 from ifbusd.store.chain import entry_hash
+from ifbusd.store.wal import FRAME_HEADER_BYTES, HEADER_BYTES, describe_damage
 from ifbusd.witness import rules
 
 # SQLite locks bytes from here on, whatever the size of the file.
@@ -31,8 +32,6 @@ _FLOCK: Final = struct.Struct("hhlli")  # l_type, l_whence, l_start, l_len, l_pi
 _HEADER_BYTES: Final = 100
 _SMALLEST_PAGE: Final = 512
 _LARGEST_PAGE: Final = 65536  # written as 1
-_WAL_HEADER_BYTES: Final = 32
-_WAL_FRAME_HEADER_BYTES: Final = 24
 _ENTRIES: Final = "select seq, revision, at_ms, record, hash from log where seq > ? order by seq"
 
 
@@ -110,16 +109,19 @@ def _merge_log(connection: apsw.Connection, copy: Path, audit: rules.Audit) -> s
     data = log.read_bytes() if log.exists() else b""
     connection.execute("select count(*) from sqlite_schema").fetchall()  # makes SQLite read the log
     used, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
-    if used < 0 or len(data) < _WAL_HEADER_BYTES:
+    if used < 0 or len(data) < HEADER_BYTES:
         return set()
-    frame_bytes = _WAL_FRAME_HEADER_BYTES + int.from_bytes(data[8:12], "big")
-    after_used = _WAL_HEADER_BYTES + used * frame_bytes
+    frame_bytes = FRAME_HEADER_BYTES + int.from_bytes(data[8:12], "big")
+    after_used = HEADER_BYTES + used * frame_bytes
+    damage = describe_damage(data, used)
+    if damage is not None:
+        audit.add_problem(None, f"{log.name}: {damage}")
     # A frame of the log's present round that was not used: its commit was not completed, or a bit in it was flipped.
-    if data[after_used + 8 : after_used + 16] == data[16:24]:
+    elif data[after_used + 8 : after_used + 16] == data[16:24]:
         audit.add_note(
             None, f"{log.name} ends early, at frame {used + 1}: a crash cut a commit off, or the log was damaged there"
         )
-    return {int.from_bytes(data[at : at + 4], "big") for at in range(_WAL_HEADER_BYTES, after_used, frame_bytes)}
+    return {int.from_bytes(data[at : at + 4], "big") for at in range(HEADER_BYTES, after_used, frame_bytes)}
 
 
 def _bad_pages(copy: Path) -> Iterator[int]:

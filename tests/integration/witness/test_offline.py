@@ -122,7 +122,7 @@ async def test_what_only_the_write_ahead_log_holds_is_read(tmp_path: Path) -> No
     data[len(data) // 2] ^= 1
     log.write_bytes(data)
     damaged = verify_file(crashed / DATABASE, receipt=f"{receipt['seq']}:{receipt['head']}")
-    assert damaged["notes"][0]["what"].startswith(f"{DATABASE}-wal ends early, at frame ")
+    assert damaged["problems"][0]["what"].startswith(f"{DATABASE}-wal: frame ")
     assert "the record ends at" in damaged["problems"][-1]["what"]
 
 
