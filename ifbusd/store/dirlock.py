@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK_NAME: Final = "ifbusd.lock"
+_FLOCK: Final = struct.Struct("hhlli")  # l_type, l_whence, l_start, l_len, l_pid
 
 
 class DirectoryInUse(IfbusError):
@@ -24,8 +26,9 @@ class DirectoryInUse(IfbusError):
 def lock_directory(directory: Path) -> Iterator[None]:
     """Hold a state directory for this process; the file that stays behind means nothing without its lock.
 
-    The lock belongs to the open file: a child that was forked *after* this keeps it alive until it has closed
-    descriptors or run another program. Fork what may outlive the daemon before.
+    There are two locks on it. One belongs to the process, and the kernel can say at every moment whose it is. The other belongs
+    to the open file, and so also counts within this process: a child that was forked *after* this keeps it alive until it has
+    closed descriptors or run another program. Fork what may outlive the daemon before.
 
     Raises:
         DirectoryInUse: Another process holds it.
@@ -34,10 +37,10 @@ def lock_directory(directory: Path) -> Iterator[None]:
     descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            written = os.pread(descriptor, 32, 0).strip()
-            pid = int(written) if written.isdigit() else 0
+        except (BlockingIOError, PermissionError):  # POSIX allows both for the first
+            pid = _holder(descriptor)
             raise DirectoryInUse(
                 f"cannot use {directory}: the ifbusd with process id {pid or 'unknown'} uses it",
                 data={"pid": pid, "directory": str(directory)},
@@ -48,3 +51,14 @@ def lock_directory(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _holder(descriptor: int) -> int:
+    """The process that holds the lock; 0 if it has just ended, or is one that has not said so."""
+    query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    held, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
+    if held != fcntl.F_UNLCK:
+        return int(pid)
+    # Only the second lock is held: by this process, or a forked child of the one that wrote this.
+    written = os.pread(descriptor, 32, 0).strip()
+    return int(written) if written.isdigit() else 0
