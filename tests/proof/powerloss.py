@@ -285,6 +285,19 @@ def crashes(events: Sequence[Event], *, count: int, rng: random.Random, before: 
             return
 
 
+def some_crashes(events: Sequence[Event], *, count: int, rng: random.Random) -> Iterator[Crash]:
+    """A few disks that a power loss during a long run could leave: at random points, and at the end with nothing and all kept."""
+    points = set(rng.sample(range(len(events)), min(count, len(events))))
+    disk = StrictDisk()
+    for at, event in enumerate(events):
+        disk.apply(event)
+        if at in points:
+            how = rng.choice(("dropped", "random", "torn"))
+            yield Crash(disk.dropped() if how == "dropped" else disk.chance(rng, is_torn=how == "torn"), at, how)
+    yield Crash(disk.dropped(), len(events) - 1, "dropped")
+    yield Crash(disk.kept(), len(events) - 1, "kept")
+
+
 def _digest(image: Image) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for name, content in image.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ class Said:
     result: Any
 
 
-def conversation(events: list[Event]) -> list[Said]:
+def conversation(events: Sequence[Event]) -> list[Said]:
     """All that clients were told, in order."""
     said: list[Said] = []
     hearing: dict[int, msgpack.Unpacker] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,14 @@ class Refused(Exception):
 
 class Gone(Exception):
     """Nobody listens, or the connection ended before the answer: whether the request was done is unknown."""
+
+
+_keys = itertools.count()
+
+
+def with_key(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a request with an idempotency key that no other request of this process has."""
+    return {**params, "$": {"idempotency_key": f"{os.getpid()}-{next(_keys)}"}}
 
 
 class Wire:
@@ -62,6 +72,10 @@ class Wire:
         if isinstance(answer, Refused):
             raise answer
         return answer
+
+    def do(self, method: str, **params: Any) -> Any:
+        """As `ask`, for what changes something: the request carries a new idempotency key."""
+        return self.ask(method, **with_key(params))
 
     def ask_together(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
         """The answers to requests that are sent in one piece, a `Refused` among them for an error."""
