@@ -39,6 +39,9 @@ from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 
 _log = logging.getLogger(__name__)
 _PAGE: Final = 1_000
+_NOTHING: Final[frozenset[str]] = frozenset()
+# Different sets of capabilities that are kept once.
+_MAX_SHARED: Final = 4_096
 # A watch that broke is opened again after this.
 _RETRY_S: Final = 0.5
 
@@ -76,6 +79,7 @@ class Board:
         self.alarms: dict[str, dict[str, Any]] = {}  # as they were told, by key
         self._claims: dict[str, Held] = {}
         self._dependants: dict[str, set[str]] = {}
+        self._capabilities: dict[frozenset[str], frozenset[str]] = {}
         self._moved = trio.lowlevel.ParkingLot()
         # Up to here the events only bring the pages that were read at different revisions into step.
         self._settled_at = 0
@@ -224,11 +228,12 @@ class Board:
             if batch[-1].revision >= self._settled_at:
                 self._settled()
         else:
-            written = {(event.revision, event.key) for event in batch}
-            for revision, lost in ended:
-                # A verdict writes the task and drops the claim in one revision.
-                if (revision, TASKS + lost.task_id) not in written:
-                    self._note_lost(lost)
+            if ended:
+                written = {(event.revision, event.key) for event in batch}
+                for revision, lost in ended:
+                    # A verdict writes the task and drops the claim in one revision.
+                    if (revision, TASKS + lost.task_id) not in written:
+                        self._note_lost(lost)
             for swarm_id in mail:
                 self.mail.deliver(swarm_id)
         if changed:
@@ -285,9 +290,9 @@ class Board:
         record = self._decoded.peek(item, TaskRecord.from_bytes)
         entry = self.tasks.get(task_id)
         if entry is None:
-            unmet = (
-                {name for name in record.depends_on if not self._is_completed(name)} if record.state == OPEN else set()
-            )
+            unmet = _NOTHING
+            if record.depends_on and record.state == OPEN:
+                unmet = frozenset(name for name in record.depends_on if not self._is_completed(name))
             for name in unmet:
                 self._dependants.setdefault(name, set()).add(task_id)
             self.tasks[task_id] = Entry(
@@ -295,7 +300,7 @@ class Board:
                 n=record.n,
                 title=record.title,
                 state=record.state,
-                capabilities=frozenset(record.capabilities),
+                capabilities=self._shared(frozenset(record.capabilities)),
                 filler=record.filler,
                 priority=record.priority,
                 estimate_micro_usd=record.estimate_micro_usd,
@@ -308,9 +313,15 @@ class Board:
         if record.state == COMPLETED:
             for name in self._dependants.pop(task_id, ()):
                 dependant = self.tasks[name]
-                dependant.unmet.discard(task_id)
+                dependant.unmet -= {task_id}
                 if not dependant.unmet:
                     self._refresh(name)
+
+    def _shared(self, capabilities: frozenset[str]) -> frozenset[str]:
+        # A set takes more room than the rest of a task's entry, and most tasks need what others need too.
+        if len(self._capabilities) >= _MAX_SHARED:
+            self._capabilities.clear()
+        return self._capabilities.setdefault(capabilities, capabilities)
 
     def _is_completed(self, task_id: str) -> bool:
         entry = self.tasks.get(task_id)

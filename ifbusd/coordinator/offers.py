@@ -50,7 +50,7 @@ class Entry:
     estimate_micro_usd: int
     blocker: str
     route: str
-    unmet: set[str]
+    unmet: frozenset[str]
     held: Held | None = None
     shown: str = ""
     is_queued: bool = False

@@ -470,6 +470,8 @@ class EmbeddedStore:
             if (0 if found is None else found.mod_revision) != expected:
                 succeeded = False
                 break
+        if not succeeded:
+            check_txn(txn)  # what is not done must be fit to be done all the same
         revision = self._revision + 1
         values: list[KeyValue | None] = []
         writes: dict[str, KeyValue | None] = {}

@@ -187,6 +187,7 @@ async def test_keyed_requests_go_on_after_a_failed_commit(tmp_path: Path) -> Non
             await world.it.create_task(
                 world.caller(key="k1", body="b"), "T", description="x" * 16_000, payload={"x": "x" * 24_000}
             )
+        await world.store.range("")  # returns when no thread works on the connection
         world.store._connection.execute("pragma max_page_count = 1073741823").fetchall()
         caller = world.caller(key="k1", body="b")
         first = await world.it.create_task(caller, "T")

@@ -27,7 +27,7 @@ def entry(n: int, needs: frozenset[str] = frozenset(), **more: Any) -> Entry:
         estimate_micro_usd=0,
         blocker="",
         route=more.pop("route", ""),
-        unmet=set(),
+        unmet=frozenset(),
         shown="ready",
     )
 
