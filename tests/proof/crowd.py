@@ -143,9 +143,9 @@ def rounds(directory: Path, seed: int, count: int) -> Iterator[tuple[Path, rando
             shutil.rmtree(place)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], *, patience_s: float = PATIENCE_S) -> None:
     """Return when it holds."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(POLL_S)

@@ -234,8 +234,7 @@ def _state(bus: Link, held: dict[Client, list[str]]) -> list[Any]:
     """All that a holder could change: its tasks, and everybody's money."""
     tasks = [bus.call("coordinator.get_task", task_id)["task"] for task_id in chain(*held.values())]
     for task in tasks:
-        for name in ("lease_left_ms", "clocks"):  # these go on
-            task.pop(name, None)
+        task.pop("lease_left_ms", None)
     return [tasks, bus.call("governor.get_budget_report")]
 
 

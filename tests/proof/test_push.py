@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from tests.proof import history
-from tests.proof.crowd import Client, Crowd, crowd, rounds, wait_until
+from tests.proof.crowd import PATIENCE_S, Client, Crowd, crowd, rounds, wait_until
 from tests.proof.history import Outcome
 from tests.proof.records import Proof
 from tests.proof.sizes import size
@@ -130,7 +130,7 @@ def _wait(readers: list[Reader], condition: Callable[[], bool]) -> None:
             reader.come()
         return condition()
 
-    wait_until(look)
+    wait_until(look, patience_s=PATIENCE_S + MOST_AWAY_S)
 
 
 def _sent(directory: Path, reader: str) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
