@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import gc
 import logging
 import os
 import sys
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Final
 
 from ifbus.connect import is_private, own_directory
 from ifbus.errors import ConfigInvalid, IfbusError
+from ifbus.version import VERSION
+from ifbusd.chassis.launch import Launched, launch
 
 if TYPE_CHECKING:
     from ifbusd.config import Config, DaemonConfig
@@ -41,19 +44,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     arguments = _parser().parse_args(argv)
     if arguments.version:
-        print(f"ifbusd {_version()}")
+        print(f"ifbusd {VERSION}")
         return STOPPED
     # A client's identity must not become the daemon's, nor that of what it starts (UX 4).
     for name in [name for name in os.environ if name.startswith("IFBUS_")]:
         del os.environ[name]
 
     try:
-        with _configuration(arguments) as config:
-            if arguments.check_config:
+        if arguments.check_config:
+            with _configuration(arguments) as config:
                 _check_group(config, arguments)
-                print(f"{arguments.config or 'defaults'}: ok")
-                return STOPPED
-            return _run(config, arguments)
+            print(f"{arguments.config or 'defaults'}: ok")
+            return STOPPED
+        # What is made while starting lives for good: `daemon.serve` lets the collector loose on what comes after.
+        gc.disable()
+        # Takes as long to get ready as the rest of us, so it goes first.
+        launched = launch()
+        try:
+            with _configuration(arguments) as config:
+                return _run(config, arguments, launched)
+        finally:
+            # Nothing where the daemon has done so; where it did not get that far, the zygote is not to complain.
+            launched.process.kill()
+            launched.process.wait()
     except KeyboardInterrupt:
         return STOPPED  # before the daemon listens to signals itself
     except Exception as error:
@@ -146,7 +159,7 @@ def _private_directory() -> Path:
     return path
 
 
-def _run(config: Config, arguments: argparse.Namespace) -> int:
+def _run(config: Config, arguments: argparse.Namespace, launched: Launched) -> int:
     from ifbusd import log
     from ifbusd.activation import inherited_listener
     from ifbusd.sdnotify import Notifier
@@ -176,7 +189,11 @@ def _run(config: Config, arguments: argparse.Namespace) -> int:
             )
 
     try:
-        trio.run(functools.partial(daemon.serve, config, listener=listener, notifier=notifier, on_ready=on_ready))
+        trio.run(
+            functools.partial(
+                daemon.serve, config, launched=launched, listener=listener, notifier=notifier, on_ready=on_ready
+            )
+        )
     except Exception:
         if is_ready:  # no matter of how it was started: one sentence is not enough to mend it
             logger.exception("the daemon failed")
@@ -191,7 +208,7 @@ def _show_ready(ready: Ready, arguments: argparse.Namespace) -> None:
     finding = f"export IFBUS_SOCKET={ready.socket}" if arguments.socket else "ifbus finds it"
     keeping = str(arguments.state) if arguments.state else "temporary (keep it: --state DIR)"
     lines = [
-        f'ifbusd {_version()} ready in {_age_s():.2f} s, Ctrl-C stops it        next: ifbus demo | ifbus task add "hello"',
+        f'ifbusd {VERSION} ready in {_age_s():.2f} s, Ctrl-C stops it        next: ifbus demo | ifbus task add "hello"',
         f"  socket {ready.socket} ({finding})     state {keeping}     sandbox {ready.sandbox}",
     ]
     # Nobody may be reading (`ifbusd --dev | head -1`); that is no reason to stop.
@@ -204,12 +221,6 @@ def _age_s() -> float:
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("ifbus")
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -6,12 +6,11 @@ A component's section is that component's own class, so each default stands in o
 
 from __future__ import annotations
 
-import difflib
 import grp
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 from attrs.validators import and_, ge, le
@@ -22,7 +21,10 @@ from ifbusd.coordinator.model import CoordinatorConfig
 from ifbusd.governor.model import Policy
 from ifbusd.rpc.limits import RpcLimits
 from ifbusd.store.config import EmbeddedConfig
-from ifbusd.toml_structure import KeyPath, Problem, lines_of_keys, parse, structure
+
+if TYPE_CHECKING:
+    # Where there is no file, a start goes without TOML and cattrs.
+    from ifbusd.toml_structure import KeyPath, Problem
 
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -136,6 +138,8 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
     base = defaults(environ)
     if path is None:
         return base
+    from ifbusd.toml_structure import parse, structure
+
     text = _read(path)
     try:
         document = parse(text)
@@ -174,6 +178,8 @@ def _read(path: Path) -> str:
 
 
 def _unknown_groups(config: Config, base: Config) -> list[Problem]:
+    from ifbusd.toml_structure import Problem
+
     # Only what differs from the defaults: those must load on a host without the default groups, too.
     known = _group_ids()
     named: list[tuple[KeyPath, str]] = []
@@ -189,6 +195,8 @@ def _unknown_groups(config: Config, base: Config) -> list[Problem]:
 
 
 def _nearest_group(name: str, known: Mapping[str, int]) -> str:
+    import difflib
+
     nearest = difflib.get_close_matches(name[:64], known, n=1)
     return f"; did you mean {nearest[0]}?" if nearest else f"; groupadd --system {name}" if name.isidentifier() else ""
 
@@ -198,6 +206,8 @@ def _group_ids() -> dict[str, int]:
 
 
 def _invalid(path: Path, text: str, problems: list[Problem]) -> ConfigInvalid:
+    from ifbusd.toml_structure import lines_of_keys
+
     lines = lines_of_keys(text)
 
     def where(problem: Problem) -> str:

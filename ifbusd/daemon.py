@@ -15,16 +15,16 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
-import landlockpy
 import trio
 
 from ifbus.errors import Unavailable
+from ifbus.version import VERSION
 from ifbusd.bus.local import LocalBus
+from ifbusd.chassis.launch import Launched
 from ifbusd.chassis.service import IFChassis
 from ifbusd.codec import pack
 from ifbusd.config import Config
@@ -75,6 +75,7 @@ class Ready:
 async def serve(
     config: Config,
     *,
+    launched: Launched,
     listener: socket.socket | None,
     notifier: Notifier,
     on_ready: Callable[[Ready], None],
@@ -82,6 +83,7 @@ async def serve(
     """Run the daemon until SIGTERM or SIGINT; requests under way then have the configured grace.
 
     Args:
+        launched: The zygote, started before anything else so that it gets ready meanwhile.
         listener: An inherited listening socket; without one the configured path is used, and removed at the end.
         on_ready: Called once clients are answered.
 
@@ -135,6 +137,7 @@ async def serve(
                 swarms=governor,
                 claims=claims,
                 now_ms=now_ms,
+                launched=launched,
             )
             await _start(stack, governor.run)
             await _start(stack, coordinator.run)  # offers tasks by what the governor knows
@@ -144,7 +147,7 @@ async def serve(
             where = str(config.daemon.socket) if listener is None else _name_of(listener)
             status = Status(
                 facts={
-                    "build": version("ifbus"),
+                    "build": VERSION,
                     "pid": os.getpid(),
                     "socket": where,
                     "state_dir": str(state_dir),
@@ -164,7 +167,7 @@ async def serve(
             )
             table = method_table(
                 daemon=DaemonMethods(
-                    build=version("ifbus"),
+                    build=VERSION,
                     pid=os.getpid(),
                     limits=config.rpc,
                     attention=attention,
@@ -202,18 +205,18 @@ async def serve(
                         await serving.start(server.run, listener)
                         if (interval_s := notifier.watchdog_interval_s()) is not None:
                             nursery.start_soon(_feed_watchdog, notifier, store, interval_s)
-                        # What was made so far lives as long as the daemon: looking through it again and again would hold
-                        # the loop up for milliseconds.
-                        gc.collect()
+                        # What was made so far lives as long as the daemon: looking through it, even once, would hold the
+                        # loop up for milliseconds, and nearly nothing of it is garbage.
                         gc.freeze()
                         # Requests leave little behind that reference counting does not take away; the default of 700 new
                         # objects means a look every few requests.
                         gc.set_threshold(20_000, 20, 20)
+                        gc.enable()
                         on_ready(
                             Ready(
                                 socket=where,
                                 state_dir=state_dir,
-                                sandbox=f"landlock {landlockpy.abi_version()}, seccomp, rlimits",
+                                sandbox=chassis.layers,
                             )
                         )
                         async for _ in signals:

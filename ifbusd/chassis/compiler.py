@@ -11,16 +11,14 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-import attrs
 import trio
 
 from ifbus.errors import CompileLimit, IfbusError, InvalidModule, Overloaded, Unavailable
 from ifbus.models import ServiceContract
 from ifbusd.chassis import cache, rules
-from ifbusd.chassis.engine import fingerprint
 from ifbusd.chassis.model import ChassisConfig, CompileProfile
+from ifbusd.chassis.orders import CompileOrder
 from ifbusd.chassis.processes import Exit, Worker
-from ifbusd.chassis.worker import CompileOrder
 
 T = TypeVar("T")
 
@@ -61,9 +59,16 @@ class Compiler:
         fork: Callable[[], Awaitable[Worker]],
         files: trio.CapacityLimiter,
         *,
+        engine: Callable[[], str],
         uid: int | None,
     ) -> None:
-        """`uid`: own user id of compiler processes, None for the daemon's; `files`: threads for blocking file work."""
+        """Wire it up.
+
+        Args:
+            files: Threads for blocking file work.
+            engine: Names what code is compiled for (`Zygote.engine`).
+            uid: Own user id of compiler processes, None for the daemon's.
+        """
         self._config = config
         self._cache = code_cache
         self._fork = fork
@@ -71,7 +76,7 @@ class Compiler:
         self._uid = uid
         self._turn = trio.Lock()
         self._in_use: dict[str, Code] = {}
-        self._engine = fingerprint()
+        self._engine = engine
         self.compilations = 0
         self.cache_hits = 0
         self.tampered = 0
@@ -178,14 +183,14 @@ class Compiler:
         answer = None
         try:
             with trio.move_on_after(profile.wall_s):
-                answer = await worker.order(["compile", *attrs.astuple(order)], [module, code])
+                answer = await worker.order(["compile", *order], [module, code])
         finally:
             ended = await worker.end()
         if answer != ["compiled"]:
             raise _failure(contract, profile, answer, ended)
 
     def _key(self, contract: ServiceContract) -> cache.CodeKey:
-        return cache.CodeKey(module_sha256=contract.module_sha256, kind=contract.kind, engine=self._engine)
+        return cache.CodeKey(module_sha256=contract.module_sha256, kind=contract.kind, engine=self._engine())
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(function, limiter=self._files)

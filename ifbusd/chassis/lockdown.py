@@ -11,9 +11,8 @@ import errno
 import os
 import resource
 import signal
-from typing import Final
+from typing import Final, NamedTuple
 
-import attrs
 import landlockpy
 import seccompy
 from seccompy import Action, ArgCmp, CmpOp, Filter
@@ -79,8 +78,7 @@ class LockdownError(Exception):
     """A layer could not be put up; the process must not run a guest."""
 
 
-@attrs.frozen(kw_only=True)
-class Limits:
+class Limits(NamedTuple):
     """Resource limits of one worker process, held by the kernel.
 
     Attributes:
@@ -104,6 +102,11 @@ def prepare() -> None:
     seccompy.supported()
     for build in (_code_filter, _serve_filter):
         build()
+
+
+def summary() -> str:
+    """The layers that every worker gets, in a person's words."""
+    return f"landlock {landlockpy.abi_version()}, seccomp, rlimits"
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from typing import Any, Final
 
@@ -19,8 +18,9 @@ import attrs
 import trio
 
 from ifbus.errors import Unavailable
+from ifbusd.chassis.launch import Launched, launch
 from ifbusd.chassis.messages import MAX_MESSAGE_BYTES, BrokenWorker, pack, unpack
-from ifbusd.chassis.zygote import FORK, READY
+from ifbusd.chassis.orders import FORK
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 # Python, wasmtime and one compilation: 0.15 s here; a busy small machine gets the rest.
@@ -29,8 +29,6 @@ _ZYGOTE_START_S: Final = 15.0
 _FORK_S: Final = 0.5
 # SIGKILL works within milliseconds unless the kernel itself is stuck.
 _END_S: Final = 5.0
-# All that a zygote may see of the daemon's environment: how to find its interpreter and libraries.
-_ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -71,14 +69,23 @@ class _Channel:
         else:
             self._raw.send(message)
 
-    async def receive(self) -> bytes:
-        """The next message; empty when the other side is gone."""
-        await trio.lowlevel.wait_readable(self._raw)
+    def receive_now(self) -> bytes | None:
+        """The next message if it is there, else None; empty when the other side is gone."""
         try:
             size = self._raw.recv_into(_buffer)
+        except BlockingIOError:
+            return None
         except ConnectionError:
             return b""
         return bytes(_buffer[:size])
+
+    async def receive(self) -> bytes:
+        """The next message; empty when the other side is gone."""
+        while True:
+            await trio.lowlevel.wait_readable(self._raw)
+            message = self.receive_now()
+            if message is not None:
+                return message
 
     def close(self) -> None:
         trio.lowlevel.notify_closing(self._raw)
@@ -116,6 +123,10 @@ class Worker:
             OSError: The worker is gone.
         """
         self._channel.send(message)
+
+    def receive_now(self) -> bytes | None:
+        """The next message if it is there, else None; empty when the worker is gone."""
+        return self._channel.receive_now()
 
     async def receive(self) -> bytes:
         """The next message; empty when the worker is gone."""
@@ -174,13 +185,19 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Zygote:
-    """A running zygote process. One fork at a time; `wait` returns when it has ended."""
+    """A running zygote process. One fork at a time; `wait` returns when it has ended.
+
+    Attributes:
+        engine: Names engine version, settings and machine: what its workers' code must have been compiled for.
+        layers: What its workers will lock themselves down with, for people.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
         self._process = process
         self._pidfd = os.pidfd_open(process.pid)
         self._channel = _Channel(channel)
         self._turn = trio.Lock()
+        self.engine = self.layers = ""
 
     @property
     def pid(self) -> int:
@@ -188,35 +205,22 @@ class Zygote:
         return self._process.pid
 
     @classmethod
-    async def start(cls) -> Zygote:
-        """Start one and wait until it is ready.
+    async def start(cls, launched: Launched | None = None) -> Zygote:
+        """Start one, unless one was launched before, and wait until it is ready.
 
         Raises:
             Unavailable: It ended or did not get ready in time; the reason is on standard error.
         """
-        ours, theirs = _pair()
-        with theirs:
-            environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-            # From this very thread, for 2 ms: the zygote dies with the *thread* that started it, and trio's own
-            # open_process starts children from a thread that goes away.
-            try:
-                process = subprocess.Popen(  # noqa: ASYNC220
-                    [sys.executable, "-I", "-m", "ifbusd.chassis.zygote", str(theirs.fileno()), str(os.getpid())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env=environment,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                    cwd="/",
-                )
-            except OSError as error:
-                ours.close()
-                raise Unavailable(f"cannot start the sandbox zygote: {error.strerror}") from error
-        zygote = cls(process, ours)
+        try:
+            zygote = cls(*(launched or launch()))
+        except OSError as error:
+            raise Unavailable(f"cannot start the sandbox zygote: {error.strerror}") from error
         try:
             with trio.fail_after(_ZYGOTE_START_S):
-                if await zygote._channel.receive() != READY:
-                    raise Unavailable("cannot start the sandbox zygote: it ended at once, see the daemon's log")
+                ready = await zygote._channel.receive()
+            if not ready:
+                raise Unavailable("cannot start the sandbox zygote: it ended at once, see the daemon's log")
+            zygote.engine, zygote.layers = unpack(ready)
         except BaseException as error:
             await zygote.end()
             if isinstance(error, trio.TooSlowError):

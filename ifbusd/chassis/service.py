@@ -23,11 +23,12 @@ from ifbusd.chassis.blobs import Blobs, Upload
 from ifbusd.chassis.cache import CodeCache, load_or_make_key
 from ifbusd.chassis.compiler import FILE_THREADS, Code, Compiler
 from ifbusd.chassis.interface import ClaimDirectory, SwarmDirectory
+from ifbusd.chassis.launch import Launched
 from ifbusd.chassis.model import ChassisConfig, ChassisStatistics, LoadedModule, SandboxReport
+from ifbusd.chassis.orders import ServeOrder
 from ifbusd.chassis.processes import Worker, become_subreaper
 from ifbusd.chassis.sandbox import Ready, Sandbox
 from ifbusd.chassis.supervisor import Supervisor
-from ifbusd.chassis.worker import ServeOrder
 from ifbusd.codec import how_many_fit, unpack
 from ifbusd.identity import Caller
 from ifbusd.operation import Operations, Tx
@@ -63,7 +64,13 @@ class IFChassis:
         swarms: SwarmDirectory,
         claims: ClaimDirectory,
         now_ms: Callable[[], int],
+        launched: Launched | None = None,
     ) -> None:
+        """Wire it up.
+
+        Args:
+            launched: The first zygote, if it is getting ready already.
+        """
         self._config = config
         self._state_dir = state_dir
         self._store = store
@@ -76,7 +83,7 @@ class IFChassis:
         self._blobs = Blobs(
             state_dir / "blobs", bytes_per_uid=config.blob_bytes_per_uid, bytes_in_all=config.blob_bytes
         )
-        self._supervisor = Supervisor(random.random)
+        self._supervisor = Supervisor(random.random, launched)
         self._compiler: Compiler | None = None
         self._sandboxes: dict[tuple[str, str], Sandbox] = {}
         # Replaced while somebody may still use them; the watch ends their processes.
@@ -112,6 +119,11 @@ class IFChassis:
                         await sandbox.kill()
             assert self._disk_failure is not None
             raise self._disk_failure
+
+    @property
+    def layers(self) -> str:
+        """What will lock every sandbox down, for people; empty before `run` has started."""
+        return self._supervisor.layers
 
     # --- methods ---------------------------------------------------------------------------------------
 
@@ -379,7 +391,7 @@ class IFChassis:
             )
             answer: list[Any] | None = None
             with trio.move_on_after(_LOAD_S):
-                answer = await worker.order(["serve", *attrs.astuple(order)], [code.descriptor])
+                answer = await worker.order(["serve", *order], [code.descriptor])
             match answer:
                 case ["ready", [*layers]]:
                     base_bytes = worker.private_bytes()
@@ -438,6 +450,7 @@ class IFChassis:
             await self._in_thread(open_),
             self._supervisor.fork,
             self._files,
+            engine=lambda: self._supervisor.engine,
             uid=self._take_uid(),
         )
 

@@ -10,6 +10,7 @@ import trio
 
 from ifbus.errors import Unavailable
 from ifbusd.chassis import rules
+from ifbusd.chassis.launch import Launched
 from ifbusd.chassis.processes import Worker, Zygote
 
 _log = logging.getLogger(__name__)
@@ -21,13 +22,27 @@ _WAIT_FOR_ZYGOTE_S: Final = 2.0
 
 
 class Supervisor:
-    """Owns the zygote. The mutable state is which one is ready, if any."""
+    """Owns the zygote. The mutable state is which one is ready, if any.
 
-    def __init__(self, chance: Callable[[], float]) -> None:
+    Attributes:
+        restarts: Times that a zygote ended.
+        engine, layers: As the last zygote has them (`Zygote`); empty until the first is ready.
+    """
+
+    def __init__(self, chance: Callable[[], float], launched: Launched | None = None) -> None:
+        """Wire it up.
+
+        Args:
+            chance: A random number of 0 to 1, for backoffs.
+            launched: The first zygote, if it is getting ready already.
+        """
         self._chance = chance
+        self._launched = launched
         self._zygote: Zygote | None = None
         self._ready = trio.Event()
         self.restarts = 0
+        self.engine = ""
+        self.layers = ""
 
     @property
     def zygote_pid(self) -> int | None:
@@ -36,13 +51,15 @@ class Supervisor:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; started once the first zygote is ready. Raises `Unavailable` if the first never gets so."""
-        zygote = await Zygote.start()
+        launched, self._launched = self._launched, None
+        zygote = await Zygote.start(launched)
         task_status.started()
         failures = 0
         while True:
             began = trio.current_time()
             try:
                 self._zygote = zygote
+                self.engine, self.layers = zygote.engine, zygote.layers
                 self._ready.set()
                 await zygote.wait()
             finally:

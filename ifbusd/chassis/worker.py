@@ -6,59 +6,21 @@ outlives the zygote. Orders are arrays: ``["serve", ...]`` with the sealed code,
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 from typing import Any, Final, NoReturn
 
-import attrs
 import wasmtime
 from wasmtime import component
 
 from ifbusd.chassis import guest, lockdown
 from ifbusd.chassis.engine import make_engine
 from ifbusd.chassis.messages import MAX_MESSAGE_BYTES, clip, pack, unpack
+from ifbusd.chassis.orders import CompileOrder, ServeOrder
 
 # Interpreter, wasmtime and our buffers, on top of what a guest may have (FACTS 3: 24 MiB is enough, 8 is not).
 HOST_DATA_BYTES: Final = 64 << 20
 _READ_BYTES: Final = 1 << 20
-
-
-@attrs.frozen(kw_only=True)
-class ServeOrder:
-    """Load the code that comes with this, lock down, then answer executions.
-
-    Attributes:
-        daemon_pid: Whom to die with.
-        cpu_s: Processor seconds after which the kernel ends the worker.
-        uid: Own user id, or None to keep the daemon's.
-    """
-
-    kind: str
-    export: str
-    memory_bytes: int
-    output_bytes: int
-    cpu_s: int
-    uid: int | None
-    daemon_pid: int
-
-
-@attrs.frozen(kw_only=True)
-class CompileOrder:
-    """Compile the module in the first descriptor that comes with this into the second, then end.
-
-    Attributes:
-        cpu_s, data_bytes, code_bytes: Limits on processor time, memory and the result.
-        parallel: Whether it may start threads.
-    """
-
-    kind: str
-    cpu_s: int
-    data_bytes: int
-    code_bytes: int
-    parallel: bool
-    uid: int | None
-    daemon_pid: int
 
 
 def main(channel: socket.socket, engine: wasmtime.Engine) -> NoReturn:
@@ -70,11 +32,9 @@ def main(channel: socket.socket, engine: wasmtime.Engine) -> NoReturn:
         if data:
             role, *fields = unpack(data)
             if role == "serve":
-                order = ServeOrder(**dict(zip(attrs.fields_dict(ServeOrder), fields, strict=True)))
-                _serve(channel, engine, order, *descriptors)
+                _serve(channel, engine, ServeOrder(*fields), *descriptors)
             else:
-                compile_order = CompileOrder(**dict(zip(attrs.fields_dict(CompileOrder), fields, strict=True)))
-                _compile(channel, compile_order, *descriptors)
+                _compile(channel, CompileOrder(*fields), *descriptors)
         status = 0
     finally:
         # No exit handlers, no flushing of buffers that belong to the zygote.
@@ -166,9 +126,3 @@ def _compile(channel: socket.socket, order: CompileOrder, module: int, output: i
 
 def _send(channel: socket.socket, message: list[Any]) -> None:
     channel.send(pack(message))
-
-
-def tidy() -> None:
-    """Called in the zygote: what lives now is shared by all workers and need not be looked at by their collectors."""
-    gc.collect()
-    gc.freeze()

@@ -7,6 +7,7 @@ and does not notice when the zygote goes.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -14,22 +15,24 @@ import sys
 import wasmtime
 
 from ifbusd.chassis import lockdown, worker
-from ifbusd.chassis.engine import make_engine
+from ifbusd.chassis.engine import fingerprint, make_engine
 from ifbusd.chassis.messages import pack
-
-READY = b"ready"
-FORK = b"fork"
+from ifbusd.chassis.orders import FORK
 
 
 def main(descriptor: int, daemon_pid: int) -> None:
-    """Serve fork requests on the socket `descriptor` until the daemon closes it or ends."""
+    """Serve fork requests on the socket `descriptor` until the daemon closes it or ends.
+
+    Its first message says what it has: for which engine code must be compiled, and what locks a worker down.
+    """
     lockdown.die_with_parent(daemon_pid)
     channel = socket.socket(fileno=descriptor)
     engine = make_engine()
     _warm_up(engine)
     lockdown.prepare()
-    worker.tidy()
-    channel.send(READY)
+    # What lives now is shared by all workers and need not be looked at by their collectors.
+    gc.freeze()
+    channel.send(pack([fingerprint(), lockdown.summary()]))
     while True:
         request, descriptors, _, _ = socket.recv_fds(channel, len(FORK), 1)
         if not request:
