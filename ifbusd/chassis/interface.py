@@ -85,7 +85,7 @@ class Chassis(Protocol):
         task_id: str | None = None,
         token: int | None = None,
     ) -> dict[str, Any]:
-        """Run a loaded module once; the execution is on record when this returns.
+        """Run a loaded module once; that it was admitted is on record when this returns, and its end if that lasted or failed.
 
         Args:
             input: For ``core`` ``{"args": [numbers]}``, else any JSON value.
@@ -101,7 +101,7 @@ class Chassis(Protocol):
             guest_failed: It trapped, failed, or gave no JSON; ``data["stderr"]`` has the start of what it said.
             invalid_params: The input does not fit.
             not_found, permission_denied, not_owner, stale_token: Swarm, module or claim.
-            breaker_tripped: The swarm is stopped; also if that happened while it ran.
+            breaker_tripped: The swarm is stopped; also if that happened while it ran, for more than a millisecond.
             overloaded, unavailable: Try again.
         """
         ...

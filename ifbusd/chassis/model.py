@@ -102,6 +102,11 @@ class LoadedModule:
     uid: int
     loaded_at_ms: int
 
+    @property
+    def sha256(self) -> str:
+        """Content address of its bytes."""
+        return self.contract.module_sha256
+
     def to_record(self) -> dict[str, Any]:
         """Plain values for the store."""
         return {"contract": self.contract.to_wire(), "uid": self.uid, "loaded_at_ms": self.loaded_at_ms}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import time
 from collections import deque
@@ -31,7 +32,7 @@ _SAMPLES: Final = 256
 _SLICE_S: Final = 0.02
 # What a worker may have beyond its start and its guest's memory before it is killed; the kernel's own limit is above.
 MEMORY_MARGIN_BYTES: Final = 32 << 20
-# Processor time that an idle worker may use without reason: waking up, being looked at.
+# Processor time that a worker may use between two executions: the instance made ahead takes 5 ms at most.
 _IDLE_CPU_US: Final = 50_000
 
 
@@ -52,13 +53,36 @@ class Ready:
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """A successful execution."""
+    """A successful execution.
+
+    Attributes:
+        cpu_us: Processor time, that of making its instance included.
+        waited: Whether its answer was not there yet when it was asked for.
+    """
 
     output: Any
     wall_us: int
     cpu_us: int
     memory_bytes: int
     sandbox: str
+    waited: bool
+
+
+@attrs.define(kw_only=True, eq=False)
+class Begun:
+    """An execution between `Sandbox.begin` and `finish` or `abandon`.
+
+    Attributes:
+        number: What its worker calls it, 0 while it has none.
+        deadline: When the worker is killed, by trio's clock.
+        warmth: Whether a live worker took it.
+    """
+
+    text: bytes
+    began_us: int
+    number: int = 0
+    deadline: float = math.inf
+    warmth: str = "cold"
 
 
 class Sandbox:
@@ -75,9 +99,13 @@ class Sandbox:
         self._turn = trio.Lock()
         self._waiting = 0
         self._ready: Ready | None = None
-        self._idle_cpu_us = 0
-        self._execution = 0
+        # What the worker had used by the end of its last execution: from there on it works for the next one.
+        self._used_us = 0
+        self._number = 0
+        # What the worker runs while nobody waits for its answer.
+        self._unwatched: Begun | None = None
         limits = module.contract.limits
+        self._is_throttled = limits.cpu_percent < 100
         now_us = _now_us()
         self._calls = rules.Bucket.full(rate_per_s=limits.calls_per_s, capacity=limits.calls_per_s, now_us=now_us)
         share = limits.cpu_percent * 10_000  # us of processor per second
@@ -116,10 +144,34 @@ class Sandbox:
             await self._worker()
 
     async def execute(self, text: bytes) -> Run:
-        """Run the module once on JSON text.
+        """`begin` and `finish` in one."""
+        return await self.finish(self.begin(text))
+
+    def begin(self, text: bytes) -> Begun:
+        """Give an execution to the worker at once, if there is one and nothing stands before it; else `finish` does.
+
+        Whoever begins one must `finish` or `abandon` it, in the same task.
 
         Raises:
-            LimitExceeded: `data["limit"]` is ``calls_per_s``, ``wall_ms``, ``cpu_ms``, ``memory_bytes`` or ``output_bytes``.
+            LimitExceeded: `data["limit"]` is ``calls_per_s``.
+        """
+        self._take_call()
+        begun = Begun(text=text, began_us=_now_us())
+        if not self._turn.locked() and self._ready is not None and not self._must_wait(self._ready.worker):
+            self._turn.acquire_nowait()
+            try:
+                self._send(self._ready, begun, "warm")
+            except OSError:  # it is just ending: `finish` starts another one
+                self._turn.release()
+            else:
+                self._unwatched = begun
+        return begun
+
+    async def finish(self, begun: Begun) -> Run:
+        """The end of an execution that was begun.
+
+        Raises:
+            LimitExceeded: `data["limit"]` is ``wall_ms``, ``cpu_ms``, ``memory_bytes`` or ``output_bytes``.
             GuestFailed: It trapped, failed, or gave no JSON.
             InvalidParams: The input does not fit the export.
             Overloaded: Too many wait for this sandbox, or all sandboxes are busy.
@@ -127,23 +179,40 @@ class Sandbox:
 
         Cancelled: the guest is killed; it had no effect, because it can have none.
         """
-        self._take_call()
-        began_us = _now_us()
-        await self._take_turn()
+        if begun is self._unwatched:
+            self._unwatched = None
+        if not begun.number:
+            await self._take_turn()
         try:
-            warmth = "warm" if self._ready is not None else "cold"
-            ready = await self._worker()
-            outcome, cpu_us = await self._exchange(ready, text)
+            if not begun.number:
+                await self._give(begun)
+            outcome, cpu_us, waited = await self._answer(begun)
             output = self._result(outcome)
         except IfbusError as error:
             if isinstance(error, GuestFailed | LimitExceeded):
-                self._sample(False, began_us)
+                self._sample(False, begun.began_us)
             raise
         finally:
             self.used_at = trio.current_time()
             self._turn.release()
-        wall_us = self._sample(True, began_us)
-        return Run(output=output, wall_us=wall_us, cpu_us=cpu_us, memory_bytes=outcome.memory_bytes, sandbox=warmth)
+        return Run(
+            output=output,
+            wall_us=self._sample(True, begun.began_us),
+            cpu_us=cpu_us,
+            memory_bytes=outcome.memory_bytes,
+            sandbox=begun.warmth,
+            waited=waited,
+        )
+
+    async def abandon(self, begun: Begun) -> None:
+        """Give up an execution that was begun: its guest is killed."""
+        if begun is self._unwatched:
+            self._unwatched = None
+        if begun.number:
+            try:
+                await self._end()
+            finally:
+                self._turn.release()
 
     async def cool(self) -> None:
         """End the worker, if there is one, after what it is doing."""
@@ -157,7 +226,9 @@ class Sandbox:
         await self.cool()
 
     async def inspect(self) -> None:
-        """Look at an idle worker: a process that died, grew or ran without being asked goes."""
+        """Look at a worker that nobody waits for: one that is over its time, died, grew or ran without being asked goes."""
+        if self._unwatched is not None and self._ready is not None and trio.current_time() > self._unwatched.deadline:
+            self._ready.worker.signal(signal.SIGKILL)  # whoever began it is held up; `finish` says why it ended
         if self._turn.locked():
             return
         async with self._turn:
@@ -167,7 +238,7 @@ class Sandbox:
             worker = ready.worker
             if not worker.is_alive():
                 reason = "ended"
-            elif worker.cpu_us() - self._idle_cpu_us > _IDLE_CPU_US:
+            elif worker.cpu_us() - self._used_us > _IDLE_CPU_US:
                 reason = "ran without being asked"
             elif worker.private_bytes() > self._memory_bound(ready):
                 reason = "grew without being asked"
@@ -228,53 +299,85 @@ class Sandbox:
         if self._ready is not None and not self._ready.worker.is_alive():
             ended = await self._end()
             _log.warning("chassis.sandbox_ended", extra={"swarm": self.swarm_id, "signal": _name(ended)})
-        elif self._ready is not None and self._cpu_used_up(self._ready.worker):
+        elif self._ready is not None and self._is_worn:
             await self._end()
         if self._ready is None:
             self._ready = await self._start(self)
-            self._idle_cpu_us = self._ready.worker.cpu_us()
+            self._used_us = self._ready.worker.cpu_us()
         return self._ready
 
-    def _cpu_used_up(self, worker: Worker) -> bool:
+    @property
+    def _is_worn(self) -> bool:
         """Whether the kernel's fence might end the next execution before its wall clock does."""
-        return worker.cpu_us() > self.cpu_fence_s * 1_000_000 - self.module.contract.limits.wall_ms * 1000
+        return self._used_us > self.cpu_fence_s * 1_000_000 - self.module.contract.limits.wall_ms * 1000
 
-    async def _exchange(self, ready: Ready, text: bytes) -> tuple[Outcome, int]:
-        worker, limits = ready.worker, self.module.contract.limits
+    def _must_wait(self, worker: Worker) -> bool:
+        """Whether something has to be done before the worker takes the next execution."""
+        return self._is_worn or not worker.is_alive() or self._debt_us() > 0
+
+    async def _give(self, begun: Begun) -> None:
+        warmth = "warm" if self._ready is not None else "cold"
+        ready = await self._worker()
         try:
-            await self._pay_cpu_debt(0)
-            before_us = worker.cpu_us()
-            self._execution += 1
-            deadline = trio.current_time() + limits.wall_ms / 1000
-            answer: bytes | None = None
-            with trio.CancelScope(deadline=min(deadline, trio.current_time() + _SLICE_S)):
-                worker.send(pack([self._execution, text]))
-                answer = await worker.receive()
+            if debt_us := self._debt_us():
+                await trio.sleep(debt_us / 1_000_000)
+            self._send(ready, begun, warmth)
+        except OSError:
+            raise self._death(await self._end()) from None
+        except BaseException:
+            await self._end()
+            raise
+
+    def _send(self, ready: Ready, begun: Begun, warmth: str) -> None:
+        ready.worker.send(pack([self._number + 1, begun.text]))
+        self._number += 1
+        begun.number = self._number
+        begun.deadline = trio.current_time() + self.module.contract.limits.wall_ms / 1000
+        begun.warmth = warmth
+
+    async def _answer(self, begun: Begun) -> tuple[Outcome, int, bool]:
+        """What the worker answers, the processor time that it took, and whether that had to be waited for."""
+        ready = self._ready
+        assert ready is not None  # from `_send` on the turn is ours
+        worker, before_us = ready.worker, self._used_us
+        try:
+            answer = worker.receive_now()
+            waited = answer is None
             if answer is None:
-                answer = await self._watch(ready, deadline, before_us)
-            elif answer:
-                self._cpu, _ = rules.charge(self._cpu, _now_us(), worker.cpu_us() - before_us)
+                with trio.CancelScope(deadline=min(begun.deadline, trio.current_time() + _SLICE_S)):
+                    answer = await worker.receive()
+            if answer is None or (not answer and trio.current_time() > begun.deadline):
+                answer = await self._watch(ready, begun.deadline)
             if answer:
-                outcome = unpack_outcome(answer, self._execution)
-                self._idle_cpu_us = worker.cpu_us()
+                outcome = unpack_outcome(answer, begun.number)
+                self._charge(worker)
                 if outcome.status == "memory":
                     await self._end()  # out of memory, the process is not to be trusted with the next one
-                return outcome, self._idle_cpu_us - before_us
+                return outcome, self._used_us - before_us, waited
         except BrokenWorker as error:
             await self._end()
             _log.error("chassis.broken_worker", extra={"swarm": self.swarm_id, "reason": str(error)})
-            raise _failed(f"stopped the module: its sandbox broke the protocol ({error})") from error
-        except OSError:
-            answer = b""
+            raise GuestFailed(f"stopped the module: its sandbox broke the protocol ({error})") from error
         except BaseException:
             await self._end()
             raise
         raise self._death(await self._end())
 
-    async def _watch(self, ready: Ready, deadline: float, before_us: int) -> bytes:
+    def _charge(self, worker: Worker) -> int:
+        """Charge for what the worker used since the last time; how long in us it must rest then."""
+        before_us, self._used_us = self._used_us, worker.cpu_us()
+        if not self._is_throttled:
+            return 0
+        self._cpu, wait_us = rules.charge(self._cpu, _now_us(), self._used_us - before_us)
+        return wait_us
+
+    def _debt_us(self) -> int:
+        """How long in us until the processor time that was used is paid for."""
+        return rules.charge(self._cpu, _now_us(), 0)[1] if self._is_throttled else 0
+
+    async def _watch(self, ready: Ready, deadline: float) -> bytes:
         """The answer of an execution that takes its time, looked at every 20 ms; empty when the worker died."""
         worker, limits = ready.worker, self.module.contract.limits
-        charged_us = before_us
         while (now := trio.current_time()) < deadline:
             private = worker.private_bytes()
             if private > self._memory_bound(ready):
@@ -284,21 +387,14 @@ class Sandbox:
                     limits.memory_bytes,
                     f"stopped the module: its sandbox holds more than its {limits.memory_bytes} bytes of memory",
                 )
-            used_us = worker.cpu_us()
-            self._cpu, wait_us = rules.charge(self._cpu, _now_us(), used_us - charged_us)
-            charged_us = used_us
-            if wait_us and limits.cpu_percent < 100:
+            if wait_us := self._charge(worker):
                 worker.signal(signal.SIGSTOP)
                 try:
                     await trio.sleep_until(min(deadline, now + wait_us / 1_000_000))
                 finally:
                     worker.signal(signal.SIGCONT)
-            answer: bytes | None = None
             with trio.CancelScope(deadline=min(deadline, trio.current_time() + _SLICE_S)):
-                answer = await worker.receive()
-            if answer is not None:
-                self._cpu, _ = rules.charge(self._cpu, _now_us(), worker.cpu_us() - charged_us)
-                return answer
+                return await worker.receive()
         raise rules.exceeded(
             "wall_ms",
             limits.wall_ms,
@@ -307,26 +403,22 @@ class Sandbox:
             [{"by": "self", "what": "load it with a higher wall_ms", "call": "chassis.load_swarm"}],
         )
 
-    async def _pay_cpu_debt(self, used_us: int) -> None:
-        if self.module.contract.limits.cpu_percent < 100:
-            self._cpu, wait_us = rules.charge(self._cpu, _now_us(), used_us)
-            if wait_us:
-                await trio.sleep(wait_us / 1_000_000)
-
     def _result(self, outcome: Outcome) -> Any:
         if outcome.status != "ok":
             raise rules.failure(
                 self.module.contract, outcome.status, outcome.message, outcome.output, outcome.memory_bytes
             )
         if len(outcome.output) > self.module.contract.limits.output_bytes:
-            raise _failed("stopped the module: its sandbox broke its output limit")
+            raise GuestFailed("stopped the module: its sandbox broke its output limit")
         try:
-            value = json.loads(outcome.output, parse_constant=_refuse_constant)
+            value = _decode(outcome.output.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise _failed(f"the module gave no JSON: {error}", output_bytes=len(outcome.output)) from error
+            raise GuestFailed(
+                f"the module gave no JSON: {error}", data={"output_bytes": len(outcome.output)}
+            ) from error
         why = rules.check_output(value)
         if why is not None:
-            raise _failed(f"the module gave {why}, which no answer can carry")
+            raise GuestFailed(f"the module gave {why}, which no answer can carry")
         return value
 
     def _death(self, ended: Exit | None) -> IfbusError:
@@ -335,17 +427,13 @@ class Sandbox:
         if killer is signal.SIGXCPU:
             used_ms = ended.cpu_us // 1000 if ended is not None else 0
             return rules.exceeded(
-                "cpu_ms",
-                used_ms,
-                limits.wall_ms,
-                "stopped the module: its sandbox used up its processor time",
-                [{"by": "self", "what": "load it with a higher wall_ms", "call": "chassis.load_swarm"}],
+                "cpu_ms", used_ms, limits.wall_ms, "stopped the module: its sandbox used up its processor time"
             )
         _log.error("chassis.sandbox_died", extra={"swarm": self.swarm_id, "signal": _name(ended)})
         if killer is signal.SIGSYS:
             # The abort of a process that is out of memory is such a call, too.
-            return _failed("stopped the module: its sandbox made a forbidden system call, or ran out of memory")
-        return _failed(f"the module's sandbox ended while it ran ({_name(ended)})")
+            return GuestFailed("stopped the module: its sandbox made a forbidden system call, or ran out of memory")
+        return GuestFailed(f"the module's sandbox ended while it ran ({_name(ended)})")
 
     def _memory_bound(self, ready: Ready) -> int:
         return ready.base_bytes + self.module.contract.limits.memory_bytes + MEMORY_MARGIN_BYTES
@@ -367,10 +455,6 @@ class Sandbox:
         return wall_us
 
 
-def _failed(message: str, **figures: int) -> GuestFailed:
-    return GuestFailed(message, data=figures, would_change=[{"by": "self", "what": "another input or module"}])
-
-
 def _name(ended: Exit | None) -> str:
     if ended is None:
         return "unknown"
@@ -383,3 +467,6 @@ def _now_us() -> int:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+_decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode

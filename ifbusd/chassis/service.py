@@ -8,7 +8,7 @@ import logging
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,7 +16,16 @@ from typing import Any, Final, TypeVar
 import attrs
 import trio
 
-from ifbus.errors import IfbusError, InvalidModule, InvalidParams, LimitExceeded, NotFound, Overloaded, Unavailable
+from ifbus.errors import (
+    IfbusError,
+    InvalidModule,
+    InvalidParams,
+    LimitExceeded,
+    Momentary,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from ifbus.models import Execution, ServiceContract, check_identifier
 from ifbusd.chassis import rules
 from ifbusd.chassis.blobs import Blobs, Upload
@@ -27,7 +36,7 @@ from ifbusd.chassis.launch import Launched
 from ifbusd.chassis.model import ChassisConfig, ChassisStatistics, LoadedModule, SandboxReport
 from ifbusd.chassis.orders import ServeOrder
 from ifbusd.chassis.processes import Worker, become_subreaper
-from ifbusd.chassis.sandbox import Ready, Sandbox
+from ifbusd.chassis.sandbox import Begun, Ready, Run, Sandbox
 from ifbusd.chassis.supervisor import Supervisor
 from ifbusd.codec import how_many_fit, unpack
 from ifbusd.identity import Caller
@@ -45,6 +54,9 @@ _INSPECT_S: Final = 0.25
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 # modules/<swarm>: the swarm's loaded modules, a list of `LoadedModule` records.
 _PREFIX: Final = "modules/"
+_EXECUTE: Final = "chassis.execute_task"
+# An execution that began and ended within this is over with its admission: what happened meanwhile may have happened after.
+_BRIEF_US: Final = 1_000
 
 
 class IFChassis:
@@ -161,7 +173,8 @@ class IFChassis:
             modules = _read(tx, swarm_id)
             sha256 = wanted.module_sha256
             tx.detail = {"module": sha256, "kind": wanted.kind}
-            if sha256 not in modules and len(modules) >= self._config.max_modules:
+            before = next((loaded for loaded in modules if loaded.sha256 == sha256), None)
+            if before is None and len(modules) >= self._config.max_modules:
                 raise rules.exceeded(
                     "modules",
                     len(modules) + 1,
@@ -169,20 +182,18 @@ class IFChassis:
                     f"cannot load another module for {swarm_id}: {len(modules)} are loaded",
                     [{"by": "self", "what": "unload one", "call": "chassis.unload_swarm"}],
                 )
-            before = modules.get(sha256)
             if before is not None and before.contract == wanted and before.uid == caller.uid:
-                loaded = self._sandbox(swarm_id, before)
-                if sandbox not in (None, loaded):  # somebody else loaded the same meanwhile
+                installed = self._sandbox(swarm_id, before)
+                if sandbox not in (None, installed):  # somebody else loaded the same meanwhile
                     self._retired.append(sandbox)
-                sandbox = loaded
+                sandbox = installed
             elif sandbox is None:
                 sandbox = self._new_sandbox(swarm_id, module)
             if not sandbox.is_warm:
                 tx.obtain(f"warm {id(sandbox)}", partial(self._warm_up, caller, wanted, sandbox))
             if sandbox.module != before:
                 # The last one loaded stands last: it is the default of `execute_task`.
-                modules.pop(sha256, None)
-                _write(tx, swarm_id, {**modules, sha256: module})
+                _write(tx, swarm_id, [*(loaded for loaded in modules if loaded is not before), module])
             return {"swarm_id": swarm_id, "module_sha256": sha256, "kind": wanted.kind, "layers": list(sandbox.layers)}
 
         try:
@@ -211,27 +222,75 @@ class IFChassis:
         if (task_id is None) != (token is None):
             raise InvalidParams("cannot execute for a claim: task_id and token go together", data={"param": "token"})
 
-        def execute(tx: Tx) -> dict[str, Any]:
+        def decide(tx: Tx) -> Sandbox:
             self._swarms.require_owner(tx, caller, swarm_id)
             self._swarms.require_running(tx, swarm_id)
             if task_id is not None and token is not None:
                 self._claims.require_holder(tx, task_id, swarm_id, token)
             module = _choose(swarm_id, _read(tx, swarm_id), module_sha256)
-            tx.detail = {"module": module.contract.module_sha256}
+            tx.detail = {"module": module.sha256}
             if task_id is not None:
                 tx.detail |= {"task_id": task_id, "token": token}
-            run = tx.obtain("run", lambda: self._sandbox(swarm_id, module).execute(text))
-            tx.detail |= {"wall_us": run.wall_us, "cpu_us": run.cpu_us}
-            execution = Execution(
-                output=run.output,
-                wall_us=run.wall_us,
-                cpu_us=run.cpu_us,
-                memory_bytes=run.memory_bytes,
-                sandbox=run.sandbox,
-            )
-            return {**execution.to_wire(), "output": run.output}  # also where it is null
+            return self._sandbox(swarm_id, module)
 
-        return await self._operations.run(caller, "chassis.execute_task", swarm_id, execute)
+        if caller.idempotency_key is not None:
+            return await self._execute_once(caller, swarm_id, text, decide)
+        return await self._execute_at_once(caller, swarm_id, text, decide)
+
+    async def _execute_at_once(
+        self, caller: Caller, swarm_id: str, text: bytes, decide: Callable[[Tx], Sandbox]
+    ) -> dict[str, Any]:
+        """Run while the admission is made durable (ADR 0017): the answer waits for both.
+
+        An end that comes later than that, and is not brief, is decided once more and has an entry of its own; so has a failure.
+        """
+        started: tuple[Sandbox, Begun] | None = None
+
+        def admit(tx: Tx) -> dict[str, Any]:
+            nonlocal started
+            sandbox = decide(tx)
+            # Decided anew after a lost race, the execution itself is not repeated.
+            started = started or (sandbox, sandbox.begin(text))
+            return {}
+
+        try:
+            admitted = await self._operations.run(caller, _EXECUTE, swarm_id, admit)
+        except BaseException:
+            if started is not None:
+                sandbox, begun = started
+                await sandbox.abandon(begun)
+            raise
+        assert started is not None  # by the decision that was committed
+        sandbox, begun = started
+        try:
+            run = await sandbox.finish(begun)
+        except Momentary:
+            raise
+        except IfbusError as failure:
+            await self._operations.witness_refusal(caller, _EXECUTE, swarm_id, failure)
+            raise
+        if not run.waited or run.wall_us < _BRIEF_US:
+            return {**_answer(run), "receipt": admitted["receipt"]}
+
+        def end(tx: Tx) -> dict[str, Any]:
+            decide(tx)
+            tx.detail |= {"admitted": admitted["receipt"]["seq"], "wall_us": run.wall_us, "cpu_us": run.cpu_us}
+            return _answer(run)
+
+        return await self._operations.run(caller, _EXECUTE, swarm_id, end)
+
+    async def _execute_once(
+        self, caller: Caller, swarm_id: str, text: bytes, decide: Callable[[Tx], Sandbox]
+    ) -> dict[str, Any]:
+        """Run, then put the end on record together with the answer that a repetition gets."""
+
+        def execute(tx: Tx) -> dict[str, Any]:
+            sandbox = decide(tx)
+            run = tx.obtain("run", lambda: sandbox.execute(text))
+            tx.detail |= {"wall_us": run.wall_us, "cpu_us": run.cpu_us}
+            return _answer(run)
+
+        return await self._operations.run(caller, _EXECUTE, swarm_id, execute)
 
     async def unload_swarm(self, caller: Caller, swarm_id: str, *, module_sha256: str | None = None) -> dict[str, Any]:
         """See `interface.Chassis.unload_swarm`."""
@@ -239,10 +298,10 @@ class IFChassis:
         def unload(tx: Tx) -> dict[str, Any]:
             self._swarms.require_owner(tx, caller, swarm_id)
             modules = _read(tx, swarm_id)
-            gone = [sha256 for sha256 in modules if module_sha256 in (None, sha256)]
+            gone = [module.sha256 for module in modules if module_sha256 in (None, module.sha256)]
             tx.detail = {"modules": gone}
             if gone:
-                _write(tx, swarm_id, {sha256: module for sha256, module in modules.items() if sha256 not in gone})
+                _write(tx, swarm_id, [module for module in modules if module.sha256 not in gone])
             return {"swarm_id": swarm_id, "unloaded": gone}
 
         answer = await self._operations.run(caller, "chassis.unload_swarm", swarm_id, unload)
@@ -277,7 +336,7 @@ class IFChassis:
 
     def _sandbox(self, swarm_id: str, module: LoadedModule) -> Sandbox:
         """The sandbox for what the store says is loaded; one with an older contract is replaced."""
-        key = (swarm_id, module.contract.module_sha256)
+        key = (swarm_id, module.sha256)
         found = self._sandboxes.get(key)
         if found is not None and found.module == module:
             return found
@@ -290,7 +349,7 @@ class IFChassis:
         return Sandbox(swarm_id, module, queue_length=self._config.queue_length, start=self._start)
 
     async def _install(self, sandbox: Sandbox) -> None:
-        key = (sandbox.swarm_id, sandbox.module.contract.module_sha256)
+        key = (sandbox.swarm_id, sandbox.module.sha256)
         before = self._sandboxes.get(key)
         self._sandboxes[key] = sandbox
         if before is not None and before is not sandbox:
@@ -334,7 +393,7 @@ class IFChassis:
                 return ready
             # Written by this very engine on this very machine, and refused: another processor than before, or a bug.
             code.release()
-            _log.warning("chassis.code_refused", extra={"module_sha256": sandbox.module.contract.module_sha256})
+            _log.warning("chassis.code_refused", extra={"module_sha256": sandbox.module.sha256})
             await self._get_compiler().forget(sandbox.module.contract)
         raise Unavailable("cannot start a sandbox: the engine refuses its own code")
 
@@ -481,14 +540,14 @@ class IFChassis:
             page = await self._store.range(_PREFIX, after=after)
             for item in page.items:
                 modules = map(LoadedModule.from_record, unpack(item.value))
-                found |= {module.contract.module_sha256 for module in modules if module.uid == uid}
+                found |= {module.sha256 for module in modules if module.uid == uid}
                 after = item.key
             more = page.has_more
         return found
 
     def _input_text(self, value: Any) -> bytes:
         try:
-            text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+            text = _encode(value).encode()
         except (TypeError, ValueError) as error:
             raise InvalidParams(f"cannot execute: the input is no JSON: {error}", data={"param": "input"}) from error
         if len(text) > self._config.input_bytes:
@@ -504,27 +563,42 @@ class IFChassis:
         return await trio.to_thread.run_sync(function, limiter=self._files)
 
 
-def _read(tx: Tx, swarm_id: str) -> dict[str, LoadedModule]:
+def _read(tx: Tx, swarm_id: str) -> tuple[LoadedModule, ...]:
     """The modules loaded for a swarm, the last loaded one last."""
-    stored = tx.get(_PREFIX + swarm_id)
-    modules = [LoadedModule.from_record(record) for record in unpack(stored)] if stored is not None else []
-    return {module.contract.module_sha256: module for module in modules}
+    return tx.read(_PREFIX + swarm_id, _modules) or ()
 
 
-def _write(tx: Tx, swarm_id: str, modules: dict[str, LoadedModule]) -> None:
+def _modules(data: bytes) -> tuple[LoadedModule, ...]:
+    return tuple(map(LoadedModule.from_record, unpack(data)))
+
+
+def _write(tx: Tx, swarm_id: str, modules: Sequence[LoadedModule]) -> None:
     if modules:
-        tx.put(_PREFIX + swarm_id, [module.to_record() for module in modules.values()])
+        tx.put(_PREFIX + swarm_id, [module.to_record() for module in modules])
     else:
         tx.delete(_PREFIX + swarm_id)
 
 
-def _choose(swarm_id: str, modules: dict[str, LoadedModule], sha256: str | None) -> LoadedModule:
-    found = modules.get(sha256) if sha256 is not None else next(reversed(modules.values()), None)
-    if found is None:
-        raise NotFound(
-            f"cannot execute for {swarm_id}: "
-            + ("no module is loaded" if sha256 is None else "that module is not loaded"),
-            data={"swarm_id": swarm_id, "module_sha256": sha256, "loaded": list(modules)},
-            would_change=[{"by": "self", "what": "load it first", "call": "chassis.load_swarm"}],
-        )
-    return found
+def _choose(swarm_id: str, modules: Sequence[LoadedModule], sha256: str | None) -> LoadedModule:
+    for module in reversed(modules):
+        if sha256 in (None, module.sha256):
+            return module
+    raise NotFound(
+        f"cannot execute for {swarm_id}: " + ("no module is loaded" if sha256 is None else "that module is not loaded"),
+        data={"swarm_id": swarm_id, "module_sha256": sha256, "loaded": [module.sha256 for module in modules]},
+        would_change=[{"by": "self", "what": "load it first", "call": "chassis.load_swarm"}],
+    )
+
+
+def _answer(run: Run) -> dict[str, Any]:
+    execution = Execution(
+        output=run.output,
+        wall_us=run.wall_us,
+        cpu_us=run.cpu_us,
+        memory_bytes=run.memory_bytes,
+        sandbox=run.sandbox,
+    )
+    return {**execution.to_wire(), "output": run.output}  # also where it is null
+
+
+_encode: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode

@@ -127,10 +127,12 @@ class _Memory:
 
 
 class Preview1:
-    """The functions, defined once in a linker; the streams of the current execution are the mutable state."""
+    """The functions, defined once in a linker. The mutable state: the streams of the current execution, and how many calls
+    of functions there were that do not always answer the same."""
 
     def __init__(self) -> None:
         self.streams = Streams(b"", 0)
+        self.calls = 0
         self._functions: dict[str, tuple[list[ValType], Callable[..., int]]] = {
             "args_sizes_get": ([I32, I32], self._empty_sizes),
             "args_get": ([I32, I32], self._nothing),
@@ -157,10 +159,21 @@ class Preview1:
                 linker.define_func(MODULE, name, FuncType([I32], []), _proc_exit)
             elif name in self._functions:
                 params, function = self._functions[name]
-                linker.define_func(MODULE, name, FuncType(params, [I32]), _checked(function), access_caller=True)
+                linker.define_func(MODULE, name, FuncType(params, [I32]), self._checked(function), access_caller=True)
             elif [str(result) for result in kind.results] == ["i32"]:
                 answer = _EBADF if name.startswith(("fd_", "path_", "sock_")) else _ENOSYS
                 linker.define_func(MODULE, name, kind, lambda *_, answer=answer: answer)
+
+    def _checked(self, function: Callable[..., int]) -> Callable[..., int]:
+        # wasm's i32 come as signed ints: pointers, sizes and descriptors are unsigned.
+        def call(caller: wasmtime.Caller, *arguments: Any) -> int:
+            self.calls += 1
+            try:
+                return function(_Memory(caller), *(argument & 0xFFFF_FFFF for argument in arguments))
+            except _Fault:
+                return _EFAULT
+
+        return call
 
     def _nothing(self, memory: _Memory, *_: int) -> int:
         return _SUCCESS
@@ -232,14 +245,3 @@ class Preview1:
 
 def _proc_exit(status: int) -> None:
     raise GuestExit(status & 0xFFFF_FFFF)
-
-
-def _checked(function: Callable[..., int]) -> Callable[..., int]:
-    # wasm's i32 come as signed ints: pointers, sizes and descriptors are unsigned.
-    def call(caller: wasmtime.Caller, *arguments: Any) -> int:
-        try:
-            return function(_Memory(caller), *(argument & 0xFFFF_FFFF for argument in arguments))
-        except _Fault:
-            return _EFAULT
-
-    return call

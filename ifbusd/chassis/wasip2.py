@@ -35,10 +35,12 @@ class UnsupportedImport(Exception):
 
 
 class Preview2:
-    """The functions, defined once in a linker; `printed` (standard output and error, cut off) is the mutable state."""
+    """The functions, defined once in a linker. The mutable state: `printed` (standard output and error, cut off), and how many
+    calls of functions there were."""
 
     def __init__(self) -> None:
         self.printed = bytearray()
+        self.calls = 0
         self._type_ids: dict[str, int] = {}
         self._functions: dict[tuple[str, str], Callable[..., Any]] = {
             ("wasi:cli/environment", "get-environment"): lambda store: [],
@@ -89,11 +91,19 @@ class Preview2:
                     for item, item_extern in kind.exports(engine).items():
                         function = self._functions.get((interface, item))
                         if function is not None:
+                            function = self._counted(function)
                             instance.add_func(item, _returning(function) if item.startswith("[method]") else function)
                         elif isinstance(item_extern.ty, ResourceType):
                             instance.add_resource(item, ResourceType.host(self._type_id(item)), _drop)
         linker.define_unknown_imports_as_traps(component)
         return linker
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self.calls += 1
+            return function(*arguments)
+
+        return call
 
     def _type_id(self, resource: str) -> int:
         # One number per resource name: `output-stream` is the same resource in every interface that names it.

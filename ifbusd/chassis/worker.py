@@ -90,6 +90,7 @@ def _answer_until_closed(channel: socket.socket, loaded: guest.Guest) -> None:
             _send(channel, [execution, "memory", b"", "the sandbox ran out of memory", 0])
             return
         _send(channel, [execution, status, output, message, memory_bytes])
+        loaded.prepare()
 
 
 def _compile(channel: socket.socket, order: CompileOrder, module: int, output: int) -> None:

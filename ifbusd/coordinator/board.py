@@ -39,8 +39,6 @@ from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 
 _log = logging.getLogger(__name__)
 _PAGE: Final = 1_000
-# The rest of what is stored is others' matter.
-_SHOWN: Final = frozenset(("tasks", "claims", "sessions", "inbox", "blockers", "alarms"))
 _NOTHING: Final[frozenset[str]] = frozenset()
 # Different sets of capabilities that are kept once.
 _MAX_SHARED: Final = 4_096
@@ -141,9 +139,8 @@ class Board:
                 page = await self._store.range(prefix, after=after, limit=_PAGE)
                 # What could not be committed is never taken back by an event: it must not get in.
                 await self._store.barrier()
-                kind = prefix.removesuffix("/")
                 for item in page.items:
-                    self._put(kind, item.key.removeprefix(prefix), item)
+                    self._put(item)
                 revision = max(revision, page.revision)
                 if not page.has_more:
                     break
@@ -215,10 +212,10 @@ class Board:
                 changed[name] = None
             elif kind == "inbox" and event.value is not None:
                 mail[name.partition("/")[0]] = None
-            if event.value is None:
-                self._delete(kind, name, event.key)
-            elif kind in _SHOWN:
-                self._put(kind, name, event.value)
+            if event.value is not None:
+                self._put(event.value)
+            else:
+                self._delete(event.key)
         for task_id in touched:
             self._refresh(task_id)
         for task_id in freed:
@@ -243,7 +240,8 @@ class Board:
             self.offers.wake_swarms(changed)
         self._advance(batch[-1].revision)
 
-    def _put(self, kind: str, name: str, item: KeyValue) -> None:
+    def _put(self, item: KeyValue) -> None:
+        kind, _, name = item.key.partition("/")
         if kind == "tasks":
             self._put_task(name, item)
         elif kind == "claims":
@@ -272,7 +270,8 @@ class Board:
         elif kind == "alarms":
             self.alarms[item.key] = unpack(item.value)
 
-    def _delete(self, kind: str, name: str, key: str) -> None:
+    def _delete(self, key: str) -> None:
+        kind, _, name = key.partition("/")
         if kind == "claims":
             former = self._forget_claim(name)
             if former is not None and former.claim.bound:

@@ -228,8 +228,7 @@ def replaces_all_of_it(forger: Forger) -> None:
 
 def _chain(database: apsw.Connection) -> None:
     previous = GENESIS
-    rows: list[Any] = database.execute("select seq, revision, at_ms, record from log").fetchall()
-    for seq, revision, at_ms, entry in rows:
+    for seq, revision, at_ms, entry in database.execute("select seq, revision, at_ms, record from log").fetchall():
         previous = entry_hash(previous, seq, revision, at_ms, entry)
         database.execute("update log set hash = ? where seq = ?", (previous, seq))
 

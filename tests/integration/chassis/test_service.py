@@ -31,11 +31,11 @@ async def _records(chassis: Harness) -> list[tuple[str, str, str]]:
 async def test_every_operation_is_on_record(chassis: Harness) -> None:
     """Load, execute and unload, refused ones included, each leave one witness entry and answer with its receipt."""
     await chassis.load("core", export="add")
-    answer = await chassis.execute({"args": [1, 2]})
+    answer = await chassis.execute({"args": [1, 2]}, who=caller(key="1"))
     assert Execution.from_wire(answer).output == 3
     assert answer["receipt"]["seq"] == 2
     with pytest.raises(InvalidParams):
-        await chassis.execute({"args": [1]})
+        await chassis.execute({"args": [1]}, who=caller(key="2"))
     with pytest.raises(PermissionDenied):
         await chassis.execute({"args": [1, 2]}, who=caller(STRANGER_UID))
     await chassis.chassis.unload_swarm(caller(), "a")
