@@ -260,7 +260,7 @@ class Model:
                     given[name] = value
             return cls(**given)
         except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise InvalidParams(f"cannot read a {cls.__name__}: {error}") from error
+            raise InvalidParams(f"cannot read a {cls.__name__}: {error}", data={"param": cls.__name__}) from error
 
     def to_wire(self) -> dict[str, Any]:
         """The map for the wire, without the keys whose value is None."""

@@ -378,6 +378,9 @@ class Connection:
             raise LimitExceeded(
                 f"cannot send a message of {len(data)} bytes: at most {self._message_bytes} are allowed",
                 data={"limit": "message_bytes", "used": len(data), "allowed": self._message_bytes},
+                would_change=[
+                    {"by": "self", "what": "less at a time: a shorter value, or a smaller limit and then more"}
+                ],
             )
         return data
 

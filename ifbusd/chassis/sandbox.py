@@ -357,7 +357,7 @@ class Sandbox:
         except BrokenWorker as error:
             await self._end()
             _log.error("chassis.broken_worker", extra={"swarm": self.swarm_id, "reason": str(error)})
-            raise GuestFailed(f"stopped the module: its sandbox broke the protocol ({error})") from error
+            raise _failed(f"stopped the module: its sandbox broke the protocol ({error})") from error
         except BaseException:
             await self._end()
             raise
@@ -409,16 +409,14 @@ class Sandbox:
                 self.module.contract, outcome.status, outcome.message, outcome.output, outcome.memory_bytes
             )
         if len(outcome.output) > self.module.contract.limits.output_bytes:
-            raise GuestFailed("stopped the module: its sandbox broke its output limit")
+            raise _failed("stopped the module: its sandbox broke its output limit")
         try:
             value = _decode(outcome.output.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise GuestFailed(
-                f"the module gave no JSON: {error}", data={"output_bytes": len(outcome.output)}
-            ) from error
+            raise _failed(f"the module gave no JSON: {error}", output_bytes=len(outcome.output)) from error
         why = rules.check_output(value)
         if why is not None:
-            raise GuestFailed(f"the module gave {why}, which no answer can carry")
+            raise _failed(f"the module gave {why}, which no answer can carry")
         return value
 
     def _death(self, ended: Exit | None) -> IfbusError:
@@ -427,13 +425,17 @@ class Sandbox:
         if killer is signal.SIGXCPU:
             used_ms = ended.cpu_us // 1000 if ended is not None else 0
             return rules.exceeded(
-                "cpu_ms", used_ms, limits.wall_ms, "stopped the module: its sandbox used up its processor time"
+                "cpu_ms",
+                used_ms,
+                limits.wall_ms,
+                "stopped the module: its sandbox used up its processor time",
+                [{"by": "self", "what": "load it with a higher wall_ms", "call": "chassis.load_swarm"}],
             )
         _log.error("chassis.sandbox_died", extra={"swarm": self.swarm_id, "signal": _name(ended)})
         if killer is signal.SIGSYS:
             # The abort of a process that is out of memory is such a call, too.
-            return GuestFailed("stopped the module: its sandbox made a forbidden system call, or ran out of memory")
-        return GuestFailed(f"the module's sandbox ended while it ran ({_name(ended)})")
+            return _failed("stopped the module: its sandbox made a forbidden system call, or ran out of memory")
+        return _failed(f"the module's sandbox ended while it ran ({_name(ended)})")
 
     def _memory_bound(self, ready: Ready) -> int:
         return ready.base_bytes + self.module.contract.limits.memory_bytes + MEMORY_MARGIN_BYTES
@@ -453,6 +455,10 @@ class Sandbox:
         self._executions += 1
         self._failures += not succeeded
         return wall_us
+
+
+def _failed(message: str, **figures: int) -> GuestFailed:
+    return GuestFailed(message, data=figures, would_change=[{"by": "self", "what": "another input or module"}])
 
 
 def _name(ended: Exit | None) -> str:

@@ -39,6 +39,8 @@ from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 
 _log = logging.getLogger(__name__)
 _PAGE: Final = 1_000
+# The rest of what is stored is others' matter.
+_SHOWN: Final = frozenset(("tasks", "claims", "sessions", "inbox", "blockers", "alarms"))
 _NOTHING: Final[frozenset[str]] = frozenset()
 # Different sets of capabilities that are kept once.
 _MAX_SHARED: Final = 4_096
@@ -139,8 +141,9 @@ class Board:
                 page = await self._store.range(prefix, after=after, limit=_PAGE)
                 # What could not be committed is never taken back by an event: it must not get in.
                 await self._store.barrier()
+                kind = prefix.removesuffix("/")
                 for item in page.items:
-                    self._put(item)
+                    self._put(kind, item.key.removeprefix(prefix), item)
                 revision = max(revision, page.revision)
                 if not page.has_more:
                     break
@@ -212,10 +215,10 @@ class Board:
                 changed[name] = None
             elif kind == "inbox" and event.value is not None:
                 mail[name.partition("/")[0]] = None
-            if event.value is not None:
-                self._put(event.value)
-            else:
-                self._delete(event.key)
+            if event.value is None:
+                self._delete(kind, name, event.key)
+            elif kind in _SHOWN:
+                self._put(kind, name, event.value)
         for task_id in touched:
             self._refresh(task_id)
         for task_id in freed:
@@ -240,8 +243,7 @@ class Board:
             self.offers.wake_swarms(changed)
         self._advance(batch[-1].revision)
 
-    def _put(self, item: KeyValue) -> None:
-        kind, _, name = item.key.partition("/")
+    def _put(self, kind: str, name: str, item: KeyValue) -> None:
         if kind == "tasks":
             self._put_task(name, item)
         elif kind == "claims":
@@ -270,8 +272,7 @@ class Board:
         elif kind == "alarms":
             self.alarms[item.key] = unpack(item.value)
 
-    def _delete(self, key: str) -> None:
-        kind, _, name = key.partition("/")
+    def _delete(self, kind: str, name: str, key: str) -> None:
         if kind == "claims":
             former = self._forget_claim(name)
             if former is not None and former.claim.bound:

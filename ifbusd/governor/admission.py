@@ -134,7 +134,7 @@ class Admissions:
         if len(account.holds) > self._policy.max_holds:
             raise LimitExceeded(
                 f"cannot set money aside for {swarm_id}: it has {self._policy.max_holds} reservations already",
-                data={"limit": "max_holds", "max_holds": self._policy.max_holds},
+                data={"limit": "max_holds", "used": len(account.holds) - 1, "allowed": self._policy.max_holds},
                 would_change=[{"by": "self", "what": "settle a reservation or end a claim"}],
             )
 
@@ -212,7 +212,7 @@ class Admissions:
             if count >= most:
                 raise LimitExceeded(
                     f"cannot register swarm {swarm_id}: {count} of {most} ({name})",
-                    data={"limit": name, name: most},
+                    data={"limit": name, "used": count, "allowed": most},
                     would_change=[
                         {"by": "self", "what": "use a name again that is registered already"},
                         {"by": "operator", "what": f"a larger {name} in the configuration"},

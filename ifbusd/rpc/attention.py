@@ -76,6 +76,7 @@ class Attention:
             raise Overloaded(
                 f"cannot bind to swarm {swarm_id!r:.80}: this connection is bound to {len(bound)}, at most {self._limit}",
                 data={"used": len(bound), "allowed": self._limit},
+                would_change=[{"by": "self", "what": "another connection for this swarm"}],
             )
 
     def _unbind(self, connection_id: int) -> None:

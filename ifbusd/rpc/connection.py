@@ -46,7 +46,9 @@ from ifbusd.rpc.quota import Quota, Rate, Share, take
 _log = logging.getLogger(__name__)
 
 CLOSING: Final = "closing"  # notification with one wire error: why the daemon ends the connection
-_READ_BYTES: Final = 16 << 10
+# Room for more than what comes costs as much as reading it, so there is much only where much came.
+_READ_BYTES: Final = 1 << 10
+_MUCH_BYTES: Final = 16 << 10
 _MAX_UNANSWERABLE: Final = 16  # messages of a connection that are none and have no id to answer under
 _MAX_KEY_CHARS: Final = 128
 _MAX_TIMEOUT_MS: Final = 24 * 60 * 60 * 1000
@@ -264,6 +266,7 @@ class Connection:
 
     async def _read_until_end(self) -> None:
         sock, protocol, wait_readable = self._sock, self._protocol, trio.lowlevel.wait_readable
+        size = _READ_BYTES
         while True:
             # Waiting first is no loss: in a closed loop the next request is never there yet.
             if self._unfinished_deadline is not None:
@@ -271,9 +274,10 @@ class Connection:
             else:
                 await wait_readable(sock)
             try:
-                data = self._receive(_READ_BYTES)
+                data = self._receive(size)
             except BlockingIOError:
                 continue
+            size = _READ_BYTES if len(data) < _READ_BYTES else _MUCH_BYTES
             protocol.receive_data(data)
             handled = await self._handle_received()
             if not protocol.is_inside_message:
@@ -319,7 +323,7 @@ class Connection:
         handled = 0
         while True:
             event = protocol.next_event()
-            if isinstance(event, Request):
+            if type(event) is Request:
                 await self._take(event, now_s)
             elif event is NEED_DATA or event is END_OF_STREAM:
                 return handled

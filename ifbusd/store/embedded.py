@@ -463,10 +463,10 @@ class EmbeddedStore:
         """Decide in memory and add to the open batch, without yielding: everything at once, or nothing."""
         if txn.otherwise or len(txn.compares) > MAX_TXN_OPS or len(txn.then) > MAX_TXN_OPS:
             check_txn(txn)  # else what it would find is found below, before anything is changed
-        peek = self.peek
+        peek, known = self.peek, self._memory.recent
         succeeded = True
         for key, expected in txn.compares:
-            found = peek(key)
+            found = known[key] if key in known else peek(key)
             if (0 if found is None else found.mod_revision) != expected:
                 succeeded = False
                 break
@@ -486,7 +486,7 @@ class EmbeddedStore:
                 value = op.value
                 if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
                     check_bytes(key, value)
-                before = peek(key)
+                before = known[key] if key in known else peek(key)
                 if key in writes or key in absent:
                     raise ValueError(f"cannot write key {key!r} twice in one transaction")
                 created = revision if before is None else before.create_revision

@@ -39,6 +39,11 @@ class KeyMemory:
         """Keys in memory."""
         return len(self._young) + len(self._old)
 
+    @property
+    def recent(self) -> dict[str, KeyValue | None]:
+        """Most of what can be found, to look up without a call; to be read, and not beyond one transaction."""
+        return self._young
+
     def find(self, key: str) -> KeyValue | Unknown | None:
         """The key as it stands, `UNKNOWN` if only the disk can tell."""
         if key in self._young:

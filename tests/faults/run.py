@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
@@ -182,15 +183,16 @@ def main(arguments: Sequence[str]) -> int:
         print(f"no fault in tests/faults is named {pattern}", file=sys.stderr)
         return 1
     print(f"{len(faults)} faults; first their tests without them", flush=True)
-    trials = try_all(faults, ROOT, tell=lambda trial: print(_line(trial), flush=True))
-    seen = read_seen_red()
-    for trial in trials:
-        if trial.run.verdict is Verdict.RED:
-            seen[trial.fault.name] = trial.fault.digest
-        elif not trial.is_good:
-            seen.pop(trial.fault.name, None)
+    lock = threading.Lock()
+
+    def tell(trial: Trial) -> None:
+        with lock:
+            print(_line(trial), flush=True)
+            _note(trial)
+
+    trials = try_all(faults, ROOT, tell)
     known = {fault.name for fault in load_all()}
-    write_seen_red({name: digest for name, digest in seen.items() if name in known})
+    write_seen_red({name: digest for name, digest in read_seen_red().items() if name in known})
     report.write()
     bad = [trial for trial in trials if not trial.is_good]
     for trial in bad:
@@ -199,6 +201,16 @@ def main(arguments: Sequence[str]) -> int:
     skipped = sum(trial.run.verdict is Verdict.SKIPPED for trial in trials)
     print(f"\n{len(trials)} faults: {len(trials) - len(bad) - skipped} noticed, {skipped} skipped, {len(bad)} not")
     return 1 if bad else 0
+
+
+def _note(trial: Trial) -> None:
+    # At once: a run takes a while, and what it has seen so far stays seen when it is stopped.
+    seen = read_seen_red()
+    if trial.run.verdict is Verdict.RED:
+        seen[trial.fault.name] = trial.fault.digest
+    elif not trial.is_good:
+        seen.pop(trial.fault.name, None)
+    write_seen_red(seen)
 
 
 def _line(trial: Trial) -> str:

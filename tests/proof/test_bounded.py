@@ -277,7 +277,10 @@ def test_no_descriptor_at_all(proof: Proof) -> None:
         resource.prlimit(victim.pid, resource.RLIMIT_NOFILE, (open_files(victim.pid), hard))
         with Plain.at(victim.socket) as late:
             assert _is_refused(late)
-        client.call("coordinator.create_task", title="written")
+        task_id = client.call("coordinator.create_task", title="written")["task"]["task_id"]
+        claim = {"task_id": task_id, "swarm_id": "docs"}
+        assert client.ask("coordinator.claim_task", **claim, bind="process").code == "limit_exceeded"
+        assert client.call("coordinator.claim_task", **claim, bind="lease")["claimed"]
         assert client.call("chassis.execute_task", swarm_id="docs", input={"args": [2, 3]})["output"] == 5
         assert client.ask("chassis.load_swarm", **sorting).code == "unavailable"
         assert client.ask("chassis.put_blob", sha256="0" * 64, offset=0, data=b"x", total_bytes=2).code == "unavailable"

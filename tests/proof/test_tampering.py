@@ -228,7 +228,8 @@ def replaces_all_of_it(forger: Forger) -> None:
 
 def _chain(database: apsw.Connection) -> None:
     previous = GENESIS
-    for seq, revision, at_ms, entry in database.execute("select seq, revision, at_ms, record from log").fetchall():
+    rows: list[Any] = database.execute("select seq, revision, at_ms, record from log").fetchall()
+    for seq, revision, at_ms, entry in rows:
         previous = entry_hash(previous, seq, revision, at_ms, entry)
         database.execute("update log set hash = ? where seq = ?", (previous, seq))
 
