@@ -102,6 +102,11 @@ class Crowd:
         self.clients.append(client)
         return client
 
+    def kill_all(self) -> None:
+        """End all clients by SIGKILL."""
+        for client in self.clients:
+            client.kill()
+
     def history(self) -> Path:
         """A file for the history of one more process."""
         self.started += 1
@@ -129,7 +134,7 @@ def crowd(directory: Path) -> Iterator[Crowd]:
     with ExitStack() as stack:
         running = stack.enter_context(daemon(config=config, state_dir=directory / "state"))
         made = Crowd(daemon=running, directory=directory, counters=Counters(counters), counters_path=counters)
-        stack.callback(lambda: [client.kill() for client in made.clients])
+        stack.callback(made.kill_all)
         yield made
 
 

@@ -84,7 +84,7 @@ def step(task: Task, operation: Operation) -> Task | None:
     """The task after an operation took effect on it; None if its client cannot have heard what it did."""
     if operation.outcome is Outcome.UNKNOWN:
         return _take_effect(task, operation)
-    swarm, token, answer = operation.about["swarm_id"], operation.about.get("token"), operation.answer
+    swarm, token, answer = operation.about["swarm_id"], operation.about.get("token", UNSEEN), operation.answer
     refusal = answer.get("refusal", answer)  # a lost race for a claim is an answer, not an error
     data = refusal.get("data", {})
     match operation.kind, refusal.get("code"):

@@ -31,6 +31,7 @@ def _trip(bus: Link, swarm_id: str, cause: str) -> int:
         case "budget":
             answer = bus.call("governor.track_cost", swarm_id, "llm", "1")
         case _:
+            answer = {}
             for _ in range(3):
                 task_id = bus.call("coordinator.create_task", title="x")["task"]["task_id"]
                 token = bus.call("coordinator.claim_task", task_id, swarm_id)["claim"]["token"]
@@ -136,7 +137,7 @@ def test_stays_tripped(tmp_path: Path, proof: Proof, seed: int) -> None:
 def _works_after_reset(among: Crowd, swarm_id: str, bait: str) -> bool:
     """Whether it was the breaker, and nothing else, that stopped a swarm."""
     with among.daemon.client() as bus:
-        reset = {"swarm_id": swarm_id, "reason": "enough", "budget_usd": "100"}
+        reset: dict[str, Any] = {"swarm_id": swarm_id, "reason": "enough", "budget_usd": "100"}
         bus.call("governor.reset_circuit_breaker", **reset)
         return bool(bus.call("coordinator.claim_task", bait, swarm_id)["claimed"])
 
@@ -144,7 +145,7 @@ def _works_after_reset(among: Crowd, swarm_id: str, bait: str) -> bool:
 def _trip_all(bus: Link, swarms: list[str], bait: str, rng: random.Random) -> None:
     bus.call("coordinator.create_task", title="x", task_id=bait)
     for swarm_id in swarms:
-        profile = {"swarm_id": swarm_id, "capabilities": ["hot:task"], "budget_usd": "1"}
+        profile: dict[str, Any] = {"swarm_id": swarm_id, "capabilities": ["hot:task"], "budget_usd": "1"}
         bus.call("coordinator.register_swarm", **profile, lease_ms=600_000)
         _trip(bus, swarm_id, rng.choice(CAUSES))
 

@@ -28,14 +28,15 @@ def operation(line: str) -> Operation:
     swarm, kind, *rest = what.split()
     start, end = times.split("-")
     about: dict[str, Any] = {"swarm_id": swarm, "lease_ms": LEASE_MS}
-    outcome, answer = Outcome.OK, {}
+    outcome = Outcome.OK
+    answer: dict[str, Any] = {}
     match kind, rest:
         case "claim", ["?"]:
             outcome = Outcome.UNKNOWN
         case "claim", ["!done"]:
             outcome, answer = Outcome.REFUSED, {"code": "not_ready", "data": {"state": "completed"}}
         case "claim", [other] if other.startswith("!"):
-            data = {"owner": other[1], "token": int(other[2:]), "lease_left_ms": 0}
+            data: dict[str, Any] = {"owner": other[1], "token": int(other[2:]), "lease_left_ms": 0}
             answer = {"claimed": False, "refusal": {"code": "already_claimed", "data": data}}
         case "claim", [token]:
             answer = {"claimed": True, "claim": {"token": int(token), "lease_ms": LEASE_MS}}

@@ -196,7 +196,8 @@ class Inlets:
 
     def try_all(self, amount: Any) -> Iterator[tuple[str, int | None]]:
         """The methods, each with the micro-dollars that it made of the amount; None: it refused or ignored it."""
-        mine, swarm = self._mine, {"swarm_id": self._swarm_id}
+        mine = self._mine
+        swarm: dict[str, Any] = {"swarm_id": self._swarm_id}
         yield self._try("governor.track_cost", "spent_usd", cost_usd=amount, **mine)
         yield self._try("governor.reserve_cost", "reserved_usd", estimate_usd=amount, **mine)
         held = self._bus.call("governor.reserve_cost", estimate_usd="0", **mine)["reservation_id"]

@@ -75,7 +75,8 @@ class Reader:
 @pytest.mark.slow
 def test_letters(tmp_path: Path, proof: Proof, seed: int) -> None:
     """Each letter arrives once, in its sender's order, though the daemon and the readers are killed between store and delivery."""
-    ran, wrong = 0, []
+    ran = 0
+    wrong: list[str] = []
     for directory, rng in rounds(tmp_path, seed, size(1, 50, 500)):
         with crowd(directory) as among:
             readers = _correspond(among, rng)
