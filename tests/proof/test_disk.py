@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -315,9 +316,23 @@ async def test_every_write_that_finds_no_space(
     assert sum(isinstance(event, NoSpace) for event in events) >= failed
     run = Run(disk=disk, status=None, wrote="", stopped=0, events=events)
     problems += await _lost(run, random.Random(seed))
+    if what is _round:
+        problems += _missing(disk, failed)
     print(*problems[:_SHOWN], sep="\n")
     kind = request.node.callspec.id
     proof.cases(promise=2, name=f"each write finds no space, {kind}", ran=failed, violations=len(problems), seed=seed)
+
+
+def _missing(disk: Disk, rounds: int) -> Iterator[str]:
+    """What was done in the rounds, if only after there was space, and is not there after a restart."""
+    with ifbus.testing.daemon(state_dir=disk.state_dir) as daemon, Wire(daemon.socket) as wire:
+        for number in range(1, rounds + 1):
+            task = wire.ask("coordinator.get_task", task_id=f"R-{number}")["task"]
+            if task["state"] != "completed":
+                yield f"R-{number} was completed and is {task['state']}"
+        spent = Decimal(wire.ask("governor.get_budget_report", swarm_id="a")["reports"][0]["spent_usd"])
+        if spent != (rounds + 1) * Decimal("0.01"):
+            yield f"{rounds + 1} times 0.01 USD were tracked, {spent} are there"
 
 
 def test_a_start_that_finds_no_space_says_so(tmp_path: Path, proof: Proof) -> None:

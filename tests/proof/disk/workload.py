@@ -140,7 +140,7 @@ def afternoon(office: Office) -> None:
     claims = office.ask_together(
         *(("coordinator.claim_task", {"task_id": f"P-{n}", "swarm_id": "builder"}) for n in (7, 8, 9)),
         # Of two who ask for the same one wins.
-        *(("coordinator.claim_task", {"task_id": "P-10", "swarm_id": swarm}) for swarm in ("builder", "tester")),
+        *(("coordinator.claim_task", {"task_id": "P-10", "swarm_id": swarm}) for swarm in ("builder", "boss")),
         ("governor.track_cost", {"swarm_id": "tester", "operation": "search", "cost_usd": "0.01"}),
         ("witness.head", {}),
         ("coordinator.create_task", {"title": "Late", "task_id": "L", "payload": {"text": "z" * 9000}}),
