@@ -47,8 +47,10 @@ class Peer:
     Attributes:
         uid, gid, groups: Of the connecting process, in the daemon's user namespace.
         pid: Of the connecting process; it may have ended since, so it names and never proves.
-        is_operator: Its uid or one of its groups has the operator role by the daemon's configuration.
+        is_operator: Its uid or one of its groups has the operator role by the daemon's configuration. False for a request on
+            an operator's connection that somebody sent who has not got the role (`role_lost_to`).
         connection_id: Number of the connection since the daemon started.
+        role_lost_to: The uid that sent the request over an operator's connection, inherited or passed on, without the role.
     """
 
     uid: int
@@ -57,6 +59,7 @@ class Peer:
     groups: frozenset[int] = frozenset()
     is_operator: bool = False
     connection_id: int = 0
+    role_lost_to: int | None = None
 
 
 @attrs.define(kw_only=True, eq=False)

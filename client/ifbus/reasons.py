@@ -55,6 +55,7 @@ REASONS: Final[dict[str, Reason]] = {
             "uid",
             "role",
             "swarm_id",
+            "sender_uid",
             "owner_uid",
             "wanted_usd",
             "bound_usd",

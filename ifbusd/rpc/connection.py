@@ -40,7 +40,7 @@ from ifbusd.identity import Caller, Peer
 from ifbusd.rpc.descriptors import EXHAUSTED
 from ifbusd.rpc.limits import RpcLimits
 from ifbusd.rpc.methods import Method, Role, Waits, unknown_method
-from ifbusd.rpc.peer import open_peer_process, receive_with_process
+from ifbusd.rpc.peer import open_peer_process, peer_as_sent, receive_from_sender, receive_with_process
 from ifbusd.rpc.quota import Quota, Rate, Share, take
 
 _log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Common:
     """What all connections of a server share. The mutable state is `is_stopping`, nothing else.
 
     Attributes:
+        operator_uids, operator_gids: Who has the operator role.
         idle: Where the stopping server waits for connections to have nothing under way.
     """
 
@@ -78,6 +79,8 @@ class Common:
     limits: RpcLimits
     witness_refusal: WitnessRefusal
     rate: Rate
+    operator_uids: frozenset[int]
+    operator_gids: frozenset[int]
     idle: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     is_stopping: bool = False
 
@@ -125,7 +128,9 @@ class Connection:
         self._unfinished_deadline: float | None = None
         self._close_callbacks: list[Callable[[], None]] | None = []
         # Plain `recv`, to which the kernel gives no descriptors, but for the moment in which one is announced.
-        self._receive: Callable[[int], bytes] = sock.recv
+        self._receive: Callable[[int], bytes] = self._plain_receive()
+        # Who sent what came last, where that decides about the role; None: not judged yet.
+        self._sender: bytes | None = None
         self._handed_over: int | None = None
         self._connected_at_ms = connected_at_ms
         self._unanswerable = 0
@@ -179,12 +184,34 @@ class Connection:
         return taken
 
     def _receive_with_process(self, size: int) -> bytes:
-        data, process = receive_with_process(self._sock, size)
+        is_operator = self._peer.is_operator
+        data, process, sender = receive_with_process(self._sock, size, names_senders=is_operator)
+        if is_operator:
+            self._judge(sender)
         if process is not None:
             self._close_handed_over()
             self._handed_over = process
-            self._receive = self._sock.recv
+            self._receive = self._plain_receive()
         return data
+
+    def _plain_receive(self) -> Callable[[int], bytes]:
+        return self._receive_from_sender if self._peer.is_operator else self._sock.recv
+
+    def _receive_from_sender(self, size: int) -> bytes:
+        data, sender = receive_from_sender(self._sock, size)
+        if sender != self._sender:
+            self._judge(sender)
+        return data
+
+    def _judge(self, sender: bytes) -> None:
+        """Let the requests of an operator's connection have the role only if an operator sent them, to the last byte."""
+        common = self._common
+        peer = peer_as_sent(self._peer, sender, operator_uids=common.operator_uids, operator_gids=common.operator_gids)
+        self._sender = sender
+        if self._protocol.is_inside_message and not self._caller.is_operator:
+            peer = self._caller.peer  # the message was begun without the role
+            self._sender = None
+        self._caller = Caller(peer=peer, session=self)
 
     def _close_handed_over(self) -> None:
         if (former := self.take_process()) is not None:
@@ -443,6 +470,8 @@ class Connection:
             data = self._protocol.respond(msgid, result)
         except IfbusError as refusal:
             self._refusals += 1
+            if caller.peer.role_lost_to is not None:
+                _tell_lost_role(refusal, caller.peer)
             data = self._protocol.respond_error(msgid, refusal)
         except Exception as error:  # one client's request, whatever is wrong with it, ends as its answer
             data = self._protocol.respond_error(msgid, self._failure(method, error))
@@ -467,6 +496,7 @@ class Connection:
             data={"uid": caller.uid, "role": Role.OPERATOR.value},
             would_change=[{"by": "operator", "what": "a user or group with the operator role calls it"}],
         )
+        _tell_lost_role(refusal, caller.peer)
         _log.warning("denied", extra={"method": method.name, **self._who()})
         if method.changes:
             parameters = method.signature.parameters
@@ -500,7 +530,7 @@ class Connection:
             return self._caller, timeout_s
         trace = _TRACEPARENT.fullmatch(traceparent) if type(traceparent) is str and len(traceparent) <= 256 else None
         caller = Caller(
-            peer=self._peer,
+            peer=self._caller.peer,
             session=self,
             idempotency_key=key,
             body_hash=body_hash,
@@ -560,6 +590,17 @@ class Connection:
                 sent = len(data)  # the peer is gone: as if taken, the reading task ends the connection
             self._queued_bytes -= sent
             data = data[sent:]
+
+
+def _tell_lost_role(refusal: IfbusError, peer: Peer) -> None:
+    """Say in a refusal that the connection is an operator's, and why that was no help; once is enough."""
+    if peer.role_lost_to is None or type(refusal) is not PermissionDenied or "sender_uid" in refusal.data:
+        return
+    refusal.data["sender_uid"] = peer.role_lost_to
+    refusal.message += (
+        f"; this connection has the role, but uid {peer.role_lost_to} sent the request and has not:"
+        " it does not go with a connection that is inherited or passed on"
+    )
 
 
 def stopping() -> Unavailable:

@@ -16,7 +16,7 @@ from ifbusd.rpc.connection import CLOSING, Common, Connection, SessionStatistics
 from ifbusd.rpc.descriptors import EXHAUSTED, Spare, room_for_connections
 from ifbusd.rpc.limits import RpcLimits
 from ifbusd.rpc.methods import Method
-from ifbusd.rpc.peer import read_peer
+from ifbusd.rpc.peer import name_senders, read_peer
 from ifbusd.rpc.quota import Rate, Shares
 
 _log = logging.getLogger(__name__)
@@ -69,14 +69,14 @@ class Server:
         operator_gids: frozenset[int] = frozenset(),
     ) -> None:
         self._limits = limits
-        self._operator_uids = operator_uids
-        self._operator_gids = operator_gids
         self._now_ms = now_ms
         self._common = Common(
             methods=methods,
             limits=limits,
             witness_refusal=witness_refusal,
             rate=Rate(per_s=limits.requests_per_s, burst=limits.burst_requests),
+            operator_uids=operator_uids,
+            operator_gids=operator_gids,
         )
         self._shares = Shares()
         self._connections: dict[int, Connection] = {}
@@ -91,6 +91,7 @@ class Server:
     ) -> None:
         """Serve until `stop`; closes the listener. Cancelled, it cuts all connections."""
         listener.setblocking(False)
+        name_senders(listener)  # an operator's first request may be there before its connection is accepted
         wanted = self._limits.connections
         self._room = room_for_connections(wanted)
         if self._room < wanted:
@@ -176,10 +177,12 @@ class Server:
         try:
             peer = read_peer(
                 sock,
-                operator_uids=self._operator_uids,
-                operator_gids=self._operator_gids,
+                operator_uids=self._common.operator_uids,
+                operator_gids=self._common.operator_gids,
                 connection_id=self._accepted,
             )
+            # Naming them costs each message a little, and nobody else has a role to lose.
+            name_senders(sock, enabled=peer.is_operator)
         except OSError as error:
             _log.warning("cannot tell who connects", extra={"reason": error.strerror})
             sock.close()

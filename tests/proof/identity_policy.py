@@ -118,7 +118,8 @@ class Identity(NamedTuple):
     operators: str = "named"
 
 
-# The kernel's word is that of `connect` (SO_PEERCRED): a connection carries its maker, whoever uses it later.
+# The kernel's word is that of `connect` (SO_PEERCRED): a connection carries its maker, whoever uses it later. But not the role of
+# an operator: that is as well for whoever sends the request (SCM_CREDENTIALS).
 CALLERS: Final[dict[str, Identity]] = {
     "own uid": Identity(("user:{victim}:{other_group}", "connect"), is_victim=True),
     "own uid, another group": Identity(("user:{victim}:{other_group}:{other_group}", "connect"), is_victim=True),
@@ -146,6 +147,21 @@ CALLERS: Final[dict[str, Identity]] = {
     ),
     "connection passed to an operator": Identity(
         ("passed:{stranger}:{other_group}", "user:{operator}:{operators}"),
+    ),
+    "operator connection inherited by another uid": Identity(
+        ("as:{operator}:{other_group}", "connect", "back", "user:{stranger}:{other_group}")
+    ),
+    "operator connection passed to another uid": Identity(
+        ("passed:{operator}:{other_group}", "user:{stranger}:{other_group}")
+    ),
+    "operator connection of a group passed to another uid": Identity(
+        ("passed:{stranger}:{operators}", "user:{victim}:{victims_group}")
+    ),
+    "operator connection passed to another operator": Identity(
+        ("passed:{operator}:{other_group}", "user:{stranger}:{operators}"), is_operator=True
+    ),
+    "root that connected and became another uid": Identity(
+        ("connect", "user:{stranger}:{other_group}"), operators="root"
     ),
     "root of a user namespace": Identity(
         ("user:{stranger}:{other_group}", "namespace", "connect"), operators="root"

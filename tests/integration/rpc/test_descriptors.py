@@ -22,6 +22,13 @@ def opened() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.fixture(params=[frozenset(), frozenset({os.getuid()})], ids=["user", "operator"])
+def operators(request: pytest.FixtureRequest) -> frozenset[int]:
+    """Who has the operator role, whose connections are read in another way: nobody, or this user."""
+    found: frozenset[int] = request.param
+    return found
+
+
 async def hand_over(client: Client, *descriptors: int, data: bytes = NOTICE) -> None:
     sock: Any = client.sock
     socket.send_fds(sock._sock, [data], list(descriptors))
@@ -36,10 +43,10 @@ async def taken(served: Serving, client: Client) -> int | None:
     return session.take_process()
 
 
-async def test_an_announced_process_arrives(tmp_path: Path) -> None:
+async def test_an_announced_process_arrives(tmp_path: Path, operators: frozenset[int]) -> None:
     """Once, close-on-exec, and then descriptors are dropped again."""
     pidfd = os.pidfd_open(os.getpid())
-    async with serving(tmp_path) as served, served.client() as client:
+    async with serving(tmp_path, operator_uids=operators) as served, served.client() as client:
         assert await client.call("daemon.expect_process") is True
         await hand_over(client, pidfd)
         got = await taken(served, client)
@@ -54,10 +61,10 @@ async def test_an_announced_process_arrives(tmp_path: Path) -> None:
     os.close(pidfd)
 
 
-async def test_only_one_and_only_a_process_is_kept(tmp_path: Path) -> None:
+async def test_only_one_and_only_a_process_is_kept(tmp_path: Path, operators: frozenset[int]) -> None:
     """Files, sockets and further ones are closed; the next process still counts."""
     pidfd, file = os.pidfd_open(os.getpid()), os.open("/dev/null", os.O_RDONLY)
-    async with serving(tmp_path) as served, served.client() as client:
+    async with serving(tmp_path, operator_uids=operators) as served, served.client() as client:
         await client.call("daemon.expect_process")
         before = opened()
         await hand_over(client, file)
@@ -72,10 +79,10 @@ async def test_only_one_and_only_a_process_is_kept(tmp_path: Path) -> None:
     os.close(file)
 
 
-async def test_a_descriptor_goes_with_its_connection(tmp_path: Path) -> None:
+async def test_a_descriptor_goes_with_its_connection(tmp_path: Path, operators: frozenset[int]) -> None:
     """What nobody took is closed; one that comes later takes the place of the one before."""
     pidfd = os.pidfd_open(os.getpid())
-    async with serving(tmp_path) as served:
+    async with serving(tmp_path, operator_uids=operators) as served:
         before = opened()
         async with served.client() as client:
             for _ in range(5):
@@ -87,10 +94,10 @@ async def test_a_descriptor_goes_with_its_connection(tmp_path: Path) -> None:
     os.close(pidfd)
 
 
-async def test_a_descriptor_may_come_with_any_bytes(tmp_path: Path) -> None:
+async def test_a_descriptor_may_come_with_any_bytes(tmp_path: Path, operators: frozenset[int]) -> None:
     """With the request itself, or with the first byte of it."""
     pidfd = os.pidfd_open(os.getpid())
-    async with serving(tmp_path) as served, served.client() as client:
+    async with serving(tmp_path, operator_uids=operators) as served, served.client() as client:
         await client.call("daemon.expect_process")
         request = msgpack.packb([0, 900, "probe.note", []])
         sock: Any = client.sock

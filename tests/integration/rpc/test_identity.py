@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,9 @@ import msgpack
 import pytest
 import trio
 
+from ifbus.errors import PermissionDenied
 from ifbusd.rpc.limits import RpcLimits
-from ifbusd.rpc.peer import read_peer
+from ifbusd.rpc.peer import peer_as_sent, read_peer
 from tests.integration.rpc.serving import Serving, serving
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can start a client as another user")
@@ -73,6 +78,13 @@ async def ask(
     return told, result if error is None else error
 
 
+def send_as_stranger(sock: socket.socket, data: bytes) -> None:
+    """Have another user write to this connection."""
+    script = "import os, sys; os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1])); os.write(int(sys.argv[3]), bytes.fromhex(sys.argv[4]))"
+    words = [str(STRANGER), str(STRANGERS_GROUP), str(sock.fileno()), data.hex()]
+    subprocess.run([sys.executable, "-S", "-c", script, *words], pass_fds=[sock.fileno()], check=True)
+
+
 async def test_the_peer_is_this_process(tmp_path: Path) -> None:
     """User, group, process and groups are those of the client."""
     async with serving(tmp_path) as served, served.client() as client:
@@ -110,6 +122,78 @@ async def test_the_identity_is_that_of_connect(public_directory: Path) -> None:
         told, who = await ask(served, "probe.whoami", is_late=True)
         assert told["uid"] == STRANGER
         assert (who["uid"], who["pid"]) == (0, told["pid"])
+
+
+@needs_root
+async def test_the_role_is_that_of_the_sender_as_well(public_directory: Path) -> None:
+    """An operator that becomes somebody else after it has connected is still who it was, but no operator, and hears why."""
+    async with serving(public_directory, mode=0o666, operator_uids=frozenset({0})) as served:
+        _, who = await ask(served, "probe.whoami", is_late=True)
+        assert (who["uid"], who["operator"]) == (0, False)
+        _, who = await ask(served, "probe.whoami", is_late=True, gid=OPERATORS)
+        assert not who["operator"]
+        async with served.client() as client:
+            sock: Any = client.sock
+            msgid, request = client.request("probe.stop", "docs")
+            await trio.to_thread.run_sync(send_as_stranger, sock._sock, request)
+            with pytest.raises(PermissionDenied, match=f"uid {STRANGER} sent the request") as denied:
+                await client.answer(msgid)
+            assert (denied.value.data["uid"], denied.value.data["sender_uid"]) == (0, STRANGER)
+            assert served.witnessed == [("probe.stop", "docs", "permission_denied")]
+            assert await client.call("probe.stop", "docs") == "stopped docs"
+    async with serving(public_directory, mode=0o666, operator_uids=frozenset({0, STRANGER})) as served:
+        _, who = await ask(served, "probe.whoami", is_late=True)
+        assert (who["uid"], who["operator"]) == (0, True)
+
+
+@needs_root
+async def test_groups_of_connect_are_not_lent(public_directory: Path) -> None:
+    """Who is an operator by a further group stays it as the same user; another user that gets the connection is none."""
+    operators = frozenset({OPERATORS})
+    async with serving(public_directory, mode=0o666, operator_gids=operators) as served:
+        await ask(served, "probe.note", groups=[OPERATORS])
+        peer = served.probe.callers[-1].peer
+        assert peer.is_operator
+        for uid, expected in ((STRANGER, True), (STRANGER + 1, False)):
+            sender = struct.pack("iII", 1, uid, STRANGERS_GROUP)
+            sent = peer_as_sent(peer, sender, operator_uids=frozenset(), operator_gids=operators)
+            assert sent.is_operator == expected
+        assert not peer_as_sent(peer, b"", operator_uids=frozenset(), operator_gids=operators).is_operator
+
+
+@needs_root
+async def test_each_piece_of_a_request_must_be_an_operators(tmp_path: Path) -> None:
+    """A request that another user has begun or finished has no role, the next one that is all an operator's has it again."""
+    request = bytes([0x94, 0x00, 0x01, 0xA0 + 12]) + b"probe.whoami" + bytes([0x90])
+    async with serving(tmp_path, operator_uids=frozenset({os.getuid()})) as served, served.client() as client:
+        sock: Any = client.sock
+        raw: socket.socket = sock._sock
+
+        async def role() -> bool:
+            told = msgpack.unpackb(await client.sock.recv(65536))[3]
+            return bool(told["operator"])
+
+        async def is_read() -> None:
+            while array.array("i", fcntl.ioctl(raw, termios.TIOCOUTQ, bytes(4)))[0]:
+                await trio.sleep(0.001)
+
+        for pieces, expected in (
+            ("oo", True),
+            ("os", False),
+            ("so", False),
+            ("oso", False),
+            ("soo", False),
+            ("o", True),
+        ):
+            bounds = [len(request) * number // len(pieces) for number in range(len(pieces) + 1)]
+            for number, who in enumerate(pieces):
+                piece = request[bounds[number] : bounds[number + 1]]
+                if who == "s":
+                    await trio.to_thread.run_sync(send_as_stranger, raw, piece)
+                else:
+                    await client.sock.send(piece)
+                await is_read()
+            assert (pieces, await role()) == (pieces, expected)
 
 
 @needs_root
