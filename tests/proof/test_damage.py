@@ -156,7 +156,7 @@ def _flip(image: Image, rng: random.Random) -> tuple[str, Image]:
     damaged = bytearray(content)
     bit = rng.randrange(len(damaged) * 8)
     damaged[bit // 8] ^= 1 << bit % 8
-    return name, {**image, _LOG: bytes(damaged)}
+    return name, {**image, name: bytes(damaged)}
 
 
 @pytest.mark.parametrize("after", ["stop", "kill"])

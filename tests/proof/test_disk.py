@@ -258,14 +258,14 @@ def _blob(number: int) -> dict[str, Any]:
 
 
 def _round(ask: Callable[..., Any], number: int) -> None:
-    """Work with names of its own."""
+    """Work with names of its own; the upload first, because nobody can say how many writes the commits before it would take."""
+    upload = ask("chassis.put_blob", **_blob(number))
+    if not upload["complete"]:
+        raise AssertionError(f"an upload that found no space does not start again: {upload}")
     task = f"R-{number}"
     ask("coordinator.create_task", title="R", task_id=task, payload={"text": "x" * 15_000})
     token = ask("coordinator.claim_task", task_id=task, swarm_id="a")["claim"]["token"]
     ask("governor.track_cost", swarm_id="a", operation="llm", cost_usd="0.01", task_id=task, token=token)
-    upload = ask("chassis.put_blob", **_blob(number))
-    if not upload["complete"]:
-        raise AssertionError(f"an upload that found no space does not start again: {upload}")
     ask("coordinator.complete_task", task_id=task, swarm_id="a", token=token)
 
 
