@@ -15,6 +15,10 @@ class Admission(Protocol):
         """Return if the swarm exists and is the caller's; else raise not_found or permission_denied."""
         ...
 
+    def attention(self, tx: Tx, swarm_id: str) -> list[dict[str, Any]]:
+        """What the swarm was told of its money and breaker and still holds: ``breaker_tripped``, else ``budget_low``, or nothing."""
+        ...
+
     def admit(self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int) -> None:
         """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
 

@@ -7,6 +7,7 @@ from typing import Final
 import attrs
 import trio
 
+from ifbusd.codec import how_many_fit
 from ifbusd.coordinator.alarms import Alarms
 from ifbusd.coordinator.blockers import Blockers
 from ifbusd.coordinator.claiming import Claiming
@@ -17,9 +18,18 @@ from ifbusd.coordinator.inbox import Inbox
 from ifbusd.coordinator.sessions import Sessions
 from ifbusd.coordinator.tasks import Tasks
 from ifbusd.identity import Caller
+from ifbusd.operation import Tx
 
-# Named in one notification, which is a message of 64 KiB; `renew_session` names all.
+# Named in one notification at most; `renew_session` names all.
 _HANDLES: Final = 200
+# Of what is not in here, alarms, the place is second.
+_URGENCY: Final = {"breaker_tripped": 0, "budget_low": 3, "holding": 4, "mail": 5}
+_ALARM: Final = 1
+_URGENT_MAIL: Final = 2
+
+
+def _urgency(item: Answer) -> int:
+    return _URGENT_MAIL if item.get("urgent") else _URGENCY.get(item["kind"], _ALARM)
 
 
 @attrs.frozen(kw_only=True)
@@ -54,18 +64,24 @@ class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers
             task_status.started()
 
     async def attention(self, caller: Caller, swarm_id: str) -> list[Answer]:
-        """What the swarm should know before any other answer: claims it still holds, open alarms, letters.
+        """What the swarm should know before any other answer, most urgent first, as far as it fits into one notification:
+        that it is stopped, alarms, urgent mail, that its budget is low, the claims it still holds, mail.
 
         Raises:
             not_found, permission_denied: There is no such swarm, or it is another user's.
         """
-        await self._operations.look(lambda tx: self._governor.require_owner(tx, caller, swarm_id))
+
+        def read(tx: Tx) -> list[Answer]:
+            self._governor.require_owner(tx, caller, swarm_id)
+            return self._governor.attention(tx, swarm_id)
+
+        items = await self._operations.look(read)
         await self.board.catch_up()
-        items: list[Answer] = [
+        items += self.alarms_of(swarm_id)[:_HANDLES]
+        items += [
             {"kind": "holding", "handle": handle, "message": f"you still hold {handle}"}
             for handle in self.board.handles_of(swarm_id)[:_HANDLES]
         ]
-        items += self.alarms_of(swarm_id)[:_HANDLES]
         letters = [message for _, message in self.board.mail.letters(swarm_id)]
         urgent = sum(1 for message in letters if message.urgent)
         if letters:
@@ -77,7 +93,8 @@ class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers
                     "message": f"{len(letters)} {'letter waits' if len(letters) == 1 else 'letters wait'}, {urgent} urgent: ifbus inbox",
                 }
             )
-        return items
+        items.sort(key=_urgency)
+        return items[: how_many_fit(items)]
 
     async def presence(self, swarm_ids: list[str]) -> list[tuple[bool, list[str]]]:
         """Of each swarm whether its session is alive and the claim handles it holds, as of all that anybody was answered."""

@@ -60,25 +60,39 @@ class Admissions:
         event = rules.event_between(before, after, self._budget_low)
         if event is None:
             return
-        message = {"kind": event.value, "swarm_id": swarm_id, "at_ms": self._now_ms()}
+        message = self._describe_event(event, swarm_id, after)
         if event is Event.BREAKER_TRIPPED:
             tx.put(TRIPPED + swarm_id, rules.describe_breaker(swarm_id, after))
             tx.detail["breaker_tripped"] = after.breaker.reason
-            message |= rules.check_breaker(swarm_id, after).data
         elif event is Event.BREAKER_RESET:
             tx.delete(TRIPPED + swarm_id)
-            message |= {"reason": why}
-        else:
-            report = rules.describe_account(swarm_id, after)
-            message |= {"reason": f"{report['spent_usd']} of {report['limit_usd']} USD spent", **report}
+            message["reason"] = why
         tx.publish(ESCALATIONS, message)
         tx.publish(f"attention.{swarm_id}", message)
+
+    def _describe_event(self, event: Event, swarm_id: str, account: Account) -> dict[str, Any]:
+        at_ms = account.breaker.tripped_at_ms
+        message = {"kind": event.value, "swarm_id": swarm_id, "at_ms": self._now_ms() if at_ms is None else at_ms}
+        if event is Event.BREAKER_TRIPPED:
+            check = rules.check_breaker(swarm_id, account)
+            message |= {**check.data, "message": check.message}
+        elif event is Event.BUDGET_LOW:
+            report = rules.describe_account(swarm_id, account)
+            reason = f"{report['spent_usd']} of {report['limit_usd']} USD spent"
+            message |= {"reason": reason, **report, "message": f"the budget of {swarm_id} is low: {reason}"}
+        return message
 
     # --- Admission -----------------------------------------------------------------------------------
 
     def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
         """Return if the swarm exists and is the caller's; else raise not_found or permission_denied."""
         require_owner(self._read_profile(tx, swarm_id), caller)
+
+    def attention(self, tx: Tx, swarm_id: str) -> list[dict[str, Any]]:
+        """What the swarm was told of its money and breaker and still holds: one item as it was sent then, or none."""
+        account = self._read_account(tx, swarm_id)
+        event = rules.event_between(Account(), account, self._budget_low)
+        return [] if event is None else [self._describe_event(event, swarm_id, account)]
 
     def require_running(self, tx: Tx, swarm_id: str) -> None:
         """Return if the swarm's breaker is closed; else raise breaker_tripped."""

@@ -6,6 +6,7 @@ A connection is bound to a swarm by `daemon.hello(swarm=...)` or by registering.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from ifbusd.bus.base import Bus, Message, Subscription
 from ifbusd.identity import Caller, Session
 
 NOTIFICATION: Final = "attention"
+_MEANWHILE: Final = 64
 
 # The items that a swarm must hear now, most urgent first; raises permission_denied or not_found if it is not the caller's.
 Items = Callable[[Caller, str], Awaitable[list[dict[str, Any]]]]
@@ -41,7 +43,13 @@ class Attention:
             Overloaded: The connection is bound to too many swarms.
         """
         self._check_room(caller, swarm_id)
-        items = await self._items(caller, swarm_id)
+        # What happens while the items are read may be too late for them, and too early for the subscription.
+        meanwhile: deque[Message] = deque(maxlen=_MEANWHILE)
+        listening = self._bus.subscribe(subject_of(swarm_id), lambda _, item: meanwhile.append(item))
+        try:
+            items = await self._items(caller, swarm_id)
+        finally:
+            listening.close()
         session = caller.session
         if session is None:
             return
@@ -52,6 +60,7 @@ class Attention:
             session.on_close(lambda: self._unbind(connection_id))
         if swarm_id not in bound:
             bound[swarm_id] = self._bus.subscribe(subject_of(swarm_id), _passing_on(session))
+            items = [*items, *meanwhile]
         if items:
             session.notify(NOTIFICATION, [items])
 

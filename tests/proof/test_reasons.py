@@ -238,23 +238,32 @@ def test_why_shows_every_check_in_order(proof: Proof) -> None:
 def test_attention_is_the_same_everywhere(tmp_path: Path) -> None:
     """What a swarm must hear comes as the same items in a notification and in --json, and as the same words in text; refusals have it, too."""
     with daemon() as running, Plain.at(running.socket) as client:
-        client.call("coordinator.register_swarm", swarm_id="me")
+        client.call("coordinator.register_swarm", swarm_id="me", budget_usd="1")
         held, other = (client.call("coordinator.create_task", title="x")["task"]["task_id"] for _ in range(2))
         claim = client.call("coordinator.claim_task", task_id=held, swarm_id="me")["claim"]
         client.call("coordinator.push_task_to_swarm", task_id=other, swarm_id="me")
-        with Plain.at(running.socket) as listener:
-            listener.call("daemon.hello", swarm="me")
-            notified = [item for method, params in listener.heard if method == "attention" for item in params[0]]
-        assert [item["kind"] for item in notified] == ["holding", "mail"]
-        assert notified[0]["handle"] == f"{held}@{claim['token']}"
         shell = Shell(running.socket).as_swarm("me")
-        for words, code in ((("task", "show", held), 0), (("task", "claim", "T-none"), 4)):
-            text, document = shell(*words), shell(*words, "--json")
-            assert text.exit == document.exit == code
-            assert json.loads(document.out)["attention"] == notified
-            assert [
-                line.removeprefix("! ") for line in (text.out + text.err).splitlines() if line.startswith("! ")
-            ] == [item["message"] for item in notified]
+        for spend, first in (("0", []), ("0.9", ["budget_low"]), ("0.2", ["breaker_tripped"])):
+            client.call("governor.track_cost", swarm_id="me", operation="llm", cost_usd=spend)
+            with Plain.at(running.socket) as listener:
+                listener.call("daemon.hello", swarm="me")
+                notified = [item for method, params in listener.heard if method == "attention" for item in params[0]]
+            assert [item["kind"] for item in notified] == [*first, "holding", "mail"]
+            assert notified[-2]["handle"] == f"{held}@{claim['token']}"
+            for words, code in ((("task", "show", held), 0), (("task", "claim", "T-none"), 4)):
+                text, document = shell(*words), shell(*words, "--json")
+                assert text.exit == document.exit == code
+                assert [_timeless(item) for item in json.loads(document.out)["attention"]] == [
+                    _timeless(item) for item in notified
+                ]
+                assert [
+                    line.removeprefix("! ") for line in (text.out + text.err).splitlines() if line.startswith("! ")
+                ] == [item["message"] for item in notified]
+
+
+def _timeless(item: dict[str, Any]) -> dict[str, Any]:
+    # A low budget has no moment of its own: each hello says as of when it is low.
+    return {name: value for name, value in item.items() if name != "at_ms" or item["kind"] != "budget_low"}
 
 
 def test_every_code_of_the_tree_is_the_daemons_or_a_clients() -> None:

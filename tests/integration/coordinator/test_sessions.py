@@ -6,6 +6,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ifbus.errors import StaleToken
 from ifbus.models import SwarmProfile
+from ifbus.money import MicroUsd
+from ifbusd.codec import pack
+from ifbusd.coordinator.core import Answer
 from tests.integration.coordinator.world import LEASE_MS, World
 
 HOUR_MS = 3_600_000
@@ -145,3 +148,44 @@ async def test_attention_names_claims_and_mail(world: World) -> None:
     items = await world.it.attention(world.me, "docs")
     assert items[0] == {"kind": "holding", "handle": f"T-1@{token}", "message": f"you still hold T-1@{token}"}
     assert (items[1]["kind"], items[1]["letters"], items[1]["urgent"]) == ("mail", 1, 0)
+
+
+async def test_attention_names_the_most_urgent_first(world: World) -> None:
+    """A swarm that comes back hears that its budget is low or that it is stopped, in the words of the push, before what can wait."""
+    pushed: list[Answer] = []
+    world.bus.subscribe("attention.docs", lambda _, item: pushed.append(item))
+    await world.swarm("docs", budget=1_000_000, orchestrator=True)
+    await world.swarm("other")
+    await world.task("T-1")
+    await world.token("T-1", "docs")
+    await world.it.broadcast(world.me, "news", {})
+    for cost, open_now in ((900_000, "budget_low"), (200_000, "breaker_tripped")):
+        await world.governor.track_cost(world.me, "docs", "llm", MicroUsd(cost))
+        items = await world.it.attention(world.me, "docs")
+        assert [item["kind"] for item in items] == [open_now, "holding", "mail"]
+        told = {name: value for name, value in pushed[-1].items() if name != "revision"}
+        assert told == items[0] | {"at_ms": told["at_ms"]}
+    stopped, *_ = await world.it.attention(world.me, "docs")
+    assert stopped["at_ms"] == pushed[-1]["at_ms"] == stopped["tripped_at_ms"]
+    assert stopped["message"].startswith("docs is stopped until an operator's reset: budget used up")
+    await world.it.detect_blocker(world.me, "other", {"reason": "stuck", "severity": "critical"})
+    kinds = [item["kind"] for item in await world.it.attention(world.me, "docs")]
+    assert kinds == ["breaker_tripped", "mail", "holding"]
+    await world.governor.reset_circuit_breaker(world.caller(0), "docs", "paid", budget_usd=MicroUsd(9_000_000))
+    kinds = [item["kind"] for item in await world.it.attention(world.me, "docs")]
+    assert kinds == ["mail", "holding"]
+
+
+async def test_attention_fits_into_one_notification(world: World) -> None:
+    """However much a swarm holds: the least urgent is left out."""
+    name = "s" * 60
+    await world.swarm(name, budget=1_000_000)
+    for number in range(200):
+        task_id = f"{'t' * 50}-{number:03d}"
+        await world.task(task_id)
+        await world.token(task_id, name)
+    await world.governor.track_cost(world.me, name, "llm", MicroUsd(900_000))
+    items = await world.it.attention(world.me, name)
+    assert items[0]["kind"] == "budget_low"
+    assert len(items) > 100
+    assert len(pack(items)) < 64 << 10

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,7 @@ class Serving:
     attention: Attention
     items: list[dict[str, Any]]
     witnessed: list[tuple[str, str, str]]
+    reading: Callable[[], object] | None = None
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
@@ -202,7 +203,9 @@ def make(path: Path, *, limits: RpcLimits, operator_uids: frozenset[int], operat
     async def items_of(caller: Caller, swarm_id: str) -> list[dict[str, Any]]:
         if swarm_id == FOREIGN_SWARM:
             raise PermissionDenied(f"cannot speak for {swarm_id}: it is another user's")
-        return items
+        if made.reading is not None:
+            made.reading()
+        return list(items)
 
     async def witness(caller: Caller, op: str, target: str, refusal: IfbusError) -> None:
         witnessed.append((op, target, refusal.code))
@@ -232,9 +235,10 @@ def make(path: Path, *, limits: RpcLimits, operator_uids: frozenset[int], operat
         operator_uids=operator_uids,
         operator_gids=operator_gids,
     )
-    return Serving(
+    made = Serving(
         path=path, server=server, probe=probe, bus=bus, attention=attention, items=items, witnessed=witnessed
     )
+    return made
 
 
 @asynccontextmanager

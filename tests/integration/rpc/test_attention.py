@@ -63,6 +63,18 @@ async def test_what_waits_comes_before_the_answer(tmp_path: Path) -> None:
         assert served.attention.swarms_of(1) == []
 
 
+async def test_what_happens_during_the_hello_is_heard(tmp_path: Path) -> None:
+    """An item that is published while those before it are read comes after them, once, also where the swarm is bound already."""
+    async with serving(tmp_path) as served, served.client() as client:
+        served.items.append(LETTER)
+        served.reading = lambda: served.bus.publish(subject_of(OWN_SWARM), {"kind": "pause"})
+        for _ in range(2):
+            await client.call("daemon.hello", swarm=OWN_SWARM)
+            items = [item for notification in client.notifications for item in notification.params[0]]
+            assert sorted(item["kind"] for item in items) == sorted([LETTER["kind"], "pause"])
+            client.notifications.clear()
+
+
 async def test_nobody_hears_for_a_foreign_swarm(tmp_path: Path) -> None:
     """Another user's swarm is refused, a failed registration binds nothing."""
     async with serving(tmp_path) as served, served.client() as client:
