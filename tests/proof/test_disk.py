@@ -258,15 +258,19 @@ def _blob(number: int) -> dict[str, Any]:
 
 
 def _round(ask: Callable[..., Any], number: int) -> None:
-    """Work with names of its own; the upload first, because nobody can say how many writes the commits before it would take."""
-    upload = ask("chassis.put_blob", **_blob(number))
-    if not upload["complete"]:
-        raise AssertionError(f"an upload that found no space does not start again: {upload}")
+    """Work with names of its own."""
     task = f"R-{number}"
     ask("coordinator.create_task", title="R", task_id=task, payload={"text": "x" * 15_000})
     token = ask("coordinator.claim_task", task_id=task, swarm_id="a")["claim"]["token"]
     ask("governor.track_cost", swarm_id="a", operation="llm", cost_usd="0.01", task_id=task, token=token)
     ask("coordinator.complete_task", task_id=task, swarm_id="a", token=token)
+
+
+def _upload(ask: Callable[..., Any], number: int) -> None:
+    """A module, whole in the end; by itself, because commits take now more, now fewer writes."""
+    answer = ask("chassis.put_blob", **_blob(number))
+    if not answer["complete"]:
+        raise AssertionError(f"an upload that found no space does not start again: {answer}")
 
 
 def _load(ask: Callable[..., Any], number: int) -> None:
@@ -280,7 +284,9 @@ def _load(ask: Callable[..., Any], number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "lasting"), [(_round, 0), (_round, 1), (_load, 0)], ids=["once", "lasting", "modules"]
+    ("what", "lasting"),
+    [(_round, 0), (_round, 1), (_upload, 0), (_load, 0)],
+    ids=["once", "lasting", "uploads", "modules"],
 )
 async def test_every_write_that_finds_no_space(
     tmp_path: Path, seed: int, proof: Proof, request: pytest.FixtureRequest, what: Callable[..., None], lasting: int
