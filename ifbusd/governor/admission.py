@@ -145,11 +145,13 @@ class Admissions:
         ]
 
     def _require_holds(self, swarm_id: str, account: Account) -> None:
-        if len(account.holds) > self._policy.max_holds:
+        allowed = self._policy.max_holds
+        # Most have few: then nothing has to be counted.
+        if len(account.holds) > allowed and (wanted := rules.reservations(account)) > allowed:
             raise LimitExceeded(
-                f"cannot set money aside for {swarm_id}: it has {self._policy.max_holds} reservations already",
-                data={"limit": "max_holds", "used": len(account.holds) - 1, "allowed": self._policy.max_holds},
-                would_change=[{"by": "self", "what": "settle a reservation or end a claim"}],
+                f"cannot set money aside for {swarm_id}: it has {wanted - 1} reservations already",
+                data={"limit": "max_holds", "used": wanted - 1, "allowed": allowed},
+                would_change=[{"by": "self", "what": "settle a reservation, or end a claim that set money aside"}],
             )
 
     def claim_ended(self, tx: Tx, swarm_id: str, task_id: str, *, outcome: Literal["ok", "failed", "neutral"]) -> int:

@@ -45,7 +45,7 @@ class Policy:
             budget gets this one. None: no such bound, and a swarm without a budget is never refused for money.
         failures_to_trip: So many failed tasks in a row trip the breaker.
         budget_low_ratio: The swarm and the operators hear of it once when this share of the budget is spent.
-        max_holds: Reservations of one swarm at a time; bounds its record (about 60 bytes each).
+        max_holds: Reservations of one swarm at a time, and as many claims that only count costs; bounds its record (about 60 bytes each).
         max_swarms: Names in the registry; about 2 KiB of memory each.
         max_swarms_per_uid: The same for one user, so that nobody shuts the others out.
     """

@@ -12,6 +12,7 @@ Breaker. The table below is the whole life cycle; what it lacks leaves the state
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
@@ -120,13 +121,17 @@ def reserve(account: Account, hold_id: str, task_id: str, operation: str, amount
     return account.evolve(holds=holds)
 
 
-def settle(account: Account, hold_id: str, cost: int) -> Account:
-    """Replace a reservation by its real cost. What was drawn from the claim's hold and not spent goes back there."""
+def settle(account: Account, hold_id: str, cost: int, *, max_holds: int) -> Account:
+    """Replace a reservation by its real cost. What was drawn from the claim's hold and not spent goes back there.
+
+    A claim that set nothing aside gets a hold of 0 that counts what is spent on it, as long as there is room for one.
+    """
     holds = dict(account.holds)
     hold = holds.pop(hold_id)
-    own = holds.get(hold.task_id, Hold(hold.task_id, 0, CLAIM))
-    back = max(0, hold.drawn - cost)
-    holds[hold.task_id] = own._replace(amount=own.amount + back, spent=_add(own.spent, cost))
+    if hold.task_id in holds or _has_room_to_count(holds, max_holds):
+        own = holds.get(hold.task_id, Hold(hold.task_id, 0, CLAIM))
+        back = max(0, hold.drawn - cost)
+        holds[hold.task_id] = own._replace(amount=own.amount + back, spent=_add(own.spent, cost))
     return account.evolve(spent=_add(account.spent, cost), holds=holds)
 
 
@@ -136,10 +141,29 @@ def spend(account: Account, task_id: str | None, cost: int, *, max_holds: int) -
     A claim that set nothing aside gets a hold of 0 that counts what is spent on it, as long as there is room for one.
     """
     holds = account.holds
-    if task_id is not None and (task_id in holds or len(holds) < max_holds):
+    if task_id is not None and (task_id in holds or _has_room_to_count(holds, max_holds)):
         own = holds.get(task_id, Hold(task_id, 0, CLAIM))
         holds = {**holds, task_id: own._replace(amount=max(0, own.amount - cost), spent=_add(own.spent, cost))}
     return account.evolve(spent=_add(account.spent, cost), holds=holds)
+
+
+def reservations(account: Account) -> int:
+    """How many holds set money aside; not those that only count what a claim has spent, so settling one makes room."""
+    return len(account.holds) - _count_only(account.holds)
+
+
+def _has_room_to_count(holds: Mapping[str, Hold], max_holds: int) -> bool:
+    return len(holds) < max_holds or _count_only(holds) < max_holds
+
+
+def _count_only(holds: Mapping[str, Hold]) -> int:
+    # A claim's hold that reservations have drawn from may get some of it back.
+    drawn_from = {hold.task_id for hold in holds.values() if hold.drawn}
+    return sum(
+        1
+        for hold_id, hold in holds.items()
+        if hold_id == hold.task_id and not hold.amount and hold_id not in drawn_from
+    )
 
 
 def end_claim(account: Account, task_id: str) -> tuple[Account, int]:

@@ -363,7 +363,7 @@ class IFGovernor(Admissions):
                     data={"reservation_id": reservation_id[:80]},
                     would_change=[{"by": "self", "what": "record the cost with track_cost, without a task"}],
                 )
-            spent = rules.settle(before, reservation_id, cost)
+            spent = rules.settle(before, reservation_id, cost, max_holds=self._policy.max_holds)
             return self._record_cost(tx, swarm_id, before, spent, hold.task_id, hold.operation, cost, model, counts)
 
         return await self._change(caller, "settle_cost", swarm_id, body)

@@ -224,8 +224,34 @@ async def test_reservations_are_bounded(tmp_path: Path) -> None:
             await world.claim("T-2", "builder", 10)
         token = await world.claim("T-3", "builder")
         await world.governor.track_cost(world.ann, "builder", "llm", MicroUsd(7), task_id="T-3", token=token)
-        assert len((await world.account("builder")).holds) == 3
-        assert (await world.account("builder")).spent == 7
+        for number in range(4, 9):
+            token = await world.claim(f"T-{number}", "builder")
+            of = {"task_id": f"T-{number}", "token": token}
+            await world.governor.track_cost(world.ann, "builder", "llm", MicroUsd(7), **of)  # type: ignore[arg-type]
+        assert len((await world.account("builder")).holds) == 2 * 3
+        assert (await world.account("builder")).spent == 6 * 7
+
+
+@pytest.mark.parametrize("estimate", [0, 1])
+async def test_settling_one_reservation_makes_room_for_one(tmp_path: Path, estimate: int) -> None:
+    """What the refusal advises is true, also for a claim that set nothing aside and whose costs are then counted."""
+    async with open_world(tmp_path, policy=Policy(max_holds=2)) as world:
+        await world.register("builder", budget_usd=DOLLAR)
+        token = await world.claim("T-1", "builder", estimate)
+
+        async def reserve() -> str:
+            of = {"task_id": "T-1", "token": token}
+            answer = await world.governor.reserve_cost(world.ann, "builder", "llm", MicroUsd(1), **of)  # type: ignore[arg-type]
+            return str(answer["reservation_id"])
+
+        made = [await reserve() for _ in range(1 if estimate else 2)]
+        for cost in (0, 0, 0) if estimate else (0, 1, 2):
+            with pytest.raises(LimitExceeded, match="2 reservations") as refused:
+                await reserve()
+            assert refused.value.data == refused.value.data | {"used": 2, "allowed": 2}
+            assert refused.value.would_change[0]["what"].startswith("settle a reservation")
+            await world.governor.settle_cost(world.ann, "builder", made.pop(), MicroUsd(cost))
+            made.append(await reserve())
 
 
 async def test_the_coordinator_can_ask_what_a_claim_has_cost(world: World) -> None:

@@ -63,7 +63,9 @@ class Spenders(RuleBasedStateMachine):
             return
         cost = hold.amount * share // 100
         self.record(cost, hold.task_id, beyond=cost - hold.amount)
-        self.account = rules.settle(self.account, hold_id, cost)
+        used = rules.reservations(self.account)
+        self.account = rules.settle(self.account, hold_id, cost, max_holds=100)
+        assert rules.reservations(self.account) < used, "settling makes room"
 
     @rule(task_id=st.one_of(st.none(), tasks), cost=st.integers(0, 50))
     def spend(self, task_id: str | None, cost: int) -> None:
@@ -116,14 +118,26 @@ def test_an_estimate_is_not_set_aside_twice() -> None:
     assert (account.reserved, account.free) == (60, 40)
     account = rules.reserve(account, "r:2", "T-1", "llm", 30)
     assert (account.reserved, account.free) == (80, 20)
-    account = rules.settle(account, "r:1", 10)
+    account = rules.settle(account, "r:1", 10, max_holds=9)
     assert (account.spent, account.reserved, account.holds["T-1"].amount) == (10, 70, 40)
-    account = rules.settle(account, "r:2", 5)
+    account = rules.settle(account, "r:2", 5, max_holds=9)
     assert (account.spent, account.reserved, account.free) == (15, 45, 40), "60 in all for the task, as estimated"
     account = rules.spend(account, "T-1", 25, max_holds=9)
     assert (account.spent, account.reserved, account.holds["T-1"].spent) == (40, 20, 40)
     account, released = rules.end_claim(account, "T-1")
     assert (released, account.spent, account.free) == (20, 40, 60)
+
+
+def test_what_only_counts_is_bounded_as_well() -> None:
+    """Claims without an estimate whose reservations were settled count as no reservations, and beyond the bound are not kept."""
+    account = Account()
+    for number in range(5):
+        account = rules.reserve(account, f"r:{number}", f"T-{number}", "claim", 0)
+        assert rules.reservations(account) == 1
+        account = rules.settle(account, f"r:{number}", 1, max_holds=2)
+        account = rules.spend(account, f"T-{number}", 1, max_holds=2)
+    assert list(account.holds) == ["T-0", "T-1"]
+    assert (account.spent, account.holds["T-1"].spent, rules.reservations(account)) == (10, 2, 0)
 
 
 def test_another_tasks_reservation_is_left_alone() -> None:
