@@ -57,19 +57,23 @@ class Bucket:
         """A bucket that has not been drawn from yet."""
         return cls(rate_per_s=rate_per_s, capacity=capacity, level=capacity, at_us=now_us)
 
+    def at(self, level: float, now_us: int) -> Bucket:
+        """The same bucket at another level; `attrs.evolve` takes thrice as long, before each execution."""
+        return Bucket(rate_per_s=self.rate_per_s, capacity=self.capacity, level=level, at_us=now_us)
+
 
 def take(bucket: Bucket, now_us: int, amount: float = 1.0) -> tuple[Bucket, int]:
     """Take `amount` if it is there: the bucket afterwards and 0, else the bucket and the wait in us until it is."""
     level = _level(bucket, now_us)
     if level >= amount:
-        return attrs.evolve(bucket, level=level - amount, at_us=now_us), 0
-    return attrs.evolve(bucket, level=level, at_us=now_us), _wait_us(amount - level, bucket.rate_per_s)
+        return bucket.at(level - amount, now_us), 0
+    return bucket.at(level, now_us), _wait_us(amount - level, bucket.rate_per_s)
 
 
 def charge(bucket: Bucket, now_us: int, amount: float) -> tuple[Bucket, int]:
     """Take `amount` that was used already: the bucket afterwards, and the wait in us until it is out of debt."""
     level = _level(bucket, now_us) - amount
-    return attrs.evolve(bucket, level=level, at_us=now_us), _wait_us(-level, bucket.rate_per_s) if level < 0 else 0
+    return bucket.at(level, now_us), _wait_us(-level, bucket.rate_per_s) if level < 0 else 0
 
 
 def _level(bucket: Bucket, now_us: int) -> float:

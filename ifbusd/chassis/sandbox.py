@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 _SAMPLES: Final = 256
 # Most executions end within it and are never looked at in between.
 _SLICE_S: Final = 0.02
+# Some programs put it before their text.
+_BOM: Final = "\ufeff"
 # What a worker may have beyond its start and its guest's memory before it is killed; the kernel's own limit is above.
 MEMORY_MARGIN_BYTES: Final = 32 << 20
 # Processor time that a worker may use between two executions: the instance made ahead takes 5 ms at most.
@@ -411,7 +413,7 @@ class Sandbox:
         if len(outcome.output) > self.module.contract.limits.output_bytes:
             raise _failed("stopped the module: its sandbox broke its output limit")
         try:
-            value = _decode(outcome.output.decode("utf-8-sig"))
+            value = _decode(outcome.output.decode().removeprefix(_BOM))
         except (ValueError, RecursionError) as error:
             raise _failed(f"the module gave no JSON: {error}", output_bytes=len(outcome.output)) from error
         why = rules.check_output(value)
