@@ -29,6 +29,7 @@ _ZYGOTE_START_S: Final = 15.0
 _FORK_S: Final = 0.5
 # SIGKILL works within milliseconds unless the kernel itself is stuck.
 _END_S: Final = 5.0
+_UNHELD_LOOK_S: Final = 0.001
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -103,7 +104,11 @@ class Worker:
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
         # Open for the worker's life: looking at its memory must not fail for want of a descriptor.
-        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(self._pidfd)
+            raise
         self._channel = _Channel(channel)
         self._cpu_clock = (~pid << 3) | 2  # clock_getcpuclockid(3): the whole process, by scheduler time
         self._exit: Exit | None = None
@@ -180,8 +185,28 @@ class Worker:
 def _pair() -> tuple[socket.socket, socket.socket]:
     try:
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    except OSError as error:  # no descriptor left: the moment's matter, and no fault of the zygote
-        raise Unavailable(f"cannot start a sandbox process: {error.strerror}", data={"retry_after_ms": 1000}) from error
+    except OSError as error:
+        raise _exhausted(error) from error
+
+
+def _exhausted(error: OSError) -> Unavailable:
+    # No descriptor left: the moment's matter, and no fault of the zygote.
+    return Unavailable(f"cannot start a sandbox process: {error.strerror}", data={"retry_after_ms": 1000})
+
+
+async def _end_unheld(pid: int) -> None:
+    """Kill and reap a worker that no descriptor could be opened for; not cancellable, but bounded."""
+    try:
+        # The number is its own until it is reaped, if it is a child of ours; nobody else is to be killed by number.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # noqa: ASYNC222 - does not wait
+    except ChildProcessError:
+        return
+    os.kill(pid, signal.SIGKILL)
+    with trio.fail_after(_END_S) as scope:
+        scope.shield = True
+        # There is nothing to wait on: that would take a descriptor.
+        while not os.waitpid(pid, os.WNOHANG)[0]:  # noqa: ASYNC110, ASYNC222 - does not wait
+            await trio.sleep(_UNHELD_LOOK_S)
 
 
 class Zygote:
@@ -190,6 +215,7 @@ class Zygote:
     Attributes:
         engine: Names engine version, settings and machine: what its workers' code must have been compiled for.
         layers: What its workers will lock themselves down with, for people.
+        is_killed: We have ended it, so it is of no more use.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
@@ -198,6 +224,7 @@ class Zygote:
         self._channel = _Channel(channel)
         self._turn = trio.Lock()
         self.engine = self.layers = ""
+        self.is_killed = False
 
     @property
     def pid(self) -> int:
@@ -234,7 +261,8 @@ class Zygote:
         """A new worker without an order yet.
 
         Raises:
-            Unavailable: The zygote is gone, stopped, or could not fork. It has been killed, then, and a new one will come.
+            Unavailable: No descriptor is left. Or the zygote is gone, stopped, or could not fork: then it `is_killed`, and a
+                new one will come.
         """
         ours, theirs = _pair()
         try:
@@ -245,7 +273,7 @@ class Zygote:
                     answer = unpack(await self._channel.receive())
             if not answer or type(answer[0]) is not int or answer[0] <= 0:
                 raise BrokenWorker("no pid")
-            return Worker(answer[0], ours)
+            pid = answer[0]
         except BaseException as error:
             ours.close()
             # Cancelled half way its answer would be taken for the next one's; ill, it is better gone.
@@ -255,6 +283,12 @@ class Zygote:
                     "cannot start a sandbox: the zygote does not answer", data={"retry_after_ms": 250}
                 ) from error
             raise
+        try:
+            return Worker(pid, ours)
+        except OSError as error:
+            ours.close()
+            await _end_unheld(pid)
+            raise _exhausted(error) from error
 
     async def wait(self) -> None:
         """Return when the process has ended."""
@@ -262,6 +296,7 @@ class Zygote:
 
     def kill(self) -> None:
         """End it at once. Workers live on."""
+        self.is_killed = True
         self._process.kill()
 
     async def end(self) -> int:

@@ -100,7 +100,7 @@ class Supervisor:
         try:
             return await zygote.fork()
         except Unavailable:
-            if self._zygote is zygote:  # it has been killed; nobody else need try it until `run` sees its end
+            if zygote.is_killed and self._zygote is zygote:  # nobody else need try it until `run` sees its end
                 self._lost()
             raise
 

@@ -1,10 +1,13 @@
 """Zygote, workers and daemon when one of them is killed, stopped, or says what it should not."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,77 @@ def test_no_process_outlives_the_daemon(tmp_path: Path) -> None:
         finally:
             daemon.kill()
     trio.run(wait_for, lambda: not any(map(is_running, pids)), 5.0)
+
+
+# --- without descriptors -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _descriptors_left(number: int) -> Iterator[None]:
+    """All descriptors of this process are taken but for so many."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, most))
+    taken: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(1))
+        for _ in range(number):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+def _children() -> set[int]:
+    return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
+@pytest.mark.parametrize("is_last_taken", [False, True])
+async def test_worker_that_cannot_be_held_is_ended_and_reaped(is_last_taken: bool) -> None:
+    """Where no descriptor is left for a new worker it is gone without a trace, and the zygote goes on."""
+    become_subreaper()
+    zygote = await Zygote.start()
+    before = _children()
+    taken: list[int] = []
+
+    async def take_the_last() -> None:
+        while not taken:
+            try:
+                taken.append(os.dup(1))
+            except OSError:
+                await trio.lowlevel.checkpoint()
+
+    try:
+        # Two make the socket pair, whose other end goes away with the order: one is left, for the pidfd or for somebody else.
+        with _descriptors_left(2):
+            async with trio.open_nursery() as nursery:
+                if is_last_taken:
+                    nursery.start_soon(take_the_last)
+                with pytest.raises(Unavailable, match="cannot start a sandbox process"):
+                    await zygote.fork()
+            for descriptor in taken:
+                os.close(descriptor)
+        assert _children() == before
+        worker = await zygote.fork()
+        assert worker.is_alive()
+        await worker.end()
+        assert _children() == before
+    finally:
+        await zygote.end()
+
+
+async def test_zygote_outlives_a_lack_of_descriptors(chassis: Harness) -> None:
+    """A moment in which no socket can be made refuses that sandbox, and no other after it."""
+    supervisor, zygote = chassis.chassis._supervisor, _zygote(chassis)
+    with _descriptors_left(1), pytest.raises(Unavailable):
+        await supervisor.fork()
+    worker = await supervisor.fork()
+    assert worker.is_alive()
+    await worker.end()
+    assert _zygote(chassis) == zygote
 
 
 # --- a worker that is not ours any more --------------------------------------------------------------
