@@ -360,6 +360,8 @@ def listen(socket: str, letters: str, swarm_id: str, after_seq: int, raw: bool) 
     """
     file = os.open(letters, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with connected(socket) as bus:
+        if after_seq:  # what was noted may not have been acknowledged any more
+            bus.call("coordinator.acknowledge", swarm_id, after_seq)
         for letter in (_raw_letters if raw else _letters)(bus, swarm_id, after_seq):
             body = letter["body"]
             name, n = body["task_id"].split(".") if letter["kind"] == "task" else (body["from"], body["n"])
