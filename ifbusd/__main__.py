@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import gc
+import importlib.util
 import logging
 import os
 import sys
@@ -33,6 +34,8 @@ STOPPED: Final = 0
 FAILED: Final = 1
 WRONG_CONFIG: Final = 2
 
+# The zygote could only say with a traceback of its own that one of these is missing.
+_ZYGOTE_NEEDS: Final = ("landlockpy", "seccompy", "wasmtime")
 # What to do about the refusals that a first start meets.
 _REMEDIES: Final = {
     errno.EACCES: "; a daemon of your own: ifbusd --dev",
@@ -58,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return STOPPED
         # What is made while starting lives for good: `daemon.serve` lets the collector loose on what comes after.
         gc.disable()
+        _require(*_ZYGOTE_NEEDS)
         # Takes as long to get ready as the rest of us, so it goes first.
         launched = launch()
         try:
@@ -77,6 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for sentence in sentences:
             print(f"ifbusd: {sentence}", file=sys.stderr)
         return WRONG_CONFIG if any(isinstance(reason, ConfigInvalid) for reason in reasons) else FAILED
+
+
+def _require(*packages: str) -> None:
+    """Raise `ModuleNotFoundError` for the first package that is not installed; nothing is imported."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _check_group(config: Config, arguments: argparse.Namespace) -> None:
