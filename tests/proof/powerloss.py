@@ -157,6 +157,14 @@ class StrictDisk:
         }
 
 
+def replayed(events: Sequence[Event], before: Image | None = None) -> StrictDisk:
+    """The disk at the end of a run; `before` is what it held, durably, when the run began."""
+    disk = StrictDisk(before)
+    for event in events:
+        disk.apply(event)
+    return disk
+
+
 def _content(
     durable: bytes,
     changes: Sequence[Written | Truncated],

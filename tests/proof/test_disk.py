@@ -27,7 +27,7 @@ from tests.proof.disk.recording import Event, NoSpace, Opened, Synced, SyncFaile
 from tests.proof.disk.recovery import Broken, Checker, Told, scratch
 from tests.proof.disk.wire import PATIENCE_S, Gone, Refused, Wire, with_key
 from tests.proof.disk.workload import GUEST
-from tests.proof.powerloss import StrictDisk, some_crashes
+from tests.proof.powerloss import replayed, some_crashes
 from tests.proof.records import Proof
 from tests.proof.sizes import size
 
@@ -176,13 +176,10 @@ def _names(events: Sequence[Event]) -> dict[int, str]:
 
 async def _lost(run: Run, rng: random.Random) -> list[str]:
     """What of the acknowledged a power loss at the end, or at some moment before, takes away."""
-    disk = StrictDisk()
-    for event in run.events:
-        disk.apply(event)
     problems = []
     with scratch() as directory:
         checker = Checker(Told.by(recording.conversation(run.events), uid=os.getuid()), directory)
-        await checker.begin(disk.kept())
+        await checker.begin(replayed(run.events).kept())
         for crash in some_crashes(run.events, count=_CRASHES_EACH, rng=rng):
             try:
                 await checker.check(crash.image, crash.at)

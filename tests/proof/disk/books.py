@@ -187,6 +187,22 @@ def shown_by(wire: Wire) -> dict[str, Any]:
     }
 
 
+def differences(expected: dict[str, Any], shown: dict[str, Any]) -> list[str]:
+    """What a daemon shows otherwise than the books have it, an entry each."""
+    found = []
+    for section, entries in expected.items():
+        if not isinstance(entries, dict):
+            entries, others = {"": entries}, {"": shown[section]}
+        else:
+            others = shown[section]
+        found += [
+            f"{section} {name}: expected {entries.get(name)}, shown {others.get(name)}"
+            for name in sorted({*entries, *others})
+            if entries.get(name) != others.get(name)
+        ]
+    return found
+
+
 def _dollars(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
 

@@ -14,7 +14,7 @@ from tests.proof.disk import recording, workload
 from tests.proof.disk.preload import Disk
 from tests.proof.disk.recording import Event, Said
 from tests.proof.disk.wire import PATIENCE_S
-from tests.proof.powerloss import Image, StrictDisk
+from tests.proof.powerloss import Image, replayed
 
 # The write-ahead log is copied back every few commits, so that power fails in the middle of that, too.
 CONFIG = "[store]\ncheckpoint_wal_bytes = 65536\n"
@@ -34,10 +34,7 @@ class Day:
 
     def final(self) -> Image:
         """The same, as the record has it."""
-        disk = StrictDisk()
-        for event in self.events:
-            disk.apply(event)
-        return disk.kept()
+        return replayed(self.events).kept()
 
 
 def record_day(directory: Path) -> Day:

@@ -93,7 +93,7 @@ def morning(office: Office) -> None:
         "governor.settle_cost",
         swarm_id="builder",
         reservation_id=reserved["reservation_id"],
-        cost_usd="0.123456",
+        cost_usd="0.023456",
     )
     assert not ask("coordinator.claim_task", task_id="P-1", swarm_id="spender")["claimed"]
     ask("coordinator.complete_task", **second)
