@@ -108,6 +108,10 @@ def grpc(directory: Path) -> Iterator[Server | None]:
         yield server
 
 
+# Swarms are no operators, whoever runs the benchmark; of an operator's connection each piece is asked who sent it.
+_ORDINARY_USERS: Final = "[operators]\nuids = []\ngroups = []\n"
+
+
 @contextmanager
 def ifbusd(directory: Path, config: str = "", *, program: Sequence[str] = ("-m", "ifbusd")) -> Iterator[Server]:
     """The real daemon on the embedded store, as users run it.
@@ -118,9 +122,8 @@ def ifbusd(directory: Path, config: str = "", *, program: Sequence[str] = ("-m",
     """
     path = directory / "ifbusd.sock"
     arguments = ["--dev", "--state", str(directory / "state"), "--socket", str(path)]
-    if config:
-        (directory / "ifbusd.toml").write_text(config)
-        arguments += ["--config", str(directory / "ifbusd.toml")]
+    (directory / "ifbusd.toml").write_text(_ORDINARY_USERS + config)
+    arguments += ["--config", str(directory / "ifbusd.toml")]
     with _running([sys.executable, *program, *arguments], path, says=b"ifbusd") as server:
         yield server
 

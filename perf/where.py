@@ -53,6 +53,7 @@ STAGES: Final = [
         ("dispatch: quota, binding, meta, identity", r"ifbusd/(?:rpc/.*|identity\.py|latency\.py)", r".*", ""),
         ("store: flush", r"ifbusd/store/embedded\.py", r"_flush|_commit|_committed|_note_wal|_checkpoint|run", ""),
         ("store: flush", r"ifbusd/store/flush\.py", r".*", ""),
+        ("dispatch: quota, binding, meta, identity", r"ifbus/(?:models|money)\.py", r".*", ""),
         ("witness, idempotency", r"ifbusd/store/chain\.py|ifbusd/witness/.*", r".*", ""),
         ("witness, idempotency", r"ifbusd/operation\.py", r"_record|_receipt|_idempotency_key|_ensure_window", ""),
         ("board and watchers", r"ifbusd/coordinator/(?:board|offers|mailboxes|inbox)\.py", r".*", ""),

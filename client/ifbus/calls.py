@@ -689,7 +689,9 @@ def execute_task(
     token: int | None = None,
     **options: Unpack[Options],
 ) -> Call[Execution]:
-    """Run a loaded module once; the execution is on record when this returns.
+    """Run a loaded module; the execution is on record when this returns.
+
+    Sent again after a lost connection it runs again, unless it has an ``idempotency_key``: then the first answer comes back.
 
     Args:
         input: For ``core`` ``{"args": [numbers]}``, else any JSON value.
