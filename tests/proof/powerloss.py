@@ -34,6 +34,8 @@ from tests.proof.disk.recording import (
 SECTOR_BYTES = 512
 # Chances that a pending sector or write survives: few, half, most.
 _CHANCES = (0.1, 0.5, 0.9)
+# Through the whole run with hardly anything new: there is not much more to find.
+_FRUITLESS_ROUNDS = 50
 
 # Content by name within the state directory; None is a directory.
 Image = Mapping[str, bytes | None]
@@ -270,7 +272,8 @@ def crashes(events: Sequence[Event], *, count: int, rng: random.Random, before: 
     yield from sorted(last.values(), key=lambda crash: crash.at)[:count]
     given = len(last)
     seen = set(last)
-    while given < count and pending:
+    fruitless = 0
+    while given < count and pending and fruitless < _FRUITLESS_ROUNDS:
         found = 0
         # Through the run again, from its beginning: going back is not possible, and copying is not faster.
         disk, is_turn = StrictDisk(before), set(pending)
@@ -289,8 +292,7 @@ def crashes(events: Sequence[Event], *, count: int, rng: random.Random, before: 
             yield Crash(image, at, how)
             if given >= count:
                 return
-        if found < len(pending) / 100:
-            return
+        fruitless = fruitless + 1 if found * 100 < len(pending) else 0
 
 
 def some_crashes(events: Sequence[Event], *, count: int, rng: random.Random) -> Iterator[Crash]:
