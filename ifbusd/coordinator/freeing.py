@@ -33,9 +33,14 @@ class Freeing(Core):
     async def reconcile(self) -> int:
         """Find money that is set aside for claims which are gone, and give it back; how many claims that were.
 
-        A crash between a lease's end and its clean-up leaves such holds behind, so this runs before the first request.
+        A crash between a lease's end and its clean-up leaves such holds behind, so this runs before the first request. One
+        between a registration and the end of what it replaced leaves void claims: their leases are ended too.
         """
         await self.board.catch_up()
+        for swarm_id, (session, _) in self.board.sessions.items():
+            for _, held in self.board.claims_of(swarm_id):
+                if 0 < held.claim.incarnation < session.incarnation:
+                    self._retired.add(held.lease)
         holds = await self._governor.list_holds()
         known = {(lost.swarm_id, lost.task_id) for lost in self.board.lost.values()}
         left = [

@@ -82,9 +82,8 @@ def _meet(people: World, cases: list[Case]) -> Iterator[Met]:
         told: Any = case(people)
         if inspect.isgenerator(told):
             error, turned = next(told), False
-            with contextlib.suppress(
-                AssertionError, LookupError
-            ):  # a step of the advice was refused itself, or there is none
+            # A step of the advice was refused itself, or there is no advice.
+            with contextlib.suppress(AssertionError, LookupError):
                 turned = next(told)
             told.close()
             yield Met(case.__name__, error, turned)

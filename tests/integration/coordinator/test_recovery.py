@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ifbus.errors import StaleToken, Unavailable
 from ifbusd.codec import pack
-from ifbusd.coordinator.model import TASKS, TaskRecord
+from ifbusd.coordinator.model import TASKS, SessionRecord, TaskRecord
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import Put, Txn
@@ -119,6 +119,28 @@ async def test_holds_left_by_a_crash_are_given_back_at_the_start(autojump_clock:
             with pytest.raises(StaleToken):
                 await world.it.complete_task(world.me, "T-1", "docs", lost)
             await world.it.report_progress(world.me, "T-2", "docs", kept, 1)
+
+
+async def test_claims_that_a_crash_left_to_a_former_incarnation_are_freed(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The new session was on the disk, the end of the old one's lease was not: the next start frees what the old one held."""
+    async with open_world(tmp_path) as world:
+        await world.swarm("docs", budget=1_000, lease_ms=HOUR_MS)
+        await world.task("T-1", estimate_usd=10)
+        await world.token("T-1", "docs")
+        stored = await world.store.get("sessions/docs")
+        assert stored is not None
+        session = SessionRecord.from_bytes(stored.value)
+        lease = await world.store.grant(HOUR_MS)
+        newer = pack(session.evolve(incarnation=session.incarnation + 1).to_map())
+        await world.store.txn(Txn(then=[Put("sessions/docs", newer, lease)]))
+        assert (await world.show("T-1"))["state"] == "claimed"
+    async with open_world(tmp_path) as world:
+        while (await world.show("T-1"))["state"] == "claimed":
+            await trio.sleep(0.01)
+        while (await world.account("docs")).reserved:
+            await trio.sleep(0.01)
 
 
 def crash_between(database: Path, claim: str) -> None:
