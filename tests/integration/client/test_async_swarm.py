@@ -97,7 +97,8 @@ def test_a_cancelled_wait_holds_no_task(world: World, run: Run) -> None:
 
                         async def wait_for_one() -> None:
                             async for task in swarm.tasks():
-                                async with task:  # the answer was there before the cancel: a holder who is cancelled gives back
+                                # The answer was there before the cancel: a holder who is cancelled gives back.
+                                async with task:
                                     await anyio.sleep_forever()
 
                         group.start_soon(wait_for_one)
