@@ -419,7 +419,8 @@ class EmbeddedStore:
                 nursery.cancel_scope.cancel()
         finally:
             self._close()
-        raise StoreFailed(f"cannot go on with {self._path}: {self._unavailable}")
+            if self._broken:  # also where it was cancelled at the same moment: whoever stops must hear of it
+                raise StoreFailed(f"cannot go on with {self._path}: {self._unavailable}")
 
     async def _tick(self) -> None:
         # Beside the commits, which come thousands of times as often.

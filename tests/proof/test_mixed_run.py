@@ -101,6 +101,7 @@ class Observed:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(f"\0{self._observer}")
             tasks = int(sock.recv(64))
+            assert not sock.recv(1)  # its end is closed, so it is not counted below
         return Holdings(
             descriptors=self._process.num_fds(),
             threads=self._process.num_threads(),
