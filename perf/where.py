@@ -44,7 +44,7 @@ CLIENT, REST = "client process", "the rest: disk, waking up"
 STAGES: Final = [
     (stage, re.compile(rf"/(?:{path})$"), re.compile(rf"(?:^|\.)(?:{function})(?:\.|$)"), re.compile(line))
     for stage, path, function, line in (
-        ("system call: receive", r"ifbusd/rpc/connection\.py", r".*", r"\.recv\("),
+        ("system call: receive", r"ifbusd/rpc/connection\.py", r".*", r"\.recv\(|\._receive\("),
         ("system call: send", r"ifbusd/rpc/connection\.py", r".*", r"\.send\("),
         ("system call: epoll", r"trio/_core/_io_epoll\.py", r".*", r"\.(?:poll|modify|register|unregister)\("),
         ("trio: scheduling", r"(?:trio|outcome|sortedcontainers)/.*", r".*", ""),
