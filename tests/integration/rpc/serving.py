@@ -42,6 +42,7 @@ class Probe:
         self.gate = trio.Event()
         self.waiting = 0
         self.looking = 0
+        self.looked = 0
         self.cancelled = 0
         self.closed: list[int] = []
         self.callers: list[Caller] = []
@@ -94,11 +95,12 @@ class Probe:
         self.looking += 1
         try:
             most = self.looking
-            for _ in range(3):
+            for _ in range(50):
                 await trio.lowlevel.checkpoint()
                 most = max(most, self.looking)
         finally:
             self.looking -= 1
+            self.looked += 1
         return most
 
     async def refuse(self, caller: Caller) -> None:
