@@ -69,8 +69,8 @@ _KEYS_OF_LEASE: Final = "select key from kv where lease = ? and lease != 0 order
 _NO_END: Final = b""
 # Commits made at the start to see how long the disk takes.
 _CALIBRATING_COMMITS: Final = 5
-# Keys on the disk that are also kept in memory: at most twice so many.
-_KEPT_KEYS: Final = 8192
+# Keys on the disk that are also kept in memory: at most twice so many, of at most 4 KiB each and a few hundred bytes mostly.
+_KEPT_KEYS: Final = 4096
 # A lease with more keys ends in several revisions, so that a big one does not hold up everybody (ADR 0003).
 _LEASE_CHUNK: Final = 1000
 # The upper half of a lease id counts starts: an id that a crash took back is never given to somebody else.
@@ -86,13 +86,13 @@ class _Batch:
     """What one commit will write, who waits for it, what to tell watchers, and how to undo it in memory."""
 
     head_before: LogHead
+    revision: int
     writes: dict[str, KeyValue | None] = attrs.Factory(dict)
     log: list[LogEntry] = attrs.Factory(list)
     granted: list[tuple[int, int]] = attrs.Factory(list)
     ended: list[tuple[int]] = attrs.Factory(list)
     events: list[WatchEvent] = attrs.Factory(list)
     undo: list[Callable[[], object]] = attrs.Factory(list)
-    revision: int = 0
     txns: int = 0
     size_bytes: int = 0
     lot: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
@@ -510,7 +510,7 @@ class EmbeddedStore:
         if writes or has_record:
             batch = self._open_batch()
             if writes:
-                self._revision = revision
+                self._revision = batch.revision = revision
                 batch.writes.update(writes)
                 batch.events += [WatchEvent(key, written, revision) for key, written in writes.items()]
                 self._memory.write(writes)
@@ -534,7 +534,7 @@ class EmbeddedStore:
 
     def _open_batch(self) -> _Batch:
         if self._batch is None:
-            self._batch = _Batch(self._head)
+            self._batch = _Batch(self._head, self._revision)
             self._work.unpark()  # `run` commits in the next pass
         return self._batch
 
@@ -560,13 +560,12 @@ class EmbeddedStore:
     async def _commit(self, batch: _Batch) -> None:
         """Make the batch durable and tell everybody; then keep the write-ahead log short."""
         self._batch, self._committing = None, batch
-        batch.revision = self._revision
         self._unblock()
         flush = partial(self._flush, batch)
         try:
             took_us = await self._in_thread(flush) if self._gauge.in_thread else flush()
-        except apsw.FullError as error:
-            self._give_up(error)
+        except apsw.FullError:
+            self._give_up()
             # Copying the log back frees its file for new writes even on a full disk, so that releases can go on.
             await self._checkpoint()
         except apsw.Error as error:
@@ -643,23 +642,17 @@ class EmbeddedStore:
 
     # --- failure -------------------------------------------------------------------------------------
 
-    def _give_up(self, error: apsw.Error) -> Unavailable:
-        """Undo the batches after an error; go on if it was want of space, else stop."""
-        if not isinstance(error, apsw.FullError):
-            return self._fail(error)
+    def _give_up(self) -> None:
+        """Undo the batches for want of space, on the connection and in memory, and go on."""
         self._storage_full += 1
-        return self._roll_back(_STORAGE_FULL)
-
-    def _roll_back(self, reason: str) -> Unavailable:
-        """Undo the batches, on the connection and in memory; the answer for all who waited for them."""
         try:
             if self._connection.in_transaction:  # some errors have rolled back already
                 self._connection.execute("rollback")
         except apsw.Error as worse:
-            return self._fail(worse)
-        self._drop_batches(reason)
-        self._unblock()
-        return _unavailable(reason)
+            self._fail(worse)
+        else:
+            self._drop_batches(_STORAGE_FULL)
+            self._unblock()
 
     def _fail(self, error: apsw.Error) -> Unavailable:
         """Stop for good: what is on the disk is not known any more, or cannot be read."""
@@ -694,13 +687,14 @@ class EmbeddedStore:
         """Commit what is open and leave a tidy file, unless the disk has failed: then nothing is written any more."""
         try:
             if not self._broken:
-                if self._batch is not None:
-                    self._batch.revision = self._revision
-                    self._committed(self._batch, self._flush(self._batch))
-                    self._batch = None
+                # What was to be committed is still there if the end came before a thread had taken it.
+                for batch in (self._committing, self._batch):
+                    if batch is not None:
+                        self._committed(batch, self._flush(batch))
+                self._batch = None
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        except apsw.FullError as error:
-            self._give_up(error)  # the log keeps what the database has no room for
+        except apsw.FullError:
+            self._give_up()  # the log keeps what the database has no room for
         except apsw.Error as error:
             raise StoreFailed(f"cannot close {self._path} in order: {self._fail(error)}") from error
         finally:
@@ -737,7 +731,7 @@ class EmbeddedStore:
         if is_over:
             batch.ended.append((lease,))
         if keys:
-            self._revision += 1
+            self._revision = batch.revision = self._revision + 1
             gone: dict[str, KeyValue | None] = dict.fromkeys(keys)
             batch.writes.update(gone)
             batch.events += [WatchEvent(key, None, self._revision) for key in keys]

@@ -157,6 +157,27 @@ async def test_what_is_open_at_the_end_is_committed(tmp_path: Path) -> None:
         assert await again.get("k") is not None
 
 
+async def test_what_a_thread_was_to_commit_is_committed_at_the_end(tmp_path: Path) -> None:
+    """The store is stopped between taking a batch and handing it to the thread: closing writes it."""
+    async with running(open_store(tmp_path, flush="thread")) as store:
+        lease = await store.grant(LONG_MS)  # neither this nor the stop lets anybody else run before
+    async with running(open_store(tmp_path)) as store:
+        assert await store.lease_left_ms(lease) is not None
+
+
+async def test_a_commit_without_a_change_keeps_the_revision(tmp_path: Path) -> None:
+    """Neither a lease nor an entry that follows a write takes its revision back."""
+    async with running(open_store(tmp_path)) as store:
+        written = (await store.txn(Txn(then=[Put("k", b"")]))).revision
+        await store.grant(LONG_MS)
+        await store.barrier()
+    async with running(open_store(tmp_path)) as store:
+        assert store.revision == written
+        await store.txn(Txn(record=b"entry"))
+    async with running(open_store(tmp_path)) as store:
+        assert store.revision == written
+
+
 async def test_a_store_that_does_not_run_refuses(tmp_path: Path) -> None:
     """Before `run`, calls say so instead of waiting for ever."""
     store = open_store(tmp_path)
