@@ -26,9 +26,9 @@ from ifbus.errors import Unavailable
 from ifbus.link import Link
 
 # A start takes 0.4 s on a quiet machine; a busy one gets the rest.
-START_S: Final = 20.0
+START_S: Final = 60.0
 # Longer than the daemon's own grace for requests under way.
-STOP_S: Final = 10.0
+STOP_S: Final = 30.0
 
 
 class Daemon:

@@ -22,7 +22,7 @@ from tests.proof.swarm import COUNTERS, Counters
 
 ROOT: Final = Path(__file__).parents[2]
 # Longer than anything here takes: only a proof that fails waits for so long.
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 120.0
 POLL_S: Final = 0.002
 _CONFIG: Final = """
 [coordinator]

@@ -36,7 +36,7 @@ Answer = dict[str, Any]
 
 _PR_SET_PDEATHSIG: Final = 1
 # Longer than any restart of the daemon: a client that gives up has found a bug.
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 120.0
 # How long a listener waits before it looks whether the parent has said something.
 LOOK_S: Final = 0.1
 COUNTERS: Final = 256

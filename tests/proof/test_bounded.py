@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 CONFIG: Final = """
 [rpc]
 unfinished_ms = 500
-write_ms = 1000
+write_ms = 5000
 connections_per_uid = 64
 connections = 200
 """
@@ -218,14 +218,15 @@ def test_a_greedy_client_harms_nobody(victim: Opened, proof: Proof, attack: Atta
         client.call("daemon.ping")
     with Pinger(victim.socket, OTHER_UID) as neighbour:
         files, memory = open_files(victim.pid), resident_bytes(victim.pid)
-        neighbour.rest(20)
+        rest = neighbour.rest(20)
         began = max(peak_bytes(victim.pid), memory)
         ran = attack(victim)
         waits = neighbour.since()
+        rests = rest, neighbour.rest(20)
         peak = peak_bytes(victim.pid) - began
         wait_until_closed(victim.pid, files)
         _wait_until_given_back(victim, memory)
-    broken = [f"a ping took {waits.median_ms:.1f} ms"] * (waits.median_ms > WAIT_MS)
+    broken = [f"a ping took {waits.median_ms:.1f} ms"] * waits.are_longer(WAIT_MS, *rests)
     broken += [f"memory grew by {peak} bytes"] * (peak > PEAK_BYTES)
     print(*broken, sep="\n")
     figures = {"peak_bytes": peak, "ping_median_ms": waits.median_ms, "ping_worst_ms": waits.worst_ms}
@@ -274,7 +275,8 @@ def test_no_descriptor_at_all(proof: Proof) -> None:
         assert _run_a_module(client) == 5
         zygote = next(child for child in psutil.Process(victim.pid).children() if "zygote" in " ".join(child.cmdline()))
         _, hard = resource.prlimit(victim.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(victim.pid, resource.RLIMIT_NOFILE, (open_files(victim.pid), hard))
+        needed = min(open_files(victim.pid) for _ in range(20))  # without what it opens for a moment
+        resource.prlimit(victim.pid, resource.RLIMIT_NOFILE, (needed, hard))
         with Plain.at(victim.socket) as late:
             assert _is_refused(late)
         task_id = client.call("coordinator.create_task", title="written")["task"]["task_id"]

@@ -55,6 +55,10 @@ class Waits(NamedTuple):
     median_ms: float
     worst_ms: float
 
+    def are_longer(self, than_ms: float, *rests: Waits) -> bool:
+        """Whether the median is above this, and also above ten times the longest median at rest, which tells a busy machine."""
+        return self.median_ms > max(than_ms, *(10 * rest.median_ms for rest in rests))
+
 
 class Pinger:
     """Another client, in a process of its own and of another user where we are root: pings all the time.

@@ -128,7 +128,7 @@ async def running(state_dir: Path, config: ChassisConfig | None = None) -> Async
         outer.cancel_scope.cancel()
 
 
-async def wait_for(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+async def wait_for(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     """Return once `condition` holds; fail after a time that only a broken program needs."""
     with trio.fail_after(within_s):
         while not condition():

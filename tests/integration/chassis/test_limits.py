@@ -36,9 +36,9 @@ async def test_endless_loop_is_killed_at_its_wall_limit(chassis: Harness) -> Non
 
 
 async def test_wall_limit_is_where_it_was_set(chassis: Harness) -> None:
-    """A guest is ended soon after its limit; the bound is a hundred times what that takes on a quiet machine."""
+    """A guest is ended soon after its limit; the bound is a thousand times what that takes on a quiet machine."""
     await chassis.load("core", export="spin", wall_ms=80)
-    with trio.fail_after(0.08 + 3.0):
+    with trio.fail_after(0.08 + 30.0):
         await _exceeded(chassis, limit="wall_ms")
 
 
@@ -116,9 +116,22 @@ async def test_flood_of_errors_is_cut_off(chassis: Harness) -> None:
 async def test_calls_beyond_the_rate_are_refused_with_a_wait(chassis: Harness) -> None:
     """A burst of the rate's size passes, the next call is told how long to wait."""
     await chassis.load("core", export="add", calls_per_s=3)
-    for _ in range(3):
-        await chassis.run(1, 1)
-    error = await _exceeded(chassis, 1, 1, limit="calls_per_s")
+    outputs: list[Any] = []
+    refused: list[LimitExceeded] = []
+
+    async def call() -> None:
+        try:
+            outputs.append(await chassis.run(1, 1))
+        except LimitExceeded as error:
+            refused.append(error)
+
+    # All at once: one after another they might take so long that the rate allows them.
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(call)
+    assert outputs == [2, 2, 2]
+    (error,) = refused
+    assert error.data["limit"] == "calls_per_s"
     assert 0 < error.data["retry_after_ms"] <= 334
 
 
@@ -126,6 +139,7 @@ async def test_processor_share_holds_over_a_second(chassis: Harness) -> None:
     """A guest with a tenth of a core uses no more, though it never stops by itself."""
     await chassis.load("core", export="spin", cpu_percent=10, wall_ms=1_500)
     shares: list[int] = []
+    late_us = 0.0
     worker = next(iter(chassis.chassis._sandboxes.values()))._ready
     assert worker is not None
     before_us = worker.worker.cpu_us()
@@ -134,14 +148,18 @@ async def test_processor_share_holds_over_a_second(chassis: Harness) -> None:
 
         @nursery.start_soon
         async def watch() -> None:
+            nonlocal late_us
             with trio.move_on_after(1.4):
                 while True:
-                    await trio.sleep(0.05)
+                    due_s = trio.current_time() + 0.05
+                    await trio.sleep_until(due_s)
+                    late_us += 1e6 * (trio.current_time() - due_s)
                     shares.append(worker.worker.cpu_us() - before_us)
 
         await _exceeded(chassis, limit="wall_ms")
-    # 150 ms in 1.5 s, a burst of 10 ms, and one look's 20 ms too late each time it was let run
-    assert max(shares) < 450_000
+    # 150 ms in 1.5 s, a burst of 10 ms, and one look's 20 ms too late each time it was let run; while this loop, which is the
+    # one that stops it, was kept waiting by others, nobody could
+    assert max(shares) < 450_000 + late_us
 
 
 async def test_worker_that_grows_beyond_its_guest_is_killed(chassis: Harness) -> None:
@@ -179,14 +197,15 @@ async def test_idle_sandbox_makes_room_for_a_new_one(tmp_path: Path) -> None:
         assert chassis.chassis.statistics().workers == 2
         assert (await chassis.execute({"args": [1, 2]}, swarm="a"))["sandbox"] == "cold"
 
-        await chassis.load("core", swarm="a", export="spin", wall_ms=1_000)
-        await chassis.load("core", swarm="b", export="spin", wall_ms=1_000)
+        for swarm in "ab":
+            await chassis.load("core", swarm=swarm, export="spin", wall_ms=60_000)
         async with trio.open_nursery() as nursery:
             for swarm in "ab":
                 nursery.start_soon(_until_limit, chassis, swarm)
             await wait_for(lambda: [s.is_busy for s in chassis.chassis._sandboxes.values()].count(True) == 2)
             with pytest.raises(Overloaded):
                 await chassis.run(1, 2, swarm="c")
+            nursery.cancel_scope.cancel()
 
 
 async def test_one_user_does_not_keep_all_sandboxes(tmp_path: Path) -> None:
@@ -199,7 +218,7 @@ async def test_one_user_does_not_keep_all_sandboxes(tmp_path: Path) -> None:
         assert chassis.chassis.statistics().workers == 3
         assert (await chassis.execute({"args": [1, 2]}, swarm="x", who=stranger))["sandbox"] == "warm"
         for swarm in "ab":
-            await chassis.load("core", swarm=swarm, export="spin", wall_ms=1_000)
+            await chassis.load("core", swarm=swarm, export="spin", wall_ms=60_000)
         async with trio.open_nursery() as nursery:
             for swarm in "ab":
                 nursery.start_soon(_until_limit, chassis, swarm)
@@ -207,6 +226,7 @@ async def test_one_user_does_not_keep_all_sandboxes(tmp_path: Path) -> None:
             with pytest.raises(Overloaded, match="uid 1000"):
                 await chassis.run(1, 2, swarm="c")
             assert (await chassis.execute({"args": [1, 2]}, swarm="x", who=stranger))["output"] == 3
+            nursery.cancel_scope.cancel()
 
 
 async def _until_limit(chassis: Harness, swarm: str) -> None:
@@ -219,12 +239,13 @@ async def test_killing_one_sandbox_leaves_the_others(chassis: Harness) -> None:
     await chassis.load("core", swarm="a", export="spin", wall_ms=300)
     await chassis.load("core", swarm="b", export="add")
     await chassis.load("core", swarm="c", export="add")
-    survivor = chassis.worker_pid("c")
+    victim, survivor = chassis.worker_pid("b"), chassis.worker_pid("c")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_until_limit, chassis, "a")
-        os.kill(chassis.worker_pid("b"), signal.SIGKILL)
+        os.kill(victim, signal.SIGKILL)
         for _ in range(50):
             assert await chassis.run(20, 3, swarm="c") == 23
+    await wait_for(lambda: not is_running(victim))
     assert chassis.worker_pid("c") == survivor
     answer = await chassis.execute({"args": [1, 2]}, swarm="b")
     assert (answer["output"], answer["sandbox"]) == (3, "cold")
@@ -234,8 +255,11 @@ async def test_cancelled_execution_ends_its_guest(chassis: Harness) -> None:
     """Giving up on a request kills what it started; the sandbox is usable at once."""
     await chassis.load("core", export="spin", wall_ms=60_000)
     pid = chassis.worker_pid()
-    with trio.move_on_after(0.1):
-        await chassis.run()
+    (sandbox,) = chassis.chassis._sandboxes.values()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chassis.run)
+        await wait_for(lambda: sandbox.is_busy)
+        nursery.cancel_scope.cancel()
     await wait_for(lambda: not is_running(pid))
     assert chassis.chassis.statistics().workers == 0
 

@@ -1,5 +1,7 @@
 """A guest runs while its admission is made durable, in an instance that may have been made ahead (ADR 0017)."""
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -11,8 +13,8 @@ from ifbusd.codec import pack, unpack
 from ifbusd.store.base import Put, Txn
 from tests.integration.chassis.harness import Harness, caller, is_running, wait_for
 
-# Far longer than any commit: some 0.2 s.
-_LONG = 150_000_000
+# Of the guest `fib`: enough to be seen at work.
+_LONG = 150_000
 
 # Its start reads the input, its entry point writes what the start read.
 _READS_AT_START = """(module
@@ -33,10 +35,19 @@ async def _executions(chassis: Harness) -> list[dict[str, Any]]:
     return [record for record in records if record["op"] == "chassis.execute_task"]
 
 
+async def _go_on_after(chassis: Harness, txns: int) -> None:
+    """Let a stopped worker go on when so many transactions are durable."""
+    await wait_for(lambda: chassis.store.statistics().txns >= txns)
+    os.kill(chassis.worker_pid(), signal.SIGCONT)
+
+
 async def test_execution_that_lasts_has_its_end_on_record(chassis: Harness) -> None:
     """The admission comes first, then the end with figures, which names it; the receipt is the end's."""
-    await chassis.load("core", export="fib", wall_ms=30_000)
-    answer = await chassis.execute({"args": [_LONG]})
+    await chassis.load("core", export="fib", wall_ms=60_000)
+    os.kill(chassis.worker_pid(), signal.SIGSTOP)  # it lasts longer than the commit, however slow the disk
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_go_on_after, chassis, chassis.store.statistics().txns + 1)
+        answer = await chassis.execute({"args": [_LONG]})
     admitted, ended = await _executions(chassis)
     assert (admitted["outcome"], ended["outcome"]) == ("ok", "ok")
     assert "wall_us" not in admitted["detail"]
@@ -65,7 +76,7 @@ async def test_answer_never_comes_before_its_admission_is_durable(chassis: Harne
 
 async def test_key_puts_admission_and_answer_into_one_entry(chassis: Harness) -> None:
     """What a repetition is to get cannot be on record before the guest has given it."""
-    await chassis.load("core", export="fib", wall_ms=30_000)
+    await chassis.load("core", export="fib", wall_ms=60_000)
     await chassis.execute({"args": [_LONG]}, who=caller(key="k", body=b"1"))
     (entry,) = await _executions(chassis)
     assert entry["detail"]["wall_us"] > 0
@@ -73,14 +84,18 @@ async def test_key_puts_admission_and_answer_into_one_entry(chassis: Harness) ->
 
 async def test_swarm_stopped_while_its_guest_runs_gets_no_answer(chassis: Harness) -> None:
     """An end that had to be waited for is decided once more."""
-    await chassis.load("core", export="fib", wall_ms=30_000)
+    await chassis.load("core", export="fib", wall_ms=60_000)
     (sandbox,) = chassis.chassis._sandboxes.values()
+    os.kill(chassis.worker_pid(), signal.SIGSTOP)
+    before = chassis.store.statistics().txns
     async with trio.open_nursery() as nursery:
 
         @nursery.start_soon
         async def stop() -> None:
             await wait_for(lambda: sandbox.is_busy)
+            await wait_for(lambda: chassis.store.statistics().txns > before)  # it was admitted
             await chassis.store.txn(Txn(then=[Put("tripped/a", pack({}))]))
+            os.kill(chassis.worker_pid(), signal.SIGCONT)
 
         with pytest.raises(BreakerTripped):
             await chassis.run(_LONG)

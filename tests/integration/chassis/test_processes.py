@@ -36,7 +36,7 @@ async def test_zygote_that_ends_or_hangs_is_replaced(chassis: Harness, number: s
     assert first is not None
     os.kill(first, number)
     assert await chassis.run(1, 2, swarm="a") == 3
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await chassis.load("core", swarm="b", export="add")
     assert await chassis.run(1, 2, swarm="b") == 3
     assert chassis.worker_pid("a") == worker
@@ -58,7 +58,7 @@ async def test_zygote_that_keeps_ending_makes_calls_unavailable(chassis: Harness
                     os.kill(pid, signal.SIGKILL)
                 await trio.sleep(0.002)
 
-        with trio.fail_after(20), pytest.raises(Unavailable):
+        with trio.fail_after(60), pytest.raises(Unavailable):
             await chassis.load("core", swarm="b", export="add")
         assert await chassis.run(1, 2, swarm="a") == 3
         nursery.cancel_scope.cancel()
@@ -103,7 +103,7 @@ def test_no_process_outlives_the_daemon(tmp_path: Path) -> None:
             assert all(map(is_running, pids))
         finally:
             daemon.kill()
-    trio.run(wait_for, lambda: not any(map(is_running, pids)), 5.0)
+    trio.run(wait_for, lambda: not any(map(is_running, pids)))
 
 
 # --- without descriptors -----------------------------------------------------------------------------
@@ -180,7 +180,7 @@ async def test_zygote_outlives_a_lack_of_descriptors(chassis: Harness) -> None:
 # --- a worker that is not ours any more --------------------------------------------------------------
 
 
-def _hostile(tmp_path: Path, code: str, *, wall_ms: int = 500) -> tuple[Sandbox, list[int]]:
+def _hostile(tmp_path: Path, code: str, *, wall_ms: int = 60_000) -> tuple[Sandbox, list[int]]:
     """A sandbox whose worker is a Python program of the test's, with its socket as `s`."""
     pids: list[int] = []
 
@@ -248,9 +248,9 @@ async def test_worker_that_runs_without_being_asked_is_killed(tmp_path: Path) ->
         "s.recv(99); s.send(msgpack.packb([1, 'ok', b'1', '', 0]))\nwhile True: pass",
         "s.recv(99); s.send(msgpack.packb([1, 'ok', b'1', '', 0]))\nx = bytearray(os.urandom(1)) * (200 << 20); time.sleep(60)",
     ):
-        sandbox, pids = _hostile(tmp_path, code, wall_ms=10_000)
+        sandbox, pids = _hostile(tmp_path, code)
         assert (await sandbox.execute(b"1")).output == 1
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while sandbox.is_warm:
                 await sandbox.inspect()
                 await trio.sleep(0.01)
@@ -274,7 +274,7 @@ async def test_kernel_ends_a_worker_that_the_daemon_forgot() -> None:
     answer = await worker.order(["serve", "core", "run", 1 << 20, 1000, 1, None, os.getpid()], [code])
     assert answer[0] == "ready"
     worker.send(pack([1, b'{"args": []}']))
-    with trio.fail_after(20):
+    with trio.fail_after(120):  # a second of processor time, which a busy machine does not give at once
         assert await worker.receive() == b""
     assert (await worker.end()).signal is signal.SIGXCPU
     await zygote.end()

@@ -19,7 +19,7 @@ import ifbus.schemas
 BIN = Path(sys.executable).parent
 IFBUS = BIN / "ifbus"
 # What a busy machine may need at most; nothing waits this long when all is well.
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 # Everything is loaded before the user changes.
 _AS_USER = """

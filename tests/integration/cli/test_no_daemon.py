@@ -15,7 +15,7 @@ import pytest
 
 from ifbus.testing import daemon
 from tests.integration.cli.shell import BIN, IFBUS, Ran, Shell
-from tests.integration.systemd.running import IFBUSD, PATIENCE_S, running, wait_until_there
+from tests.integration.systemd.running import IFBUSD, PATIENCE_S, running, wait_until_listening
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def test_daemon_not_running(tmp_path: Path) -> None:
     remedy = said.split("try: ")[1].split(" | ")[-1].strip()
     assert remedy == "ifbusd --dev"
     with running([BIN / remedy.split()[0], *remedy.split()[1:]], shell.environ(environ)):
-        wait_until_there(path)
+        wait_until_listening(path)
         assert shell("task", "ls", env=environ).exit == 0
 
 
@@ -59,7 +59,7 @@ def test_daemon_dead_socket(tmp_path: Path) -> None:
     path = tmp_path / "ifbusd.sock"
     shell = Shell(path)
     with running([IFBUSD, "--dev", "--socket", path]) as daemon:
-        wait_until_there(path)
+        wait_until_listening(path)
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
     said = _fails(shell("task", "ls"), "daemon_dead_socket")
@@ -80,7 +80,7 @@ def test_socket_denied(open_directory: Path) -> None:
     shell = Shell(path)
 
     with running([IFBUSD, "--dev", "--socket", path]):
-        wait_until_there(path)
+        wait_until_listening(path)
         os.chown(path, 0, 4343)
         os.chmod(path, 0o660)
         said = _fails(shell.as_user(4242, [], "task", "ls"), "socket_denied")

@@ -29,7 +29,7 @@ GUESTS = Path(__file__).parents[2] / "guests"
 # A worker of the client library, whose daemon stops answering while it works.
 LOSES_ITS_LEASE = """
 import os, signal, sys, time, ifbus
-with ifbus.Client() as bus, bus.register(os.environ["IFBUS_SWARM"], lease_ms=1000) as swarm:
+with ifbus.Client() as bus, bus.register(os.environ["IFBUS_SWARM"], lease_ms=3000) as swarm:
     claim = swarm.claim(sys.argv[1])
     os.kill(int(sys.argv[2]), signal.SIGSTOP)
     try:
@@ -234,7 +234,7 @@ def _upload(path: Path, data: bytes) -> str:
 
 def _load(shell: Shell, swarm: Shell, sha256: str, **contract: Any) -> Ran:
     params = {"swarm_id": swarm.swarm, "contract": {"module_sha256": sha256, "kind": "core", **contract}}
-    return shell("rpc", "chassis.load_swarm", json.dumps(params), "--wait", "60s")
+    return shell("rpc", "chassis.load_swarm", json.dumps(params), "--wait", "170s")
 
 
 def _execute(shell: Shell, swarm: Shell, *args: int) -> Ran:
@@ -266,7 +266,7 @@ def test_compile_limit(tmp_path: Path) -> None:
     config = tmp_path / "profiles.toml"
     config.write_text(
         "[chassis.profiles.default]\neverybody = true\nmodule_bytes = 8388608\ncpu_s = 1\nwall_s = 1\n"
-        "[chassis.profiles.large]\neverybody = true\nmodule_bytes = 8388608\ncpu_s = 60\nwall_s = 60\n",
+        "[chassis.profiles.large]\neverybody = true\nmodule_bytes = 8388608\ncpu_s = 60\nwall_s = 170\n",
         encoding="utf-8",
     )
     with daemon(config=config) as there:

@@ -30,7 +30,7 @@ def _run(shell: Shell, name: str, script: str, *options: str) -> subprocess.Comp
 @contextmanager
 def _running(shell: Shell, name: str, *program: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [IFBUS, "run", "--swarm", name, "--lease", "600ms", "--", *program],
+        [IFBUS, "run", "--swarm", name, "--lease", "3s", "--", *program],
         env=shell.environ(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

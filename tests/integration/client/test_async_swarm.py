@@ -151,11 +151,11 @@ def test_a_busy_loop_keeps_its_claims(world: World, run: Run) -> None:
     async def test() -> None:
         async with (
             ifbus.AsyncClient(world.daemon.socket) as bus,
-            bus.register(world.swarm, capabilities=[world.skill], lease_ms=500) as swarm,
+            bus.register(world.swarm, capabilities=[world.skill], lease_ms=2_000) as swarm,
         ):
             claim = await swarm.claim(task_id)
             assert claim
-            until = swarm._tenure.proven_until_s + 0.5
+            until = swarm._tenure.proven_until_s + 2.0
             world.wait_for(lambda: swarm._tenure.proven_until_s > until)  # blocks the loop
             await claim.complete()
 
@@ -171,11 +171,11 @@ def test_an_inherited_connection_carries_the_renewals_too(
     async def test() -> None:
         async with (
             ifbus.AsyncClient() as bus,
-            bus.register(world.swarm, capabilities=[world.skill], lease_ms=500) as swarm,
+            bus.register(world.swarm, capabilities=[world.skill], lease_ms=2_000) as swarm,
         ):
             claim = await swarm.claim(task_id)
             assert claim
-            until = swarm._tenure.proven_until_s + 0.5
+            until = swarm._tenure.proven_until_s + 2.0
             while swarm._tenure.proven_until_s < until:
                 await bus.ping()
             await claim.complete()
@@ -215,7 +215,7 @@ def test_a_stopped_daemon_costs_the_lease_and_not_the_program(own_world: World, 
 
     async def test() -> None:
         async with ifbus.AsyncClient(own_world.daemon.socket) as bus:
-            swarm = await bus.register(own_world.swarm, capabilities=[own_world.skill], lease_ms=500)
+            swarm = await bus.register(own_world.swarm, capabilities=[own_world.skill], lease_ms=2_000)
             claim = await swarm.claim(task_id)
             assert claim
             own_world.daemon.pause()

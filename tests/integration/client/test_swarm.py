@@ -142,7 +142,7 @@ def test_a_drained_swarm_keeps_no_task(world: World) -> None:
         taken = pool.submit(lambda: list(swarm.tasks()))
         world.wait_for(lambda: bool(swarm._aborts))
         swarm.drain()
-        assert taken.result(1.0) == []
+        assert taken.result(PATIENCE_S) == []
         for _ in range(3):
             assert world.state(world.add()) == "ready"
         assert swarm.is_draining
@@ -195,9 +195,9 @@ def test_closing_ends_threads_that_wait_and_leaves_no_claim(world: World) -> Non
         other = pool.submit(swarm.claim, world.add(depends_on=[done]), wait=PATIENCE_S)
         world.wait_for(lambda: len(swarm._aborts) == 2)
         assert swarm.close() == (done,)
-        assert loop.result(1.0) == []
+        assert loop.result(PATIENCE_S) == []
         with pytest.raises(LeaseLost):
-            other.result(1.0)
+            other.result(PATIENCE_S)
     assert swarm.close() == ()
     assert world.state(world.add()) == "ready"
     with pytest.raises(LeaseLost):
@@ -231,7 +231,7 @@ def test_another_incarnation_ends_this_one(world: World) -> None:
     """Registered again elsewhere, a swarm's claims are free, its next call raises LeaseLost, and it is told once."""
     lost: list[LeaseLost] = []
     task_id = world.add()
-    swarm = world.bus.register(world.swarm, capabilities=[world.skill], lease_ms=500, on_lease_lost=lost.append)
+    swarm = world.bus.register(world.swarm, capabilities=[world.skill], lease_ms=3_000, on_lease_lost=lost.append)
     claim = swarm.claim(task_id)
     assert claim
     with Client(world.daemon.socket) as bus, bus.register(world.swarm):
@@ -250,10 +250,10 @@ def test_another_incarnation_ends_this_one(world: World) -> None:
 def test_a_session_outlives_its_lease_by_renewal(world: World) -> None:
     """A holder that is busy for several leases still holds its claim: a thread of its own renews."""
     task_id = world.add()
-    with world.bus.register(world.swarm, capabilities=[world.skill], lease_ms=500) as swarm:
+    with world.bus.register(world.swarm, capabilities=[world.skill], lease_ms=2_000) as swarm:
         claim = swarm.claim(task_id)
         assert claim
-        until = swarm._tenure.proven_until_s + 1.0
+        until = swarm._tenure.proven_until_s + 3.0
         world.wait_for(lambda: swarm._tenure.proven_until_s > until)
         claim.complete()
 
@@ -306,7 +306,7 @@ def test_a_task_that_is_not_ready_says_why(world: World) -> None:
 def test_a_stopped_daemon_costs_the_lease_and_not_the_program(own_world: World) -> None:
     """While the daemon is stopped, a call under way ends with LeaseLost at the lease's end; then the client goes on."""
     task_id = own_world.add()
-    swarm = own_world.bus.register(own_world.swarm, capabilities=[own_world.skill], lease_ms=500)
+    swarm = own_world.bus.register(own_world.swarm, capabilities=[own_world.skill], lease_ms=2_000)
     claim = swarm.claim(task_id)
     assert claim
     own_world.daemon.pause()

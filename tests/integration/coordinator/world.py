@@ -248,7 +248,8 @@ async def open_world(
     start = f"{steady_ms():x}" if (directory / "ifbusd.db").exists() else "0"
     store = EmbeddedStore(
         directory / "ifbusd.db",
-        config=EmbeddedConfig(flush="inline"),
+        # No thread ever takes part (a checkpoint is done in one): while it works, an autojump clock would let hours pass.
+        config=EmbeddedConfig(flush="inline", checkpoint_wal_bytes=1 << 30),
         now_ms=wall_ms,
         boottime_ms=steady_ms,
     )

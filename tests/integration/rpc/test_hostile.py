@@ -22,7 +22,7 @@ from ifbus.protocol import END_OF_STREAM, NEED_DATA, Connection, Response
 
 ROOT = Path(__file__).parents[3]
 # A client waits at most this long for anything here; far above what a busy machine takes.
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 PING = msgpack.packb([0, 1, "daemon.ping", []])
 PONG = msgpack.packb([1, 1, None, "pong"])
 # What the interpreter's allocator keeps of a burst; what an attack leaves behind must stay below it.
@@ -80,8 +80,18 @@ def receive_all(sock: socket.socket) -> bytes:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all attacks: it must survive every one of them."""
+    yield from _server(tmp_path_factory, patience_ms=600_000)
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that soon ends who does not finish a message or does not read."""
+    yield from _server(tmp_path_factory, patience_ms=500)
+
+
+def _server(tmp_path_factory: pytest.TempPathFactory, *, patience_ms: int) -> Iterator[Server]:
     path = tmp_path_factory.mktemp("rpc") / "s"
-    with start(path) as process:
+    with start(path, patience_ms=patience_ms) as process:
         running = Server(path, process)
         yield running
         running.assert_well()
@@ -89,9 +99,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process.kill()
 
 
-def start(path: Path, max_files: int = 1024) -> subprocess.Popen[bytes]:
-    """A server process that is ready and may open so many files."""
-    command = [sys.executable, "-m", "tests.integration.rpc.serving", str(path)]
+def start(path: Path, *, max_files: int = 1024, patience_ms: int = 600_000) -> subprocess.Popen[bytes]:
+    """A server process that is ready, may open so many files, and waits so long for the rest of a message and for a reader."""
+    command = [sys.executable, "-m", "tests.integration.rpc.serving", str(path), str(patience_ms)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (max_files, max_files))
     assert process.stdout is not None
@@ -194,8 +204,9 @@ def test_a_flood_of_empty_maps_costs_little(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_half_messages_of_many_connections_stay_small(server: Server) -> None:
+def test_half_messages_of_many_connections_stay_small(impatient: Server) -> None:
     """50 connections that each declare long arrays in arrays and stop there cost next to nothing."""
+    server = impatient
     before = server.resident_bytes()
     socks = [server.connect() for _ in range(50)]
     try:
@@ -243,8 +254,9 @@ def test_100_000_requests_in_the_pipe_are_all_answered(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_a_client_that_never_reads_is_dropped(server: Server) -> None:
+def test_a_client_that_never_reads_is_dropped(impatient: Server) -> None:
     """It fills the socket, then the daemon stops reading it, then the connection ends; memory stays."""
+    server = impatient
     before = server.resident_bytes()
     with server.connect() as sock:
         sent = 0
@@ -275,7 +287,7 @@ def test_passed_descriptors_are_dropped(server: Server) -> None:
         for _ in range(20):
             sock.sendmsg([PING], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
             assert receive(sock, len(PONG)) == PONG
-        assert server.open_files() == before
+        assert server.open_files() <= before  # those of the test before may still have been among them
 
 
 def test_clients_that_come_and_go_leave_nothing_behind(server: Server) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ifbus.errors import (
     AlreadyClaimed,
@@ -317,7 +317,7 @@ async def test_a_user_has_only_so_many_connections(tmp_path: Path) -> None:
         assert served.server.statistics().refused == 1
 
 
-async def test_an_unfinished_message_has_a_deadline(tmp_path: Path) -> None:
+async def test_an_unfinished_message_has_a_deadline(mock_clock: MockClock, tmp_path: Path) -> None:
     """A message that trickles in ends its connection; one that is finished in time, and an idle connection, do not."""
     limits = RpcLimits(unfinished_ms=200)
     async with serving(tmp_path, limits=limits) as served, served.client() as idle, served.client() as trickling:
@@ -325,14 +325,13 @@ async def test_an_unfinished_message_has_a_deadline(tmp_path: Path) -> None:
             _, data = slow.request("daemon.ping")
             await slow.send(data[:3])
             await wait_all_tasks_blocked()
+            mock_clock.jump(0.19)
             await slow.send(data[3:])
             assert await slow.answer(0) == "pong"
-        for byte in trickling.request("probe.echo", "x" * 1000)[1]:
-            try:
-                await trickling.send(bytes([byte]))
-            except OSError:
-                break
-            await trio.sleep(0.01)
+        for byte in trickling.request("probe.echo", "x" * 1000)[1][:20]:
+            await trickling.send(bytes([byte]))
+            await wait_all_tasks_blocked()
+            mock_clock.jump(0.01)
         await trickling.read_to_end()
         assert trickling.notifications[0].method == "closing"
         assert trickling.responses == []

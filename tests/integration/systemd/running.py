@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import msgpack
 
 IFBUSD = Path(sys.executable).with_name("ifbusd")
 # What a busy machine may need at most; nothing waits this long when all is well.
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 class Manager:
@@ -89,9 +90,14 @@ def stop(process: subprocess.Popen[str], by: signal.Signals = signal.SIGTERM) ->
     return process.returncode, out, err
 
 
-def wait_until_there(path: Path) -> None:
-    """Return when `path` exists."""
+def wait_until_listening(path: Path) -> None:
+    """Return when somebody listens at `path`, which is a moment after the file is there."""
     deadline = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
+    while True:
+        with socket.socket(socket.AF_UNIX) as probe:
+            error = probe.connect_ex(os.fspath(path))
+        if not error:
+            return
+        assert error in (errno.ENOENT, errno.ECONNREFUSED), os.strerror(error)
+        assert time.monotonic() < deadline, f"nobody listens at {path}"
         time.sleep(0.01)

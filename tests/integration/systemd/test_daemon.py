@@ -17,7 +17,7 @@ import pytest
 import wasmtime
 
 from ifbus.connect import candidates
-from tests.integration.systemd.running import IFBUSD, Caller, Manager, running, stop, wait_until_there
+from tests.integration.systemd.running import IFBUSD, Caller, Manager, running, stop, wait_until_listening
 
 ROOT = Path(__file__).parents[3]
 NOBODY = 65534
@@ -99,7 +99,7 @@ def test_it_serves_the_socket_that_the_manager_opened(place: Path, manager: Mana
         place / "never",
     ]
     with running(command, {**os.environ, **manager.environ}) as process:
-        wait_until_there(place / "s")
+        wait_until_listening(place / "s")  # by a connection, which is what starts it
         ping(place / "s")
         manager.wait_for("READY=1")
         assert not (place / "never").exists()

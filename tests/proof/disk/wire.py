@@ -12,7 +12,7 @@ from typing import Any, Self
 import msgpack
 
 # What a busy machine may need at most; nothing waits this long when all is well.
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 class Refused(Exception):

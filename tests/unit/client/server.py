@@ -15,7 +15,7 @@ from ifbus.errors import IfbusError
 from ifbus.protocol import END_OF_STREAM, NEED_DATA, Connection, Event, Notification, Request
 
 # Longer than any of these tests takes: only a test that fails waits for so long.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Peer:

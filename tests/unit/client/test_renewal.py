@@ -11,7 +11,7 @@ from ifbus.request import Call, read_answer
 R = TypeVar("R")
 
 # Only a test that fails waits for so long.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 LEASE_S = 600.0
 
 
