@@ -16,6 +16,7 @@ import attrs
 from attrs.validators import and_, ge, le
 
 from ifbus.errors import ConfigInvalid
+from ifbusd.bus.config import BusConfig
 from ifbusd.chassis.model import ChassisConfig
 from ifbusd.coordinator.model import CoordinatorConfig
 from ifbusd.governor.model import Policy
@@ -120,6 +121,7 @@ class Config:
     operators: OperatorsConfig = attrs.field(factory=OperatorsConfig)
     rpc: RpcLimits = attrs.field(factory=RpcLimits)
     store: EmbeddedConfig = attrs.field(factory=EmbeddedConfig)
+    bus: BusConfig = attrs.field(factory=BusConfig)
     coordinator: CoordinatorConfig = attrs.field(factory=CoordinatorConfig)
     governor: Policy = attrs.field(factory=Policy)
     chassis: ChassisConfig = attrs.field(factory=ChassisConfig)

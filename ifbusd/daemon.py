@@ -33,6 +33,7 @@ from ifbusd.coordinator.service import IFCoordinator
 from ifbusd.governor.service import IFGovernor
 from ifbusd.identity import ITSELF
 from ifbusd.latency import LatencyWindow
+from ifbusd.news import News
 from ifbusd.operation import Operations
 from ifbusd.optimise.service import IFOptimise
 from ifbusd.rpc.attention import Attention
@@ -103,8 +104,13 @@ async def serve(
 
             bus, claims = LocalBus(), Claims()
             latencies = {kind: LatencyWindow() for kind in (*_MEASURED, "execute")}
+            news, bus_figures = await _start_news(stack, config, store, bus)
             operations = Operations(
-                store, bus, now_ms=now_ms, latencies={op: latencies[kind] for kind, op in _MEASURED.items()}
+                store,
+                bus,
+                now_ms=now_ms,
+                latencies={op: latencies[kind] for kind, op in _MEASURED.items()},
+                news=news,
             )
             governor = IFGovernor(
                 store,
@@ -157,6 +163,7 @@ async def serve(
                 now_ms=now_ms,
                 snapshots={
                     "store": store.statistics,
+                    "bus": bus_figures,
                     "coordinator": coordinator.statistics,
                     "governor": governor.statistics,
                     "chassis": chassis.statistics,
@@ -233,6 +240,26 @@ async def _start(stack: AsyncExitStack, run: Run) -> None:
     nursery = await stack.enter_async_context(trio.open_nursery())
     await nursery.start(run)
     stack.callback(nursery.cancel_scope.cancel)
+
+
+async def _start_news(
+    stack: AsyncExitStack, config: Config, store: Store, bus: LocalBus
+) -> tuple[News | None, Callable[[], dict[str, Any]]]:
+    """What carries messages to other hosts, None where there are none; and the bus's figures for the status."""
+    if config.bus.backend == "local":
+        return None, lambda: {"backend": "local", **bus.statistics()}
+    from ifbusd.bus.nats import NatsHints
+
+    daemon_id = new_id()
+    news = News(store, bus, daemon_id=daemon_id)
+    hints = NatsHints(config.bus.nats, name=f"ifbusd {daemon_id}", on_hint=news.hear)
+    news.use(hints)
+    await _start(stack, news.run)
+    await _start(stack, hints.run)
+    nursery = await stack.enter_async_context(trio.open_nursery())
+    nursery.start_soon(news.follow_hints, lambda _: store.barrier())
+    stack.callback(nursery.cancel_scope.cancel)
+    return news, lambda: {**hints.statistics(), **bus.statistics(), **attrs.asdict(news.statistics())}
 
 
 async def _stop_at_once(signals: Any, scope: trio.CancelScope) -> None:

@@ -19,6 +19,7 @@ from ifbusd.bus.base import Bus, Message
 from ifbusd.codec import pack, unpack
 from ifbusd.identity import Caller
 from ifbusd.latency import LatencyWindow
+from ifbusd.news import News, to_stored
 from ifbusd.store.base import (
     Compare,
     Delete,
@@ -191,17 +192,20 @@ class Operations:
         *,
         now_ms: Callable[[], int],
         latencies: Mapping[str, LatencyWindow] = MappingProxyType({}),
+        news: News | None = None,
     ) -> None:
         """Wire it up.
 
         Args:
             now_ms: Wall clock.
             latencies: Where the time of an operation that succeeded goes, by its name; others are not measured.
+            news: Takes what is published to other hosts, in the operation's own commit; None where there are none.
         """
         self._store = store
         self._bus = bus
         self._now_ms = now_ms
         self._latencies = latencies
+        self._news = news
         self.decoded = Decoded()
         self._window = 0
         self._window_lease = 0
@@ -233,9 +237,10 @@ class Operations:
 
     async def _run(self, caller: Caller, op: str, target: str, body: Body) -> dict[str, Any]:
         idempotency = _idempotency_key(caller)
+        news = self._news
         obtained: dict[Hashable, Any] = {}
         for _ in range(MAX_TRIES):
-            if idempotency:
+            if idempotency or news is not None:
                 await self._ensure_window()
             try:
                 tx, answer, earlier = await self._decide(idempotency, body, obtained)
@@ -248,12 +253,17 @@ class Operations:
                 return await self._replay(caller, op, target, earlier)
             if idempotency:
                 tx.put(idempotency, [caller.body_hash, op, answer], lease=self._window_lease)
+            if news is not None and tx.messages:
+                tx.put(news.next_key(), to_stored(tx.messages), lease=self._window_lease)
             try:
                 done = await self._store.txn(
                     Txn(tx.compares, tx.writes, record=self._record(caller, op, target, "ok", tx.detail))
                 )
             except LeaseNotFound:
-                if not idempotency or await self._store.lease_left_ms(self._window_lease) is not None:
+                if (
+                    not (idempotency or news is not None)
+                    or await self._store.lease_left_ms(self._window_lease) is not None
+                ):
                     raise
                 self._window_lease = 0  # it went with a commit that failed for want of space: take a new one
                 continue
@@ -261,6 +271,8 @@ class Operations:
                 for subject, message in tx.messages:
                     message["revision"] = done.revision
                     self._bus.publish(subject, message)
+                if news is not None:
+                    news.committed(done.revision)
                 answer["receipt"] = _receipt(done)
                 return answer
             # Keys that were fetched have changed since; the rest is not done a second time.

