@@ -15,6 +15,7 @@ from ifbus.models import (
     InboxMessage,
     Model,
     Receipt,
+    ResourceLock,
     SwarmProfile,
     Task,
     TaskClaim,
@@ -220,6 +221,24 @@ class Reservation(Model):
     reservation_id: str
     report: BudgetReport = attrs.field(metadata={"model": BudgetReport})
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class ResourceGrant(Model):
+    """Resources that were taken: the fence of each, and the length of the lease that they live on."""
+
+    fences: dict[str, int]
+    lease_ms: int
+    receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class ResourcePage(Model):
+    """Some held resources by name, how many match, and the name to go on after (None at the end)."""
+
+    resources: tuple[ResourceLock, ...] = attrs.field(metadata={"models": ResourceLock})
+    total: int
+    next: str | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False)

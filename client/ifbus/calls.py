@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         Refusal,
         Registration,
         Reservation,
+        ResourceGrant,
+        ResourcePage,
         SessionRenewal,
         SwarmPage,
         TaskPage,
@@ -148,6 +150,7 @@ def create_task(
     estimate_usd: Usd | None = None,
     payload: Mapping[str, Any] | None = None,
     milestones: Sequence[Any] | None = None,
+    resources: Sequence[str] | None = None,
     **options: Unpack[Options],
 ) -> Call[Task]:
     """Create a task; waiting swarms that qualify hear of it at once.
@@ -162,6 +165,7 @@ def create_task(
         estimate_usd: What it will probably cost; reserved in the budget of the swarm that claims it.
         payload: Anything the holder should know, at most 32 KiB packed.
         milestones: ``[percent, text]`` each, at most 32.
+        resources: What it needs for itself while it is claimed, such as ``gpu:0`` or ``file:src/a.py``, at most 16.
 
     Raises:
         AlreadyExists: A task has this id.
@@ -179,6 +183,7 @@ def create_task(
         estimate_usd=usd(estimate_usd, "estimate_usd"),
         payload=None if payload is None else dict(payload),
         milestones=_list(milestones),
+        resources=_list(resources),
     )
     return Call("coordinator.create_task", params, _task, options)
 
@@ -225,6 +230,7 @@ def claim_task(
     lease_ms: int | None = None,
     bind: str | None = None,
     resume_token: str | None = None,
+    resources: Sequence[str] | None = None,
     **options: Unpack[Options],
 ) -> Call[TaskClaim | Refusal]:
     """Claim one task for a swarm: exactly one caller wins; the others get a `Refusal` that says who.
@@ -236,8 +242,10 @@ def claim_task(
             (`hand_over`), of this ``connection``; of nothing (``lease``), or of what the ``session`` is bound to, which counts if nothing
             is given and there is a session.
         resume_token: Proof of the session that it is claimed in.
+        resources: Taken with the claim, or it is refused; besides those that the task names. They are free when it ends.
 
     Raises:
+        ResourceBusy: Somebody holds a resource that it needs.
         NotFound, PermissionDenied: No such task, swarm or process; it belongs to another user.
         NotReady: It waits for other tasks, is blocked, or is final.
         NotQualified, BreakerTripped, BudgetExceeded: The governor's no.
@@ -245,7 +253,13 @@ def claim_task(
         LimitExceeded: The daemon watches too many processes.
     """
     params = _given(
-        task_id=task_id, swarm_id=swarm_id, wait_ms=wait_ms, lease_ms=lease_ms, bind=bind, resume_token=resume_token
+        task_id=task_id,
+        swarm_id=swarm_id,
+        wait_ms=wait_ms,
+        lease_ms=lease_ms,
+        bind=bind,
+        resume_token=resume_token,
+        resources=_list(resources),
     )
     return Call("coordinator.claim_task", params, _claim, options, (wait_ms or 0) / 1000)
 
@@ -329,6 +343,58 @@ def release_task(
     """End the claim without a verdict; the task is ready for others at once. Raises StaleToken, NotOwner."""
     params = _given(task_id=task_id, swarm_id=swarm_id, token=token, note=note)
     return Call("coordinator.release_task", params, _answer("ClaimEnd"), options)
+
+
+def acquire_resources(
+    swarm_id: str,
+    resources: Sequence[str],
+    *,
+    task_id: str | None = None,
+    token: int | None = None,
+    lease_ms: int | None = None,
+    wait_ms: int | None = None,
+    **options: Unpack[Options],
+) -> Call[ResourceGrant]:
+    """Take named resources (``file:src/a.py``, ``gpu:0``) for a swarm, all of them or none: each has one holder at a time.
+
+    Args:
+        task_id, token: Take them for this claim: they are free when it ends, however it ends.
+        lease_ms: Without a task: a lease of their own. Otherwise they live with the swarm's session. Acquiring again what is held
+            renews such a lease.
+        wait_ms: Wait until all are free, at most 10 min.
+
+    Raises:
+        ResourceBusy: Somebody holds one.
+        StaleToken, NotOwner: The claim has ended; it is another swarm's.
+    """
+    params = _given(
+        swarm_id=swarm_id,
+        resources=_list(resources),
+        task_id=task_id,
+        token=token,
+        lease_ms=lease_ms,
+        wait_ms=wait_ms,
+    )
+    return Call("coordinator.acquire_resources", params, _answer("ResourceGrant"), options, (wait_ms or 0) / 1000)
+
+
+def release_resources(swarm_id: str, resources: Mapping[str, int], **options: Unpack[Options]) -> Call[tuple[str, ...]]:
+    """Free resources by name and fence, all of them or none; their names. Raises StaleToken, NotOwner."""
+    params = {"swarm_id": swarm_id, "resources": dict(resources)}
+    return Call("coordinator.release_resources", params, lambda answer: tuple(answer["released"]), options)
+
+
+def list_resources(
+    *,
+    prefix: str | None = None,
+    holder: str | None = None,
+    after: str | None = None,
+    limit: int | None = None,
+    **options: Unpack[Options],
+) -> Call[ResourcePage]:
+    """Resources that somebody holds, by name: those that begin with `prefix`, of the swarm `holder`, after the name `after`."""
+    params = _given(prefix=prefix, holder=holder, after=after, limit=limit)
+    return Call("coordinator.list_resources", params, _answer("ResourcePage"), options)
 
 
 def register_swarm(

@@ -107,6 +107,11 @@ CATALOGUE: dict[str, Entry] = {
         "The task is claimed by another swarm than the one that the request names, or by nobody. Stop this work.",
         ("ifbus task show {task_id}",),
     ),
+    "resource_busy": Entry(
+        "docs-2 holds gpu:0 for T-3",
+        "A resource has one holder at a time. Wait for it, or do something that does not need it.",
+        ("ifbus lock ls --prefix {resource}",),
+    ),
     "stale_token": Entry(
         "T-7@41 ended 11:04:10 (lease ran out), now 43 of docs-2; nothing was written",
         "The claim that this handle stood for has ended. Stop this work at once; claim again before doing more.",

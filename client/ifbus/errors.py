@@ -8,7 +8,7 @@ The tree says whose doing an error is, and with that what the caller does next::
     |     IdempotencyConflict VersionMismatch HandleRequired ConfigInvalid InvalidModule
     +-- Refused                 the state of the world: read `would_change`, decide anew
     |     AlreadyClaimed NotReady NotQualified NotOwner StaleToken (LeaseLost) BudgetExceeded
-    |     BreakerTripped LimitExceeded CompileLimit GuestFailed AlreadyExists
+    |     BreakerTripped LimitExceeded CompileLimit GuestFailed AlreadyExists ResourceBusy
     +-- Momentary               the moment: the same request again, same idempotency key
     |     Overloaded Unavailable DeadlineExceeded Cancelled
     +-- Internal                us: report the id
@@ -175,6 +175,12 @@ class NotOwner(Refused):
     """The task is claimed by another swarm than the one that the request names, or by nobody."""
 
     code = "not_owner"
+
+
+class ResourceBusy(Refused):
+    """Somebody else holds a resource that this needs; `data["resource"]` names it, `data["owner"]` says who."""
+
+    code = "resource_busy"
 
 
 class StaleToken(Refused):

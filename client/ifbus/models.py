@@ -19,6 +19,7 @@ from ifbus.errors import InvalidParams
 
 CAPABILITY = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}:[a-z0-9][a-z0-9_.-]{0,47}", re.ASCII)
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+RESOURCE = re.compile(r"[a-z][a-z0-9_-]{0,31}:[A-Za-z0-9._~+=/-]{1,160}", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 MAX_CAPABILITIES = 64
 
@@ -60,6 +61,20 @@ def check_capabilities(values: Any) -> frozenset[str]:
                 data={"param": "capabilities"},
             )
     return frozenset(values)
+
+
+def check_resource(value: Any) -> str:
+    """`value`, if it can name a resource: a kind, a colon and 1 to 160 of ``A-Z a-z 0-9 . _ ~ + = / -``, such as ``file:src/a.py``.
+
+    Raises:
+        InvalidParams: It cannot; the message quotes it.
+    """
+    if not (isinstance(value, str) and RESOURCE.fullmatch(value)):
+        raise InvalidParams(
+            f"a resource reads kind:name, such as gpu:0 or file:src/a.py, got {value!r:.80}",
+            data={"param": "resources"},
+        )
+    return value
 
 
 def to_decimal(value: Any) -> Any:
@@ -386,6 +401,7 @@ class Task(Model):
         estimate_usd: What it will probably cost; reserved when it is claimed.
         payload: What the creator wants the holder to know, any map of plain values.
         milestones: ``[percent, text]`` each.
+        resources: What a claim of it takes; `busy_resources` are those of them that somebody holds.
         percent, note: The holder's last progress report.
         holder, token: The swarm that holds it and its fencing token.
         result: What it was completed with.
@@ -419,6 +435,8 @@ class Task(Model):
     error: str | None = None
     ended_at_ms: int | None = None
     clocks: dict[str, Any] | None = None
+    resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
+    busy_resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -431,6 +449,7 @@ class TaskClaim(Model):
         reserved_usd: The estimate that was set aside in the swarm's budget.
         bound_to: ``process``, ``connection``, ``session`` or ``lease``.
         bound: What frees it at once, as ``{"kind", "pid", "name", "watched"}``; None: its lease alone.
+        resources: That were taken with it; their fence is `token`.
     """
 
     task_id: str
@@ -442,12 +461,31 @@ class TaskClaim(Model):
     reserved_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
     bound_to: str = "lease"
     bound: dict[str, Any] | None = None
+    resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     receipt: Receipt | None = attrs.field(default=None, metadata={"model": Receipt})
 
     @property
     def handle(self) -> str:
         """Task and fencing token in one word, ``T-7@41``."""
         return f"{self.task_id}@{self.token}"
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class ResourceLock(Model):
+    """A named resource that a swarm holds.
+
+    Attributes:
+        fence: Strictly increasing per resource: what guards the resource itself can refuse an older one.
+        task_id: It is held for the claim of this task and ends with it; None: for the swarm by itself.
+        lease_left_ms: It is free then unless renewed.
+    """
+
+    resource: str
+    swarm_id: str
+    fence: int
+    at_ms: int = 0
+    task_id: str | None = None
+    lease_left_ms: int | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False)

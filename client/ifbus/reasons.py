@@ -82,10 +82,13 @@ REASONS: Final[dict[str, Reason]] = {
     "not_qualified": Reason(
         ("swarm_id", "overlap", "jaccard", "coverage", "threshold", "similarity", "missing"), ("instead",), ("self",)
     ),
-    "not_owner": Reason(("task_id", "token", "owner"), (), ("other",)),
+    "resource_busy": Reason(
+        ("resource", "owner", "token", "held_ms", "lease_left_ms"), ("held_for", "instead"), ("self", "other")
+    ),
+    "not_owner": Reason(("task_id", "token", "owner"), ("resource",), ("other",)),
     "stale_token": Reason(
         (),
-        ("task_id", "token", "owner", "owner_token", "incarnation", "owner_incarnation", "swarm_id"),
+        ("task_id", "token", "owner", "owner_token", "incarnation", "owner_incarnation", "swarm_id", "resource"),
         ("self",),
     ),
     "budget_exceeded": Reason(

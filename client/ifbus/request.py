@@ -28,6 +28,7 @@ KEYLESS: Final = frozenset(
         "coordinator.renew_claim",
         "coordinator.renew_session",
         "coordinator.list_blockers",
+        "coordinator.list_resources",
         "coordinator.read_inbox",
         "coordinator.subscribe_inbox",
         "coordinator.subscribe_board",

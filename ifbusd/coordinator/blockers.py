@@ -9,7 +9,7 @@ from ifbus.models import check_capabilities, check_identifier
 from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded
-from ifbusd.coordinator.model import CLAIMS, TASKS, BlockerRecord, MessageRecord
+from ifbusd.coordinator.model import TASKS, BlockerRecord, MessageRecord
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
@@ -49,7 +49,7 @@ class Blockers(Core):
                 if release:
                     spent = self._governor.spent_on(tx, swarm_id, blocker.task_id)
                     self._governor.claim_ended(tx, swarm_id, blocker.task_id, outcome="neutral")
-                    tx.delete(CLAIMS + blocker.task_id)
+                    self._drop_claim(tx, blocker.task_id, claim)
                     if claim.own_lease:
                         own_lease = stored.lease
                     after = rules.after_claim(task, claim, swarm_id, blocker.token, spent)

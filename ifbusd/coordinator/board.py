@@ -16,6 +16,8 @@ import trio
 from ifbus.errors import Unavailable
 from ifbusd.codec import unpack
 from ifbusd.coordinator.bindings import Bindings
+from ifbusd.coordinator.locks.rules import Lock
+from ifbusd.coordinator.locks.view import Locks
 from ifbusd.coordinator.mailboxes import Mailboxes
 from ifbusd.coordinator.model import (
     ALARMS,
@@ -24,11 +26,13 @@ from ifbusd.coordinator.model import (
     COMPLETED,
     FAILED,
     INBOX,
+    LOCKS,
     OPEN,
     SESSIONS,
     TASKS,
     BlockerRecord,
     ClaimRecord,
+    LockRecord,
     MessageRecord,
     SessionRecord,
     TaskRecord,
@@ -40,7 +44,7 @@ from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 _log = logging.getLogger(__name__)
 _PAGE: Final = 1_000
 # The rest of what is stored is others' matter.
-_SHOWN: Final = frozenset(("tasks", "claims", "sessions", "inbox", "blockers", "alarms"))
+_SHOWN: Final = frozenset(("tasks", "claims", "sessions", "inbox", "blockers", "alarms", "locks"))
 _NOTHING: Final[frozenset[str]] = frozenset()
 # Different sets of capabilities that are kept once.
 _MAX_SHARED: Final = 4_096
@@ -76,6 +80,7 @@ class Board:
         self.held_by: dict[str, set[str]] = {}
         self._leases_of: dict[int, int] = {}  # by uid: its sessions, and its claims on leases of their own
         self.mail = Mailboxes()
+        self.locks = Locks()
         self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
         self.alarms: dict[str, dict[str, Any]] = {}  # as they were told, by key
@@ -129,13 +134,14 @@ class Board:
         self.held_by.clear()
         self._leases_of.clear()
         self.mail.clear()
+        self.locks.clear()
         self.offers.clear()
         self.blockers.clear()
         self.alarms.clear()
         self._claims.clear()
         self._dependants.clear()
         revision = 0
-        for prefix in (CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS):
+        for prefix in (CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS, LOCKS):
             after = ""
             while True:
                 page = await self._store.range(prefix, after=after, limit=_PAGE)
@@ -182,6 +188,7 @@ class Board:
             if now is None or now.token != suspect.token:
                 self._note_lost(suspect)
         self.mail.deliver_all()
+        self.locks.wake_all()
         self.has_gap = True
         self._to_clean.unpark_all()
 
@@ -211,6 +218,8 @@ class Board:
                     freed[name] = None
                     if (held := self._claims.get(name)) is not None:
                         ended.append((event.revision, _lost(name, held)))
+            elif kind == "locks":
+                touched |= dict.fromkeys(self.locks.wanted_by(name))
             elif kind in ("accounts", "swarms"):
                 changed[name] = None
             elif kind == "inbox" and event.value is not None:
@@ -221,6 +230,9 @@ class Board:
                 self._put(kind, name, event.value)
         for task_id in touched:
             self._refresh(task_id)
+            if (entry := self.tasks.get(task_id)) is not None and entry.resources:
+                # Held and free again within one batch they never showed as busy.
+                self.offers.offer(entry)
         for task_id in freed:
             # Claimed and free again within one batch it never showed as claimed; who waits for it must hear of it.
             if (entry := self.tasks.get(task_id)) is not None:
@@ -271,6 +283,11 @@ class Board:
             self.blockers[name] = BlockerRecord.from_bytes(item.value)
         elif kind == "alarms":
             self.alarms[item.key] = unpack(item.value)
+        elif kind == "locks":
+            record = LockRecord.from_bytes(item.value)
+            self.locks.put(name, Lock(record=record, fence=item.create_revision, lease=item.lease))
+            for task_id in self.locks.wanted_by(name):
+                self.tasks[task_id].busy |= {name}
 
     def _delete(self, kind: str, name: str, key: str) -> None:
         if kind == "claims":
@@ -286,6 +303,10 @@ class Board:
             self.blockers.pop(name, None)
         elif kind == "alarms":
             self.alarms.pop(key, None)
+        elif kind == "locks":
+            self.locks.drop(name)
+            for task_id in self.locks.wanted_by(name):
+                self.tasks[task_id].busy -= {name}
 
     def _put_task(self, task_id: str, item: KeyValue) -> None:
         record = self._decoded.peek(item, TaskRecord.from_bytes)
@@ -308,15 +329,27 @@ class Board:
                 blocker=record.blocker,
                 route=record.route,
                 unmet=unmet,
+                resources=tuple(record.resources),
             )
+            if record.resources and record.state == OPEN:
+                self._want(self.tasks[task_id])
         else:
             entry.state, entry.blocker, entry.route = record.state, record.blocker, record.route
+            if entry.resources:
+                if record.state == OPEN:
+                    self._want(entry)
+                else:
+                    self.locks.unwant(task_id, entry.resources)
         if record.state == COMPLETED:
             for name in self._dependants.pop(task_id, ()):
                 dependant = self.tasks[name]
                 dependant.unmet -= {task_id}
                 if not dependant.unmet:
                     self._refresh(name)
+
+    def _want(self, entry: Entry) -> None:
+        entry.busy = frozenset(self.locks.busy(entry.resources))
+        self.locks.want(entry.task_id, entry.resources)
 
     def _shared(self, capabilities: frozenset[str]) -> frozenset[str]:
         # A set takes more room than the rest of a task's entry, and most tasks need what others need too.
@@ -368,7 +401,7 @@ class Board:
         elif entry.held is not None:
             shown = "claimed"
         else:
-            shown = "waiting" if entry.unmet else "ready"
+            shown = "waiting" if entry.unmet or entry.busy else "ready"
         if shown == entry.shown:
             return
         if entry.shown:
@@ -408,6 +441,11 @@ class Board:
         """The dependencies of an open task that are not completed."""
         entry = self.tasks.get(task_id)
         return sorted(entry.unmet) if entry is not None else []
+
+    def busy_of(self, task_id: str) -> list[str]:
+        """The resources of an open task that somebody holds."""
+        entry = self.tasks.get(task_id)
+        return sorted(entry.busy) if entry is not None else []
 
     def dependants_of(self, task_id: str) -> frozenset[str]:
         """Open tasks that wait for this one."""

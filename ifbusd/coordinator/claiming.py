@@ -7,11 +7,12 @@ from functools import partial
 import attrs
 import trio
 
-from ifbus.errors import AlreadyClaimed, BudgetExceeded, IfbusError, NotFound, NotQualified, NotReady
+from ifbus.errors import AlreadyClaimed, BudgetExceeded, IfbusError, NotFound, NotQualified, NotReady, ResourceBusy
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
-from ifbusd.coordinator.core import Answer, Core
+from ifbusd.coordinator.core import Answer
+from ifbusd.coordinator.locks.rules import check_resources
 from ifbusd.coordinator.model import (
     CLAIMS,
     COMPLETED,
@@ -24,6 +25,7 @@ from ifbusd.coordinator.model import (
     TaskRecord,
 )
 from ifbusd.coordinator.offers import Entry, Kind, Waiter
+from ifbusd.coordinator.resources import Resources
 from ifbusd.coordinator.rules import Terms, session_ended
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
@@ -60,7 +62,7 @@ class _Wish:
         self.too_dear = None
 
 
-class Claiming(Core):
+class Claiming(Resources):
     """By name, or the next one."""
 
     async def claim_task(
@@ -73,15 +75,17 @@ class Claiming(Core):
         lease_ms: int | None = None,
         bind: str | None = None,
         resume_token: str | None = None,
+        resources: list[str] | None = None,
     ) -> Answer:
         """See `interface.Coordinator.claim_task`."""
         self._check_claim(swarm_id, wait_ms, lease_ms)
         check_identifier(task_id, "task_id")
+        more = tuple(check_resources(resources)) if resources else ()
         if bind is None:
-            terms = Terms(lease_ms=lease_ms, resume_token=resume_token)
+            terms = Terms(lease_ms=lease_ms, resume_token=resume_token, resources=more)
             return await self._claim_task(caller, task_id, swarm_id, wait_ms, terms)
         with await self._bind(caller, bind, "claim_task", task_id) as holder:
-            terms = Terms(lease_ms=lease_ms, holder=holder, resume_token=resume_token)
+            terms = Terms(lease_ms=lease_ms, holder=holder, resume_token=resume_token, resources=more)
             return await self._claim_task(caller, task_id, swarm_id, wait_ms, terms)
 
     async def _claim_task(self, caller: Caller, task_id: str, swarm_id: str, wait_ms: int, terms: Terms) -> Answer:
@@ -89,14 +93,15 @@ class Claiming(Core):
             return await self._try(caller, task_id, swarm_id, terms)
         deadline = trio.current_time() + wait_ms / 1000
         waiter = Waiter(swarm_id=swarm_id, task_id=task_id, fits=lambda entry: entry.task_id == task_id)
-        with self.board.offers.waiting(waiter):
+        freed = self.board.locks.waiting(terms.resources, lambda: waiter.woken.set())
+        with self.board.offers.waiting(waiter), freed:
             while True:
-                refusal: NotReady | None = None
+                refusal: NotReady | ResourceBusy | None = None
                 answer: Answer = {}
                 try:
                     answer = await self._try(caller, task_id, swarm_id, terms, waiter)
-                except NotReady as error:
-                    if error.data["state"] in (COMPLETED, FAILED):
+                except (NotReady, ResourceBusy) as error:
+                    if error.data.get("state") in (COMPLETED, FAILED):
                         raise
                     refusal = error
                 if refusal is None and answer["claimed"]:
@@ -179,14 +184,14 @@ class Claiming(Core):
                 if not entry.is_free_for(waiter) or not wish.allows(entry.kind):
                     continue
                 try:
-                    if entry.estimate_micro_usd:
+                    if entry.estimate_micro_usd or entry.resources:
                         # Asked first without a record: what a swarm cannot pay is no news each time that it looks.
                         await self._operations.look(partial(self._admit, swarm_id, entry))
                     answer = await self._try(caller, entry.task_id, swarm_id, terms, waiter)
                 except (NotQualified, BudgetExceeded) as error:
                     wish.note(entry, error)
                     refused = True
-                except (NotReady, NotFound):
+                except (NotReady, NotFound, ResourceBusy):
                     pass  # the board will show it in a moment
                 else:
                     if answer["claimed"]:
@@ -195,6 +200,8 @@ class Claiming(Core):
                 return None
 
     def _admit(self, swarm_id: str, entry: Entry, tx: Tx) -> None:
+        if entry.resources:
+            self._require_free(tx, f"claim {entry.task_id}", list(entry.resources))
         self._governor.admit(tx, swarm_id, entry.task_id, entry.capabilities, entry.estimate_micro_usd)
 
     def _choices(self, waiter: Waiter, wish: _Wish) -> list[Entry]:
@@ -232,6 +239,8 @@ class Claiming(Core):
             entry.is_taken = True  # until the board shows the claim
         is_done = False
         try:
+            if terms.resources or (entry is not None and entry.resources):
+                await self.board.show_told()  # the bound on what a user holds counts by the board
             answer = await self._claim(caller, task_id, swarm_id, terms)
             is_done = answer["claimed"] and "replayed" not in answer["receipt"]
             return answer
@@ -270,6 +279,8 @@ class Claiming(Core):
             refusal = rules.not_ready(task_id, task, self._waits_for(tx, task))
             if refusal is not None:
                 raise refusal
+            needed = [*task.resources, *terms.resources]
+            taken = self._require_claimable(tx, task_id, caller.uid, needed) if needed else []
             # What an earlier claim of this swarm spent, if its end is not on record yet; `admit` forgets it.
             spent = self._governor.spent_on(tx, swarm_id, task_id)
             self._governor.admit(tx, swarm_id, task_id, frozenset(task.capabilities), task.estimate_micro_usd)
@@ -292,7 +303,10 @@ class Claiming(Core):
                 percent=task.percent,
                 note=task.note,
                 bound=bound,
+                ends_with=taken,
             )
+            if taken:
+                self._take_with_claim(tx, task_id, record, lease)
             tx.put(CLAIMS + task_id, record.to_map(), lease=lease, decoded=record)
             if task.route:
                 tx.delete(f"{INBOX}{task.route}/task-{task_id}")

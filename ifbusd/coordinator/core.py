@@ -112,7 +112,20 @@ class Core:
     def _view(
         self, task_id: str, task: TaskRecord, claim: ClaimRecord | None = None, token: int | None = None
     ) -> Answer:
-        return rules.task_view(task_id, task, claim=claim, token=token, waits_for=self.board.waits_for(task_id))
+        return rules.task_view(
+            task_id,
+            task,
+            claim=claim,
+            token=token,
+            waits_for=self.board.waits_for(task_id),
+            busy=self.board.busy_of(task_id) if task.resources else None,
+        )
+
+    def _drop_claim(self, tx: Tx, task_id: str, claim: ClaimRecord) -> None:
+        """End a claim at commit, and with it what hangs on it: no read is needed, it all lives and ends with the claim's key."""
+        tx.delete(CLAIMS + task_id)
+        for key in claim.ends_with:
+            tx.delete(key)
 
     def _put_message(self, tx: Tx, swarm_id: str, message: MessageRecord, *, name: str = "") -> None:
         """Put a letter into an inbox, one per transaction and inbox; its listeners hear of it from the board."""

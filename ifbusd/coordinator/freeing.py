@@ -198,7 +198,7 @@ class Freeing(Core):
             spent = self._governor.spent_on(tx, swarm_id, task_id)
             given_back = self._governor.claim_ended(tx, swarm_id, task_id, outcome="neutral")
             tx.put(TASKS + task_id, rules.after_claim(task, claim, swarm_id, token, spent).to_map())
-            tx.delete(CLAIMS + task_id)
+            self._drop_claim(tx, task_id, claim)
             tx.detail["bound_to"] = rules.describe_bound(binding.holder.to_stored())
             self._tell_freed(tx, task_id, swarm_id, token, given_back, binding.reason)
             return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ifbus.errors import IfbusError, StaleToken
+from ifbus.errors import IfbusError
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
@@ -47,7 +47,7 @@ class Holding(Core):
         try:
             return await self._store.keep_alive(stored.lease)
         except LeaseNotFound:
-            raise _lease_over(task_id, token) from None
+            raise rules.lease_over(task_id, token) from None
 
     async def report_progress(
         self, caller: Caller, task_id: str, swarm_id: str, token: int, percent: int, *, note: str = ""
@@ -73,7 +73,7 @@ class Holding(Core):
         try:
             return await self._operations.run(caller, "coordinator.report_progress", task_id, progress)
         except LeaseNotFound:
-            raise await self._refuse(caller, "report_progress", task_id, _lease_over(task_id, token)) from None
+            raise await self._refuse(caller, "report_progress", task_id, rules.lease_over(task_id, token)) from None
 
     async def bind_claim(self, caller: Caller, task_id: str, swarm_id: str, token: int, bind: str) -> Answer:
         """See `interface.Coordinator.bind_claim`."""
@@ -98,7 +98,7 @@ class Holding(Core):
             try:
                 return await self._operations.run(caller, "coordinator.bind_claim", task_id, rebind)
             except LeaseNotFound:
-                raise await self._refuse(caller, "bind_claim", task_id, _lease_over(task_id, token)) from None
+                raise await self._refuse(caller, "bind_claim", task_id, rules.lease_over(task_id, token)) from None
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Holding(Core):
             if result is not None:
                 rules.check_result_size(packed_size(result), packed_size(ended.evolve(result=None).to_map()))
             tx.put(TASKS + task_id, ended.to_map(), decoded=ended)
-            tx.delete(CLAIMS + task_id)
+            self._drop_claim(tx, task_id, claim)
             if claim.own_lease:
                 own_lease = stored.lease
             tx.detail.update(swarm=swarm_id, token=token)
@@ -195,13 +195,3 @@ class Holding(Core):
             "released_usd": to_usd(given_back),
             "unblocked": unblocked,
         }
-
-
-def _lease_over(task_id: str, token: int) -> StaleToken:
-    return StaleToken(
-        f"cannot renew {task_id}@{token}: its lease has run out",
-        data={"task_id": task_id, "token": token, "owner": None},
-        would_change=[
-            {"by": "self", "what": "stop this work; claim the task again", "call": f"ifbus task claim {task_id}"}
-        ],
-    )

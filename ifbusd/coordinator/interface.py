@@ -32,6 +32,7 @@ class Coordinator(Protocol):
         estimate_usd: MicroUsd = NO_MONEY,
         payload: dict[str, Any] | None = None,
         milestones: list[Any] | None = None,
+        resources: list[str] | None = None,
     ) -> Answer:
         """Create a task; waiting swarms that qualify hear of it at once.
 
@@ -46,6 +47,8 @@ class Coordinator(Protocol):
             estimate_usd: What it will probably cost; reserved in the budget of the swarm that claims it.
             payload: Anything the holder should know, at most 32 KiB packed; 40 KiB with all other parameters.
             milestones: ``[percent, text]`` each, at most 32.
+            resources: What it needs for itself while it is claimed, such as ``gpu:0`` or ``file:src/a.py``, at most 16; a claim takes
+                them with it or is refused. While somebody holds one, the task is ``waiting``.
 
         Returns:
             ``{"task": Task, "receipt": Receipt}``.
@@ -104,6 +107,7 @@ class Coordinator(Protocol):
         lease_ms: int | None = None,
         bind: str | None = None,
         resume_token: str | None = None,
+        resources: list[str] | None = None,
     ) -> Answer:
         """Claim one task for a swarm: exactly one caller wins. Match, breaker and budget are checked in the same commit.
 
@@ -118,6 +122,7 @@ class Coordinator(Protocol):
                 a session. The first five give it a lease of its own. A daemon that is started anew watches no more what was bound before:
                 that lives on its lease until it is bound again.
             resume_token: Proof of the session that it is claimed in: refused with ``stale_token`` if that is not the swarm's any more.
+            resources: Taken with the claim, or it is refused; besides those that the task names. They are free when it ends.
 
         Returns:
             ``{"claimed": true, "claim": TaskClaim, "receipt": Receipt}``, or, if somebody else holds it,
@@ -125,9 +130,11 @@ class Coordinator(Protocol):
             "held_ms": ..., "percent": ..., "lease_left_ms": ..., "would_change": [...]}}}``: losing a race is no error.
             Claiming again what this session holds already gives the same claim. `TaskClaim` has ``bound_to``: ``process``,
             ``connection``, ``session`` or ``lease``; and, if anything frees it at once, ``bound``: ``{"kind": "process" or "connection",
-            "pid", "name"?, "watched": bool}``.
+            "pid", "name"?, "watched": bool}``;
+            and the names of its ``resources``, whose fence is the claim's token.
 
         Raises:
+            resource_busy: Somebody holds a resource that it needs; `wait_ms` waits for that, too.
             not_found, permission_denied: No such task or swarm; the swarm belongs to another user.
             not_ready: It waits for other tasks, is blocked, or is final.
             not_qualified, breaker_tripped, budget_exceeded: The governor's no.
@@ -220,6 +227,61 @@ class Coordinator(Protocol):
 
     async def release_task(self, caller: Caller, task_id: str, swarm_id: str, token: int, *, note: str = "") -> Answer:
         """End the claim without a verdict; the task is ready for others at once. Answers as `complete_task`."""
+        ...
+
+    async def acquire_resources(
+        self,
+        caller: Caller,
+        swarm_id: str,
+        resources: list[str],
+        *,
+        task_id: str | None = None,
+        token: int | None = None,
+        lease_ms: int | None = None,
+        wait_ms: int = 0,
+    ) -> Answer:
+        """Take named resources for a swarm, all of them or none: each has one holder at a time.
+
+        Args:
+            resources: Names such as ``file:src/a.py``, ``port:8080``, ``gpu:0``; 1 to 16.
+            task_id, token: Take them for this claim: they are free when it ends, however it ends.
+            lease_ms: Without a task: a lease of their own. Otherwise they live with the swarm's session, or, without one, on a lease
+                of the default length. Acquiring again what is held renews such a lease and gives the same fence.
+            wait_ms: Wait until all are free, at most 10 min.
+
+        Returns:
+            ``{"fences": {name: fence}, "lease_ms": ..., "receipt": ...}``. A fence is strictly increasing per resource: whatever
+            guards the resource itself can refuse an older one.
+
+        Raises:
+            resource_busy: Somebody holds one.
+            stale_token, not_owner: As any act of a holder.
+            limit_exceeded: The user holds too many.
+        """
+        ...
+
+    async def release_resources(self, caller: Caller, swarm_id: str, resources: dict[str, int]) -> Answer:
+        """Free resources by name and fence, all of them or none; who waits for one is woken. Answers ``{"released": [name], "receipt"}``.
+
+        Raises:
+            stale_token: The hold of a fence has ended; nothing was freed.
+            not_owner: Another swarm holds it.
+        """
+        ...
+
+    async def list_resources(
+        self, caller: Caller, *, prefix: str = "", holder: str = "", after: str = "", limit: int = 50
+    ) -> Answer:
+        """Resources that somebody holds, by name.
+
+        Args:
+            prefix: Only names that begin with this, such as ``file:``.
+            holder: Only this swarm's.
+            after: Go on after this name.
+
+        Returns:
+            ``{"resources": [{"resource", "swarm_id", "fence", "at_ms", "lease_left_ms", "task_id"?}], "total": matching, "next"}``.
+        """
         ...
 
     async def register_swarm(

@@ -7,6 +7,7 @@
 ``inbox/<swarm>/<id>``      `MessageRecord`; its create-revision is the message's ``seq``
 ``blockers/<id>``           `BlockerRecord`, gone when resolved
 ``alarms/<kind>/<whose>``   an open alarm (`clocks`), as it was told
+``locks/<resource>``         `LockRecord`, on the lease of its claim or session, or its own; its create-revision is the fence
 ``counters/tasks``          how many tasks were ever created
 ==========================  =====================================================================================
 """
@@ -27,6 +28,7 @@ SESSIONS: Final = "sessions/"
 INBOX: Final = "inbox/"
 BLOCKERS: Final = "blockers/"
 ALARMS: Final = "alarms/"
+LOCKS: Final = "locks/"
 TASK_COUNTER: Final = "counters/tasks"
 
 OPEN, COMPLETED, FAILED = "open", "completed", "failed"
@@ -74,6 +76,7 @@ class CoordinatorConfig:
         blockers_per_uid: The same of one user, so that nobody keeps the others from reporting.
         leases_per_uid: Sessions of one user, and claims with a lease of their own. 16,384: a quarter of the store's
             `max_leases`, without which nobody can begin a session.
+        resources_per_uid: Resources that one user's swarms hold. 4096: about 1 MiB of memory, and nobody holds all that others name.
         bindings: Processes that are watched because a claim or session is bound to them; each takes a descriptor. 1024: as
             many as connections by default, and a fifth of the unit's LimitNOFILE together.
         bindings_per_uid: The same for one user.
@@ -95,6 +98,7 @@ class CoordinatorConfig:
     blockers: int = attrs.field(default=10_000, validator=and_(ge(1), le(100_000)))
     blockers_per_uid: int = attrs.field(default=1_000, validator=and_(ge(1), le(100_000)))
     leases_per_uid: int = attrs.field(default=16_384, validator=ge(1))
+    resources_per_uid: int = attrs.field(default=4_096, validator=and_(ge(1), le(1_000_000)))
     bindings: int = attrs.field(default=1_024, validator=and_(ge(0), le(65_536)))
     bindings_per_uid: int = attrs.field(default=256, validator=and_(ge(0), le(65_536)))
     runaway_ratio: float = attrs.field(default=0.2, validator=and_(ge(0), le(100)))
@@ -157,6 +161,7 @@ class TaskRecord(_Record):
     description: str = ""
     capabilities: list[str] = attrs.field(factory=list)
     depends_on: list[str] = attrs.field(factory=list)
+    resources: list[str] = attrs.field(factory=list)
     filler: bool = False
     priority: int = 0
     estimate_micro_usd: int = 0
@@ -189,6 +194,7 @@ class ClaimRecord(_Record):
         bound: What frees it at once beside its lease, as `bindings.Holder` stores it; empty for the lease alone, or the session's.
         evidence_at_ms: When it last came further; 0 where it has not since it was claimed.
         evidence_micro_usd: What had been spent on the task by then.
+        ends_with: Keys that hang on its lease and are deleted in the transaction that ends it.
     """
 
     swarm_id: str
@@ -204,6 +210,7 @@ class ClaimRecord(_Record):
     bound: dict[str, Any] = attrs.field(factory=dict)
     evidence_at_ms: int = 0
     evidence_micro_usd: int = 0
+    ends_with: list[str] = attrs.field(factory=list)
 
     @property
     def bound_to(self) -> str:
@@ -227,6 +234,24 @@ class SessionRecord(_Record):
     token_hash: bytes
     started_at_ms: int = 0
     bound: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class LockRecord(_Record):
+    """A resource that is held.
+
+    Attributes:
+        task_id: It is held for the swarm's claim of this task and ends with it; ``""`` for the swarm by itself.
+        incarnation: Of the session whose lease it lives on; 0 without one.
+        own_lease: The lease is this hold's alone.
+    """
+
+    swarm_id: str
+    uid: int
+    at_ms: int
+    task_id: str = ""
+    incarnation: int = 0
+    own_lease: bool = False
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -35,6 +35,8 @@ class Entry:
     """A task on the board: what is needed to offer and to list it.
 
     Attributes:
+        resources: It needs these for itself while it is claimed.
+        busy: Those of them that somebody holds.
         is_queued: Stands in a heap of ready tasks.
         is_taken: Somebody's claim is under way, or is committed and not shown yet: others need not try.
         offered_to: Who was woken for it and has not looked yet; nobody overtakes them.
@@ -51,6 +53,8 @@ class Entry:
     blocker: str
     route: str
     unmet: frozenset[str]
+    resources: tuple[str, ...] = ()
+    busy: frozenset[str] = frozenset()
     held: Held | None = None
     shown: str = ""
     is_queued: bool = False

@@ -11,6 +11,7 @@ import attrs
 from ifbus.errors import AlreadyClaimed, IfbusError, InvalidParams, InvalidRequest, NotReady, StaleToken
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import to_usd
+from ifbusd.coordinator.locks.rules import resources_of
 from ifbusd.coordinator.model import (
     BLOCKERS,
     COMPLETED,
@@ -179,11 +180,13 @@ class Terms:
         lease_ms: A lease of its own; None: the session's, or one of the default length.
         holder: What it is to be bound to; None: what the session is bound to, else the lease alone.
         resume_token: Proof of the session that it is asked for in; None: none is given.
+        resources: That it takes besides those that the task names.
     """
 
     lease_ms: int | None = None
     holder: Holder | None = None
     resume_token: str | None = None
+    resources: tuple[str, ...] = ()
 
 
 def session_ended(swarm_id: str) -> StaleToken:
@@ -194,6 +197,17 @@ def session_ended(swarm_id: str) -> StaleToken:
         data={"swarm_id": swarm_id},
         would_change=[
             {"by": "self", "what": "stop its work, register again", "call": f"ifbus swarm register {swarm_id}"}
+        ],
+    )
+
+
+def lease_over(task_id: str, token: int) -> StaleToken:
+    """The refusal for a claim whose lease is gone."""
+    return StaleToken(
+        f"cannot renew {task_id}@{token}: its lease has run out",
+        data={"task_id": task_id, "token": token, "owner": None},
+        would_change=[
+            {"by": "self", "what": "stop this work; claim the task again", "call": f"ifbus task claim {task_id}"}
         ],
     )
 
@@ -325,12 +339,13 @@ def task_view(
     claim: ClaimRecord | None = None,
     token: int | None = None,
     waits_for: list[str] | None = None,
+    busy: list[str] | None = None,
 ) -> dict[str, Any]:
     """The wire's map of a task (`ifbus.models.Task`), without what is empty."""
     view: dict[str, Any] = {
         "task_id": task_id,
         "title": task.title,
-        "state": task_state(task, is_claimed=claim is not None, is_waiting=bool(waits_for)),
+        "state": task_state(task, is_claimed=claim is not None, is_waiting=bool(waits_for or busy)),
         "capabilities": task.capabilities,
         "depends_on": task.depends_on,
         "filler": task.filler,
@@ -347,6 +362,8 @@ def task_view(
         "payload": task.payload,
         "milestones": task.milestones,
         "waits_for": waits_for if task.state == OPEN else None,
+        "resources": task.resources,
+        "busy_resources": busy if task.state == OPEN and claim is None else None,
         "progress_at_ms": (claim.progress_at_ms if claim else task.progress_at_ms),
         "error": task.error,
         "ended_at_ms": task.ended_at_ms,
@@ -387,6 +404,8 @@ def claim_view(task_id: str, claim: ClaimRecord, *, bound: dict[str, Any] | None
     }
     if bound:
         view["bound"] = bound
+    if claim.ends_with:
+        view["resources"] = resources_of(claim.ends_with)
     return view
 
 

@@ -6,15 +6,17 @@ from typing import Any
 
 import trio
 
-from ifbus.errors import AlreadyExists, IfbusError, InvalidParams, NotFound
+from ifbus.errors import AlreadyExists, IfbusError, InvalidParams, NotFound, ResourceBusy
 from ifbus.models import check_identifier
 from ifbus.money import NO_MONEY, MicroUsd
 from ifbusd.codec import how_many_fit, unpack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.clocks import rules as clocks
-from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
+from ifbusd.coordinator.core import Answer, limit_exceeded, packed_size
+from ifbusd.coordinator.locks.rules import check_resources
 from ifbusd.coordinator.model import CLAIMS, TASK_COUNTER, TASKS, ClaimRecord, TaskRecord
 from ifbusd.coordinator.offers import Entry
+from ifbusd.coordinator.resources import Resources
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import KeyValue
@@ -23,7 +25,7 @@ from ifbusd.store.base import KeyValue
 _LOOKED_AT = 1_000
 
 
-class Tasks(Core):
+class Tasks(Resources):
     """Tasks as such."""
 
     async def create_task(
@@ -40,8 +42,10 @@ class Tasks(Core):
         estimate_usd: MicroUsd = NO_MONEY,
         payload: dict[str, Any] | None = None,
         milestones: list[Any] | None = None,
+        resources: list[str] | None = None,
     ) -> Answer:
         """See `interface.Coordinator.create_task`."""
+        named = check_resources(resources) if resources else []
         wanted, needed = sorted(set(capabilities or ())), list(dict.fromkeys(depends_on or ()))
         rules.check_new_task(
             title=title,
@@ -81,6 +85,7 @@ class Tasks(Core):
                 description=description,
                 capabilities=wanted,
                 depends_on=needed,
+                resources=named,
                 filler=filler,
                 priority=priority,
                 estimate_micro_usd=estimate_usd,
@@ -95,7 +100,8 @@ class Tasks(Core):
             tx.detail["title"] = title
             self._publish_board(tx, "created", name)
             waiting = self._waits_for(tx, record)
-            return {"task": rules.task_view(name, record, waits_for=sorted(waiting))}
+            busy = self.board.locks.busy(named)
+            return {"task": rules.task_view(name, record, waits_for=sorted(waiting), busy=busy)}
 
         return await self._operations.run(caller, "coordinator.create_task", task_id or "", create)
 
@@ -208,6 +214,13 @@ class Tasks(Core):
         checks.append(rules.check_result("free", free, "nobody holds it"))
         done = ", ".join(task.depends_on) + " completed" if task.depends_on else "waits for nothing"
         checks.append(rules.check_result("ready", rules.not_ready(task_id, task, self._waits_for(tx, task)), done))
+        if task.resources:
+            busy: IfbusError | None = None
+            try:
+                self._require_free(tx, f"claim {task_id}", task.resources)
+            except ResourceBusy as error:
+                busy = error
+            checks.append(rules.check_result("resources", busy, f"{', '.join(task.resources)} free"))
         needs = frozenset(task.capabilities)
         checks += self._governor.explain(tx, swarm_id, needs, task.estimate_micro_usd)
         best: Answer | None = None

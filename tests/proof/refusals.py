@@ -532,6 +532,63 @@ def blocker_of_another(w: World) -> Told:
 
 
 @case
+def resource_busy(w: World) -> Told:
+    holder, other, name = w.swarm(), w.swarm(), f"x:{next(_NUMBERS)}"
+    fences = w.call("coordinator.acquire_resources", swarm_id=holder, resources=[name])["fences"]
+    yield w.ask("coordinator.acquire_resources", swarm_id=other, resources=[name])
+    w.call("coordinator.release_resources", swarm_id=holder, resources=fences)
+    yield w.client.ask("coordinator.acquire_resources", swarm_id=other, resources=[name]).code == "ok"
+
+
+@case
+def resource_that_a_claim_holds(w: World) -> Told:
+    name = f"x:{next(_NUMBERS)}"
+    claim, task_id, other = w.claim(resources=[name]), w.task(resources=[name]), w.swarm()
+    yield w.ask("coordinator.claim_task", task_id=task_id, swarm_id=other)
+    w.call("coordinator.complete_task", **claim)
+    yield w.call("coordinator.claim_task", task_id=task_id, swarm_id=other)["claimed"]
+
+
+@case
+def hold_that_has_ended(w: World) -> Told:
+    swarm_id, name = w.swarm(), f"x:{next(_NUMBERS)}"
+    yield w.ask("coordinator.release_resources", swarm_id=swarm_id, resources={name: 1})
+    fences = w.call("coordinator.acquire_resources", swarm_id=swarm_id, resources=[name])["fences"]
+    yield w.client.ask("coordinator.release_resources", swarm_id=swarm_id, resources=fences).code == "ok"
+
+
+@case
+def hold_that_is_anothers(w: World) -> Told:
+    fences = w.call("coordinator.acquire_resources", swarm_id=w.swarm(), resources=[f"x:{next(_NUMBERS)}"])["fences"]
+    return w.ask("coordinator.release_resources", swarm_id=w.swarm(), resources=fences)
+
+
+@case
+def bad_resource(w: World) -> Told:
+    return w.ask("coordinator.create_task", title="x", resources=["gpu"])
+
+
+@case
+def too_many_resources(w: World) -> Told:
+    return w.ask("coordinator.acquire_resources", swarm_id="x", resources=[f"x:{number}" for number in range(17)])
+
+
+@case
+def no_resource(w: World) -> Told:
+    return w.ask("coordinator.acquire_resources", swarm_id="x", resources=[])
+
+
+@case
+def no_fence(w: World) -> Told:
+    return w.ask("coordinator.release_resources", swarm_id="x", resources={})
+
+
+@case
+def resource_for_half_a_claim(w: World) -> Told:
+    return w.ask("coordinator.acquire_resources", swarm_id="x", resources=["x:0"], task_id="T-1")
+
+
+@case
 def blocker_with_an_unknown_figure(w: World) -> Told:
     return w.ask("coordinator.detect_blocker", swarm_id=w.swarm(), info={"reason": "x", "color": 1})
 

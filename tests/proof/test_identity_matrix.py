@@ -85,6 +85,15 @@ class Situation:
         answer = self.owner.call("governor.reserve_cost", operation="llm", estimate_usd="0.01", **claim)
         return str(answer["reservation_id"])
 
+    def resource(self) -> dict[str, int]:
+        """A resource that the swarm holds, with its fence."""
+        name = f"x:{next(_NUMBERS)}"
+        if self.owner is None:
+            return {name: 1}
+        answer = self.owner.call("coordinator.acquire_resources", swarm_id=self.swarm_id, resources=[name])
+        fences: dict[str, int] = answer["fences"]
+        return fences
+
     def blocker(self) -> str:
         """A blocker that the swarm has reported."""
         if self.owner is None:
@@ -132,6 +141,9 @@ QUESTIONS: dict[str, Callable[[Situation], dict[str, Any]]] = {
     "coordinator.complete_task": lambda it: {**it.claim(), "result": 1},
     "coordinator.fail_task": lambda it: {**it.claim(), "error": "no"},
     "coordinator.release_task": lambda it: it.claim(),
+    "coordinator.acquire_resources": lambda it: {**_swarm(it), "resources": [f"x:{next(_NUMBERS)}"]},
+    "coordinator.release_resources": lambda it: {**_swarm(it), "resources": it.resource()},
+    "coordinator.list_resources": _nothing,
     "coordinator.register_swarm": _swarm,
     "coordinator.renew_session": _session,
     "coordinator.bind_session": lambda it: {**_session(it), "bind": "lease"},

@@ -47,7 +47,7 @@ EXCUSED: Final[dict[tuple[str, str], str]] = {
     ("ifbusd/chassis/service.py", "the outcome is unknown"): _DISK,
     ("ifbusd/chassis/service.py", ""): _DISK,
     ("ifbusd/coordinator/holder.py", "cannot act on "): "an earlier incarnation's claim ends within the registration",
-    ("ifbusd/coordinator/holding.py", "cannot renew "): _RACE,
+    ("ifbusd/coordinator/rules.py", "cannot renew "): _RACE,
     ("ifbusd/coordinator/bindings.py", "cannot bind anything without"): "every client has a connection",
     ("ifbusd/coordinator/inbox.py", "cannot subscribe without"): "every client has a connection",
     ("ifbusd/processes.py", "cannot bind: this kernel"): _HOST,

@@ -46,6 +46,7 @@ _BY_CODE: Final = {
     "version_mismatch": WRONG_CALL,
     "already_claimed": REFUSED,
     "already_exists": REFUSED,
+    "resource_busy": REFUSED,
     "not_ready": REFUSED,
     "not_qualified": REFUSED,
     "not_owner": REFUSED,
@@ -78,6 +79,6 @@ def exit_code(code: str, *, waited: bool = False) -> int:
         code: The error's stable code. An unknown one, of a newer daemon, counts as refused: its message says what it is.
         waited: The caller asked for the next one or waited: then "held" and "not ready" mean not yet.
     """
-    if waited and code in ("not_ready", "already_claimed"):
+    if waited and code in ("not_ready", "already_claimed", "resource_busy"):
         return NOT_YET
     return _BY_CODE.get(code, REFUSED)

@@ -26,6 +26,7 @@ NOUNS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "swarm": ("ls", "show", "register"),
     "inbox": ("ls", "ack"),
+    "lock": ("ls", "acquire", "release"),
     "budget": ("show", "set"),
     "breaker": ("ls", "show", "reset", "trip"),
     "witness": ("query", "verify"),
@@ -52,7 +53,7 @@ COMPLETE: Final = "__complete"
 
 # A noun alone means its first question.
 _DEFAULT_VERB: Final = {
-    "task": "ls", "swarm": "ls", "inbox": "ls", "budget": "show", "breaker": "ls", "witness": "query", "cost": "report",
+    "task": "ls", "swarm": "ls", "inbox": "ls", "lock": "ls", "budget": "show", "breaker": "ls", "witness": "query", "cost": "report",
 }  # fmt: skip
 
 # What callers type without having read anything; it works and is not listed (UX 2).
@@ -63,6 +64,7 @@ _SYNONYMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "swarm": {"list": ("ls",), "get": ("show",), "create": ("register",), "add": ("register",)},
     "inbox": {"list": ("ls",), "get": ("ls",), "show": ("ls",), "read": ("ls",), "done": ("ack",)},
+    "lock": {"list": ("ls",), "get": ("ls",), "show": ("ls",), "add": ("acquire",), "take": ("acquire",), "free": ("release",)},
     "budget": {"list": ("show",), "ls": ("show",), "get": ("show",), "report": ("show",)},
     "breaker": {"list": ("ls",), "get": ("show",), "close": ("reset",), "open": ("trip",)},
     "witness": {"list": ("query",), "ls": ("query",), "get": ("query",), "log": ("query",), "check": ("verify",)},
@@ -70,7 +72,7 @@ _SYNONYMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "tool": {"create": ("build",), "add": ("build",)},
 }  # fmt: skip
 _NOUN_SYNONYMS: Final = {
-    "tasks": "task", "swarms": "swarm", "mail": "inbox", "budgets": "budget", "breakers": "breaker", "costs": "cost",
+    "tasks": "task", "swarms": "swarm", "mail": "inbox", "budgets": "budget", "locks": "lock", "resource": "lock", "resources": "lock", "breakers": "breaker", "costs": "cost",
     "tools": "tool", "log": "witness",
 }  # fmt: skip
 
@@ -88,6 +90,7 @@ _EXAMPLE_ARGUMENTS: Final = {
     ("task", "progress"): 'T-7@41 50 "half"', ("task", "complete"): "T-7@41", ("task", "fail"): 'T-7@41 "why"',
     ("task", "release"): "T-7@41", ("task", "blocked"): 'T-7@41 "why"', ("task", "unblock"): 'T-7 --note "port 8080"', ("task", "import"): "board.md",
     ("swarm", "show"): "docs-2", ("swarm", "register"): "docs-2 --can docs:writing", ("inbox", "ack"): "12",
+    ("lock", "acquire"): "gpu:0 --swarm docs-2", ("lock", "release"): "gpu:0@41 --swarm docs-2",
     ("budget", "set"): "docs-2 5.00", ("breaker", "show"): "docs-2",
     ("breaker", "reset"): 'docs-2 --reason "looked at it"', ("breaker", "trip"): 'docs-2 --reason "too dear"',
     ("tool", "build"): "my_tool.py", ("run",): "--swarm me -- bash", ("why",): "T-12 --swarm builder",

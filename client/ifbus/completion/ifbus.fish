@@ -50,8 +50,8 @@ function _shtab_ifbus_using
   test "$_shtab_ifbus_cmdpath" = "$argv"
 end
 
-set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --bind --budget-usd --by --can --color --cost-per-hour-usd --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --milestone --model --need --note --op --outcome --output --payload --priority --reason --receipt --result --severity --since --socket --state --swarm --target --until --usd-per-hour --wait -o
+set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' run why guide rpc help completion demo
+set -g _shtab_ifbus_opts_with_value --after --bind --budget-usd --by --can --color --cost-per-hour-usd --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --milestone --model --need --note --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --severity --since --socket --state --swarm --target --task --until --usd-per-hour --wait -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -75,6 +75,7 @@ complete -c ifbus -n '_shtab_ifbus_using task add' -l description -x -d TEXT
 complete -c ifbus -n '_shtab_ifbus_using task add' -l payload -x -d 'a map for the holder'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l priority -x -d 'higher goes first, -100 to 100'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l filler -d 'only while nothing better is ready'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l resource -xka "(ifbus __complete swarm 2>/dev/null)" -d 'what it needs for itself, such as gpu:0; again or A,B'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l milestone -x -d 'again for more'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l dry-run -d 'show what would be sent, send nothing'
@@ -117,6 +118,7 @@ complete -c ifbus -n '_shtab_ifbus_using task next' -l color -xka "auto always n
 complete -c ifbus -n '_shtab_ifbus_using task next' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a claim -d 'Claim one task; exactly one caller wins'
 complete -c ifbus -n '_shtab_ifbus_using task claim' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task claim' -l resource -xka "(ifbus __complete swarm 2>/dev/null)" -d 'take this with it or not at all, such as gpu:0; again or A,B'
 complete -c ifbus -n '_shtab_ifbus_using task claim' -l lease -x -d 'a lease of its own, even inside a session (10m outside one)'
 complete -c ifbus -n '_shtab_ifbus_using task claim' -l bind -x -d 'what frees it at once: session (the default inside `ifbus run`), process (the nearest ancestor that does not end with this command, the default outside), pid:N (that ancestor), connection, or lease (nothing)'
 complete -c ifbus -n '_shtab_ifbus_using task claim' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
@@ -245,6 +247,39 @@ complete -c ifbus -n '_shtab_ifbus_using inbox ack' -l dry-run -d 'show what wou
 complete -c ifbus -n '_shtab_ifbus_using inbox ack' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using inbox ack' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using inbox ack' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a lock -d 'ls, acquire, release'
+complete -c ifbus -n '_shtab_ifbus_using lock' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using lock; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List named resources that somebody holds'
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -l prefix -x -d 'only names that begin with this, such as file:'
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -l holder -xka "(ifbus __complete swarm 2>/dev/null)" -d 'only what this swarm holds'
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -l limit -x -d 'at most N, 1 to 200 (50)'
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -l after -x -d 'go on after this one'
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -l fields -x -d 'only these fields'
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -s q -l quiet -d 'ids only'
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using lock ls' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using lock; and test $_shtab_ifbus_npos -eq 0' -a acquire -d 'Take named resources, all of them or none; each has one holder at a time'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -l task -x -d 'hold them for this claim, T-7@41: they are free when it ends'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -l lease -x -d 'a lease of their own, even inside a session (10m outside one)'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -l wait -x -d 'wait this long, such as 30s or 10m'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using lock acquire' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using lock acquire; and test $_shtab_ifbus_npos -ge 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d 'such as gpu:0 or file:src/a.py; all of them or none'
+complete -c ifbus -n '_shtab_ifbus_using lock; and test $_shtab_ifbus_npos -eq 0' -a release -d 'Free named resources; whoever waits for one is woken'
+complete -c ifbus -n '_shtab_ifbus_using lock release' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using lock release' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
+complete -c ifbus -n '_shtab_ifbus_using lock release' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using lock release' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using lock release' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using lock release' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using lock release' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a budget -d 'show, set'
 complete -c ifbus -n '_shtab_ifbus_using budget' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using budget; and test $_shtab_ifbus_npos -eq 0' -a show -d 'Show limit, spent, reserved and free'

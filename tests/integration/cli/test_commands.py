@@ -65,6 +65,9 @@ def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path:
     handle = "{0[task_id]}@{0[token]}".format
     claim = check("task_claim", "task", "claim", first)["claim"]
     check("task_progress", "task", "progress", handle(claim), "50", "half")
+    hold = check("lock_acquire", "lock", "acquire", "gpu:0", "--task", handle(claim))["fences"]
+    check("lock_ls", "lock", "ls", "--prefix", "gpu:")
+    check("lock_release", "lock", "release", f"gpu:0@{hold['gpu:0']}")
     check("task_complete", "task", "complete", handle(claim), "--result", "[1]")
     check("task_fail", "task", "fail", me.claim(second), "no such file", "--retry")
     check("task_release", "task", "release", me.claim(third))

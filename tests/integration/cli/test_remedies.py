@@ -80,6 +80,24 @@ def test_not_found(shell: Shell) -> None:
     assert shell("task", "claim", task_id, "--swarm", "newcomer").exit == 0
 
 
+def test_resource_busy(new_swarm: NewSwarm) -> None:
+    """What another swarm holds is refused with who and for how long; the list that the message names shows it, released it is had."""
+    me, other = new_swarm(), new_swarm()
+    task_id = me.new_task("a", "--need", "docs:writing", "--resource", "gpu:7")
+    assert other("lock", "acquire", "gpu:7").out.startswith("gpu:7@")
+    said = _refused(me("task", "claim", task_id), f"refused {task_id}: resource_busy", 3)
+    assert f"{other.swarm} holds gpu:7" in said
+    listed = me.type(_remedy(said, "ifbus lock ls"))
+    assert str(other.swarm) in listed.out
+    why = me("why", task_id)
+    assert f"{other.swarm} holds gpu:7" in why.out
+    assert "waits for gpu:7" in me("task", "add", "b", "--resource", "gpu:7").out
+    hold = f"gpu:7@{other('lock', 'ls', '--json').data['resources'][0]['fence']}"
+    assert other("lock", "release", hold).out == "gpu:7 free\n"
+    assert me("task", "claim", task_id).exit == 0
+    assert task_id in me("lock", "ls").out
+
+
 def test_already_exists(shell: Shell) -> None:
     """A task's id is taken: the message's remedy shows by what."""
     shell("task", "add", "the first", "--id", "TAKEN-1")

@@ -33,6 +33,7 @@ _SAMPLES: dict[str, Any] = {
     "estimate_usd": 1,
     "limit_usd": 1,
     "capabilities": ["a:b"],
+    "resources": {"gpu:0": 1},
     "token": 1,
     "percent": 1,
     "offset": 0,

@@ -9,5 +9,5 @@ TASK_FIELDS = (
     "task_id", "title", "state", "description", "capabilities", "depends_on", "waits_for", "filler", "priority",
     "estimate_usd", "spent_usd", "payload", "milestones", "created_at_ms", "percent", "note", "progress_at_ms",
     "holder", "token", "claimed_at_ms", "attempts", "result", "error", "ended_at_ms", "blocker_id", "route",
-    "clocks",
+    "clocks", "resources", "busy_resources",
 )  # fmt: skip

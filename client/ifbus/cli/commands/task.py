@@ -32,6 +32,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--payload", metavar="JSON", help="a map for the holder")
     parser.add_argument("--priority", type=int, metavar="N", help="higher goes first, -100 to 100")
     parser.add_argument("--filler", action="store_true", default=None, help="only while nothing better is ready")
+    parser.add_argument(
+        "--resource", metavar="NAME", action="append", help="what it needs for itself, such as gpu:0; again or A,B"
+    )
     parser.add_argument("--milestone", metavar="'25 TEXT'", action="append", help="again for more")
 
 
@@ -50,6 +53,7 @@ def _add(invocation: Invocation) -> Outcome:
                 "priority": args.priority,
                 "estimate_usd": args.estimate_usd,
                 "payload": parse_json(args.payload, "payload") if args.payload is not None else None,
+                "resources": split_list(args.resource),
                 "milestones": [_milestone(text) for text in args.milestone] if args.milestone else None,
             },
         )
@@ -74,7 +78,8 @@ def split_list(values: list[str] | None) -> list[str] | None:
 def render_added(data: Data, view: View) -> list[str]:
     """``T-1 ready``."""
     task = data["task"]
-    waits = f"waits for {', '.join(task['waits_for'])}" if task.get("waits_for") else ""
+    awaited = [*task.get("waits_for", ()), *task.get("busy_resources", ())]
+    waits = f"waits for {', '.join(awaited)}" if awaited else ""
     return fields([f"{task['task_id']} {view.state(task['state'])}", waits], view)
 
 
@@ -171,6 +176,8 @@ def render_task(data: Data, view: View) -> list[str]:
         ("needs", task.get("capabilities")),
         ("waits for", task.get("waits_for")),
         ("depends on", task.get("depends_on")),
+        ("resources", task.get("resources")),
+        ("held by others", task.get("busy_resources")),
     ):
         if values:
             lines.append(f"  {name}: {', '.join(values)}")

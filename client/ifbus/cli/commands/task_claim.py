@@ -31,6 +31,12 @@ _NOT_ABOUT_THE_TASK = (BreakerTripped,)
 
 def _claim_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("subject", metavar="TASK")
+    parser.add_argument(
+        "--resource",
+        metavar="NAME",
+        action="append",
+        help="take this with it or not at all, such as gpu:0; again or A,B",
+    )
     _lease_argument(parser)
 
 
@@ -48,8 +54,11 @@ def _lease_argument(parser: argparse.ArgumentParser) -> None:
 
 def _claim(invocation: Invocation) -> Outcome:
     task_id = invocation.args.subject
+    from ifbus.cli.commands.task import split_list
+
     try:
-        return _won(invocation, "coordinator.claim_task", task_id=task_id)
+        resources = split_list(invocation.args.resource)
+        return _won(invocation, "coordinator.claim_task", task_id=task_id, resources=resources)
     except Refused as refusal:
         if not isinstance(refusal, _NOT_ABOUT_THE_TASK):
             refusal.data["instead"] = _find_other(invocation, task_id)
@@ -60,7 +69,7 @@ def _next(invocation: Invocation) -> Outcome:
     return _won(invocation, "coordinator.claim_next")
 
 
-def _won(invocation: Invocation, method: str, **params: str) -> Outcome:
+def _won(invocation: Invocation, method: str, **params: str | list[str] | None) -> Outcome:
     swarm_id = invocation.require_swarm()
     proof = _session_of(swarm_id)
     asked = invocation.args.bind
