@@ -14,7 +14,7 @@ import pytest
 
 from ifbus.catalogue import CATALOGUE
 from tests.integration.cli.shell import Ran, Shell
-from tests.integration.systemd.running import IFBUSD, running, wait_until_there
+from tests.integration.systemd.running import IFBUSD, running, wait_until_listening
 
 pytestmark = pytest.mark.slow
 
@@ -252,7 +252,7 @@ def test_permission_denied(open_directory: Path) -> None:
     path = open_directory / "ifbusd.sock"
     shell = Shell(path)
     with running([IFBUSD, "--dev", "--socket", path]):
-        wait_until_there(path)
+        wait_until_listening(path)
         path.chmod(0o666)
         shell("swarm", "register", "me", "--can", "a:b")
         words = ("breaker", "reset", "me", "--reason", "please")
