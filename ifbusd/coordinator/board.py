@@ -114,8 +114,7 @@ class Board:
                     self._settle(start, settled_at)
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
-                    async for batch in watch:
-                        self.apply(batch)
+                    await watch.feed(self.apply)
             except Compacted:
                 _log.info("board reads everything anew", extra={"revision": self.revision})
             except Unavailable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -13,7 +14,7 @@ from ifbusd.codec import unpack
 from ifbusd.governor.model import ACCOUNTS, SWARMS, Account, Profile
 from ifbusd.governor.registry import Registry, standing_of
 from ifbusd.operation import Decoded
-from ifbusd.store.base import Compacted, KeyValue, Store
+from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 RETRY_S: Final = 0.5
 # Whoever waits for the view goes on after this, with what the view knows: it decides nothing, admissions read the store.
 PATIENCE_S: Final = 1.0
+
+_ApplyOne = Callable[[str, KeyValue | None], None]
 
 
 class RegistryView:
@@ -60,7 +63,7 @@ class RegistryView:
     async def _follow(
         self,
         prefix: str,
-        apply: Callable[[str, KeyValue | None], None],
+        apply: _ApplyOne,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -73,10 +76,7 @@ class RegistryView:
                     if not is_started:
                         is_started = True
                         task_status.started()
-                    async for batch in watch:
-                        for event in batch:
-                            self._apply(prefix, event.key, event.value, event.revision, apply)
-                        self._waiting.unpark_all()
+                    await watch.feed(partial(self._apply_all, prefix, apply))
             except Compacted:
                 continue
             except Unavailable as error:
@@ -86,7 +86,7 @@ class RegistryView:
                 task_status.started()
             await trio.sleep(RETRY_S)
 
-    async def _read_all(self, prefix: str, apply: Callable[[str, KeyValue | None], None]) -> None:
+    async def _read_all(self, prefix: str, apply: _ApplyOne) -> None:
         stale = {key for key in self._revisions if key.startswith(prefix)}
         after = ""
         while True:
@@ -102,13 +102,18 @@ class RegistryView:
             self._apply(prefix, key, None, page.revision, apply)
         self._waiting.unpark_all()
 
+    def _apply_all(self, prefix: str, apply: _ApplyOne, batch: list[WatchEvent]) -> None:
+        for event in batch:
+            self._apply(prefix, event.key, event.value, event.revision, apply)
+        self._waiting.unpark_all()
+
     def _apply(
         self,
         prefix: str,
         key: str,
         found: KeyValue | None,
         revision: int,
-        apply: Callable[[str, KeyValue | None], None],
+        apply: _ApplyOne,
     ) -> None:
         if revision <= self._revisions.get(key, 0):
             return

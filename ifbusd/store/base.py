@@ -7,9 +7,9 @@ one; one conformance suite in ``tests/conformance`` runs on both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Never, Protocol
 
 from ifbus.errors import IfbusError
 
@@ -141,6 +141,15 @@ class Watch(Protocol):
 
         Raises:
             Compacted: The watcher was too slow for the bounded history, or started too far back. Read all, watch anew.
+            Unavailable: The store has stopped, or does not answer.
+        """
+        ...
+
+    async def feed(self, apply: Callable[[list[WatchEvent]], None]) -> Never:
+        """Have each batch given to `apply`, a plain function, until cancelled: instead of iterating, for who only keeps a view.
+
+        Raises:
+            Compacted, Unavailable: As `__anext__`.
         """
         ...
 

@@ -1,9 +1,9 @@
 """The embedded store: etcd's semantics over one SQLite file, for one daemon on one host.
 
 Transactions that arrive during one pass of the loop are decided in memory, gather in a *batch* and become durable together, by
-one SQLite transaction in the next pass (ADR 0001, ADR 0015). Whoever wrote is parked until then; a reader sees the open batch
-at once and asks `barrier` before it tells others. On a slow disk the batch is written in a thread, and the next one gathers
-meanwhile.
+one SQLite transaction in the next pass (ADR 0001, ADR 0015). The first who waits for it commits it, the others are parked; a
+reader sees the open batch at once and asks `barrier` before it tells others. On a slow disk `run` has a thread wait for the
+disk, and the next batch gathers meanwhile.
 
 The mutable state is the batches, the keys in memory (`memory.py`), the revision and the head of the log, the leases
 (`leases.py`) and the history (`watches.py`); what a batch changed in memory is undone if it cannot be committed (ADR 0002).
@@ -83,7 +83,12 @@ _T = TypeVar("_T")
 
 @attrs.define(eq=False)
 class _Batch:
-    """What one commit will write, who waits for it, what to tell watchers, and how to undo it in memory."""
+    """What one commit will write, who waits for it, what to tell watchers, and how to undo it in memory.
+
+    Attributes:
+        has_leader: One of those who wait commits it in the next pass; otherwise `run` does.
+        is_over: It was committed, or undone for the reason in `error`.
+    """
 
     head_before: LogHead
     revision: int
@@ -95,6 +100,8 @@ class _Batch:
     undo: list[Callable[[], object]] = attrs.Factory(list)
     txns: int = 0
     size_bytes: int = 0
+    has_leader: bool = False
+    is_over: bool = False
     lot: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
     error: str | None = None
 
@@ -107,7 +114,7 @@ class EmbeddedStatistics:
         revision, log_seq: The newest, open batch included.
         txns, commits: Durable ones; their quotient is the mean batch.
         largest_batch: Most transactions in one commit.
-        flush_us, flush_estimate_us: Time of the last commit, and the smoothed one that chooses `flush_in_thread`.
+        flush_us, flush_estimate_us: How long the last commit took, its rows not counted, and the smoothed time that chooses `flush_in_thread`.
         wal_bytes: Part of the write-ahead log in use. `database_bytes`: the database without it.
         checkpoints: Times that the write-ahead log was copied into the database.
         storage_full: Commits that failed for want of space.
@@ -174,6 +181,7 @@ class EmbeddedStore:
         self._committing: _Batch | None = None
         self._broken = False
         self._is_look_due = True
+        self._is_checkpoint_due = False
         self._gauge = FlushGauge(mode=config.flush, limit_us=config.inline_limit_us)
         self._wal_pages = 0
         self._txns = self._commits = self._largest_batch = self._checkpoints = self._storage_full = 0
@@ -356,6 +364,7 @@ class EmbeddedStore:
         lease = self._next_lease
         self._next_lease += 1
         batch = self._open_batch()
+        self._work.unpark()  # whoever asks for a lease does not wait here, so nobody else may commit it
         batch.granted.append((lease, ttl_ms))
         batch.undo.append(partial(self._leases.remove, lease))
         self._leases.add(lease, ttl_ms, self._boottime_ms())
@@ -410,12 +419,18 @@ class EmbeddedStore:
                 nursery.start_soon(self._tick)
                 task_status.started()
                 while not self._broken:
-                    if self._batch is None and not self._is_look_due:
-                        await self._work.park()
+                    self._history.deliver()
+                    if self._is_checkpoint_due:
+                        await self._checkpoint()
                     if self._is_look_due:
                         self._is_look_due = self._look_at_leases()
-                    if self._batch is not None:
-                        await self._commit(self._batch)
+                    batch = self._batch
+                    if batch is not None and not batch.has_leader:
+                        await self._commit(batch)
+                    elif not self._is_look_due:
+                        await self._work.park()
+                    else:
+                        await trio.lowlevel.checkpoint()  # whoever commits it has its turn
                 nursery.cancel_scope.cancel()
         finally:
             self._close()
@@ -535,11 +550,24 @@ class EmbeddedStore:
     def _open_batch(self) -> _Batch:
         if self._batch is None:
             self._batch = _Batch(self._head, self._revision)
-            self._work.unpark()  # `run` commits in the next pass
         return self._batch
 
     async def _durable(self, batch: _Batch) -> None:
-        await batch.lot.park()
+        """Return when the batch is on the disk. The first who waits commits it in the next pass, with what has come until then."""
+        if batch is self._batch and not batch.has_leader:
+            if self._is_runs_turn():
+                self._work.unpark()
+            else:
+                batch.has_leader = True
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                batch.has_leader = False
+                if batch is self._batch:
+                    if self._is_runs_turn():
+                        self._work.unpark()
+                    else:
+                        await self._commit(batch)
+        if not batch.is_over:
+            await batch.lot.park()
         if batch.error is not None:
             raise _unavailable(batch.error)
 
@@ -557,27 +585,31 @@ class EmbeddedStore:
         while self._busy:
             await self._until_unblocked()
 
+    def _is_runs_turn(self) -> bool:
+        """Whether a commit belongs into a thread, or has to wait for what `run` does there."""
+        return self._gauge.in_thread or self._busy or self._is_checkpoint_due
+
     async def _commit(self, batch: _Batch) -> None:
-        """Make the batch durable and tell everybody; then keep the write-ahead log short."""
+        """Make the batch durable and tell everybody; without yielding, unless it takes a thread."""
         self._batch, self._committing = None, batch
         self._unblock()
-        flush = partial(self._flush, batch)
         try:
-            took_us = await self._in_thread(flush) if self._gauge.in_thread else flush()
+            self._write(batch)
+            took_us = await self._in_thread(self._sync) if self._gauge.in_thread else self._sync()
         except apsw.FullError:
             self._give_up()
             # Copying the log back frees its file for new writes even on a full disk, so that releases can go on.
-            await self._checkpoint()
+            self._is_checkpoint_due = True
         except apsw.Error as error:
             self._fail(error)
         else:
             self._committed(batch, took_us)
-            if self._wal_bytes > self._config.checkpoint_wal_bytes:
-                await self._checkpoint()
+            # Kept short, or copying it back would take long.
+            self._is_checkpoint_due = self._wal_bytes > self._config.checkpoint_wal_bytes
+        self._work.unpark()
 
-    def _flush(self, batch: _Batch) -> float:
-        """Write and commit; how long it took in microseconds. May run in a thread: touches nothing but the connection."""
-        started_ns = time.perf_counter_ns()
+    def _write(self, batch: _Batch) -> None:
+        """Hand the batch over to SQLite, whose commit is still to come. Processor time and no waiting, so a thread would gain nothing."""
         execute, many = self._connection.execute, self._connection.executemany
         execute("begin immediate")
         written = [found for found in batch.writes.values() if found is not None]
@@ -593,7 +625,11 @@ class EmbeddedStore:
             many(_END, batch.ended)
         if not batch.log or batch.log[-1].revision < batch.revision:  # else the log says it: a page less to write
             execute("update state set revision = ?", (batch.revision,))
-        execute("commit")
+
+    def _sync(self) -> float:
+        """Commit what was handed over; how long that took in microseconds. May run in a thread: touches nothing but the connection."""
+        started_ns = time.perf_counter_ns()
+        self._connection.execute("commit")
         return (time.perf_counter_ns() - started_ns) / 1000
 
     def _committed(self, batch: _Batch, took_us: float) -> None:
@@ -607,10 +643,12 @@ class EmbeddedStore:
         if batch.events:
             self._told_revision = batch.events[-1].revision
             self._history.publish(batch.events, batch.size_bytes)
+        batch.is_over = True
         batch.lot.unpark_all()
 
     async def _checkpoint(self) -> None:
         """Copy the write-ahead log into the database, so that its file can be written from the start again."""
+        self._is_checkpoint_due = False
         try:
             await self._in_thread(self._checkpoint_passive)
         except apsw.FullError:
@@ -671,6 +709,7 @@ class EmbeddedStore:
                 for undo in reversed(batch.undo):
                     undo()
                 batch.error = reason
+                batch.is_over = True
                 batch.lot.unpark_all()
         self._batch = self._committing = None
         self._memory.drop_pending()
@@ -687,10 +726,12 @@ class EmbeddedStore:
         """Commit what is open and leave a tidy file, unless the disk has failed: then nothing is written any more."""
         try:
             if not self._broken:
-                # What was to be committed is still there if the end came before a thread had taken it.
+                # What was to be committed is still there, handed over to SQLite, if the end came before a thread had taken it.
                 for batch in (self._committing, self._batch):
                     if batch is not None:
-                        self._committed(batch, self._flush(batch))
+                        if not self._connection.in_transaction:
+                            self._write(batch)
+                        self._committed(batch, self._sync())
                 self._batch = None
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except apsw.FullError:

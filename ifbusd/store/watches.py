@@ -7,7 +7,7 @@ not wait are left alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 import trio
 
@@ -17,6 +17,8 @@ from ifbusd.store.base import Compacted, WatchEvent
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    Apply = Callable[[list[WatchEvent]], None]
 
 
 class History:
@@ -36,6 +38,8 @@ class History:
         self._floor_revision = revision
         # Watchers that have seen all and wait, by prefix.
         self._waiting: dict[str, set[EmbeddedWatch]] = {}
+        # Those that are not woken but called, each with its position and whom to call.
+        self._fed: dict[EmbeddedWatch, tuple[int, Apply]] = {}
         self.closed: str | None = None
 
     def __len__(self) -> int:
@@ -91,12 +95,30 @@ class History:
                 return found, position
         return [], position
 
+    def feed(self, watch: EmbeddedWatch, position: int, apply: Apply) -> None:
+        """From now on have `deliver` give the watch's events to `apply`."""
+        self._fed[watch] = position, apply
+
+    def deliver(self) -> None:
+        """Give what was published since the last time to those that are fed."""
+        for watch, (position, apply) in list(self._fed.items()):
+            try:
+                while position < self._end:
+                    found, position = self.take(position, watch.prefix, watch.start_revision)
+                    if found:
+                        apply(found)
+            except Compacted as compacted:
+                watch.end(compacted)
+            else:
+                self._fed[watch] = position, apply
+
     def wait(self, watch: EmbeddedWatch) -> None:
         """Have the watch woken by the next commit that concerns its prefix."""
         self._waiting.setdefault(watch.prefix, set()).add(watch)
 
     def stop_waiting(self, watch: EmbeddedWatch) -> None:
-        """Undo `wait`; nothing happens if the watch does not wait."""
+        """Undo `wait` and `feed`; nothing happens if the watch does not wait."""
+        self._fed.pop(watch, None)
         watchers = self._waiting.get(watch.prefix)
         if watchers is not None:
             watchers.discard(watch)
@@ -110,6 +132,8 @@ class History:
         for watchers in waiting.values():
             for watch in watchers:
                 watch.wake(self._end)
+        for watch in self._fed:
+            watch.wake(self._end)
 
 
 class EmbeddedWatch:
@@ -120,8 +144,8 @@ class EmbeddedWatch:
     ) -> None:
         self.prefix = prefix
         self._history = history
-        self._start_revision = start_revision
-        self._now_revision = now_revision
+        self.start_revision = 0 if start_revision is None else start_revision
+        self._now_revision = None if start_revision is not None else now_revision
         # None: has seen all up to the newest commit and waits to be woken by one that concerns it.
         self._position: int | None = None
         self._compacted: Compacted | None = None
@@ -129,10 +153,10 @@ class EmbeddedWatch:
 
     async def __aenter__(self) -> EmbeddedWatch:
         """Begin; from now on nothing is missed."""
-        if self._start_revision is None:
-            self._start_revision = self._now_revision() + 1
+        if self._now_revision is not None:
+            self.start_revision = self._now_revision() + 1
         try:
-            self._position = self._history.find(self._start_revision)
+            self._position = self._history.find(self.start_revision)
         except Compacted as compacted:
             self._compacted = compacted  # told by the first `__anext__`, as on etcd
         await trio.lowlevel.checkpoint()
@@ -164,8 +188,7 @@ class EmbeddedWatch:
             if self._history.closed is not None:
                 raise Unavailable(self._history.closed)
             if self._position is not None:
-                assert self._start_revision is not None
-                found, after = self._history.take(self._position, self.prefix, self._start_revision)
+                found, after = self._history.take(self._position, self.prefix, self.start_revision)
                 if found and has_yielded:
                     self._position = after
                     return found
@@ -177,6 +200,24 @@ class EmbeddedWatch:
                 self._history.wait(self)
             await self._woken.park()
             has_yielded = True
+
+    async def feed(self, apply: Apply) -> Never:
+        """See `ifbusd.store.base.Watch.feed`: called in the task that commits, which costs no task switch.
+
+        Raises:
+            Compacted, Unavailable: As iterating does.
+        """
+        if self._position is not None:  # else it started too far back
+            self._history.feed(self, self._position, apply)
+            self._history.deliver()
+        while self._compacted is None and self._history.closed is None:
+            await self._woken.park()
+        raise self._compacted or Unavailable(str(self._history.closed))
+
+    def end(self, compacted: Compacted) -> None:
+        """What this watch needs next is gone."""
+        self._compacted = compacted
+        self._woken.unpark_all()
 
     def wake(self, position: int) -> None:
         """There is something for this watch at `position`, or the store has stopped."""

@@ -49,6 +49,27 @@ async def anext_after(store: Store, changes) -> list[WatchEvent]:  # type: ignor
     return events
 
 
+async def test_feeding_tells_what_iterating_tells(store: Store) -> None:
+    """The past from the revision asked for, then the present, a commit at a time, until cancelled."""
+    revisions = [await write(store, f"w/{number}", f"other/{number}") for number in range(5)]
+    fed: list[list[WatchEvent]] = []
+    arrived = trio.Event()
+
+    def apply(batch: list[WatchEvent]) -> None:
+        fed.append(batch)
+        if len(fed) == 6:
+            arrived.set()
+
+    async with trio.open_nursery() as nursery, store.watch("w/", start_revision=revisions[2]) as changes:
+        nursery.start_soon(changes.feed, apply)
+        for number in range(3):
+            revisions.append(await write(store, f"w/late-{number}"))
+        await arrived.wait()
+        nursery.cancel_scope.cancel()
+    assert [[event.revision for event in batch] for batch in fed] == [[revision] for revision in revisions[2:]]
+    assert [event for batch in fed for event in batch] == await collect(store, "w/", revisions[2], revisions[-1])
+
+
 async def test_a_watch_may_start_in_the_future(store: Store) -> None:
     """Nothing before the start revision is told, even if that has yet to come."""
     start = store.revision + 3
@@ -128,3 +149,6 @@ async def test_the_forgotten_past_is_compacted(store: Store) -> None:
     async with store.watch("w/", start_revision=0) as changes:
         with pytest.raises(Compacted):
             await anext(changes)
+    async with store.watch("w/", start_revision=0) as changes:
+        with pytest.raises(Compacted):
+            await changes.feed(lambda batch: pytest.fail(f"told {batch}"))

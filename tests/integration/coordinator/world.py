@@ -9,9 +9,9 @@ import hashlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import attrs
 import trio
@@ -213,6 +213,7 @@ class ForgetfulStore:
         self._store = store
         self._commits = 0
         self.forgot = 0
+        self._watch: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -222,17 +223,19 @@ class ForgetfulStore:
         return watch if prefix else self._forgetting(watch)
 
     @asynccontextmanager
-    async def _forgetting(self, watch: Any) -> AsyncIterator[AsyncIterator[list[WatchEvent]]]:
-        async def batches() -> AsyncIterator[list[WatchEvent]]:
-            async for batch in watch:
-                self._commits += 1
-                if self._commits % 3 == 0:
-                    self.forgot += 1
-                    raise Compacted("too slow")
-                yield batch
+    async def _forgetting(self, watch: Any) -> AsyncIterator[ForgetfulStore]:
+        self._watch = watch
+        async with watch:
+            yield self
 
-        async with watch, aclosing(batches()) as told:
-            yield told
+    async def feed(self, apply: Callable[[list[WatchEvent]], None]) -> Never:
+        async for batch in self._watch:
+            self._commits += 1
+            if self._commits % 3 == 0:
+                self.forgot += 1
+                break
+            apply(batch)
+        raise Compacted("too slow")
 
 
 @asynccontextmanager

@@ -1,9 +1,9 @@
 """The governor's view of the registry keeps up with the store, whatever its watch does."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Never
 
 import pytest
 
@@ -37,6 +37,10 @@ class FaultyWatch:
         elif len(self._told) % 3 == 0:
             raise self._error("the watch has lost its place")
         return batch
+
+    async def feed(self, apply: Callable[[list[WatchEvent]], None]) -> Never:
+        while True:
+            apply(await self.__anext__())
 
 
 class FaultyStore(EmbeddedStore):

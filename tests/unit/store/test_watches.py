@@ -77,6 +77,23 @@ async def test_too_slow_or_too_late_is_compacted() -> None:
         assert [event.revision for event in await anext(in_time)] == [3]
 
 
+async def test_who_is_fed_too_late_is_compacted() -> None:
+    """A delivery that comes too late ends the feed and hides nothing; one that comes in time has all."""
+    past, fed = history(max_events=2), []
+    with pytest.RaisesGroup(Compacted):
+        async with trio.open_nursery() as nursery, watch(past, "a/") as slow:
+            nursery.start_soon(slow.feed, fed.append)
+            await trio.testing.wait_all_tasks_blocked()
+            for revision in range(1, 6):
+                past.publish([event("a/1", revision)], 0)
+                if revision <= 2:
+                    past.deliver()
+            past.deliver()
+            await trio.sleep_forever()
+    assert fed == [[event("a/1", 1)], [event("a/1", 2)]]
+    assert past._fed == {}
+
+
 async def test_a_quiet_watcher_is_not_compacted() -> None:
     """A watcher that waits is kept up to date by others' changes, however many pass it by."""
     past, got = history(max_events=3), []
