@@ -6,6 +6,7 @@ commit has still sent.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import attrs
@@ -27,7 +28,8 @@ class Mailboxes:
     """The mutable state is the letters by inbox and key, how much of them is whose, and the listeners, nothing else."""
 
     def __init__(self) -> None:
-        self._letters: dict[str, dict[str, Letter]] = {}
+        self._letters: dict[str, dict[str, Letter]] = {}  # in order of seq, but for inboxes in `_unsorted`
+        self._unsorted: set[str] = set()
         self._sizes: dict[str, int] = {}  # by key, as stored
         self._bytes_of: dict[int, int] = {}  # by the uid that sent them
         self._listeners: dict[str, dict[Listener, None]] = {}
@@ -39,6 +41,7 @@ class Mailboxes:
     def clear(self) -> None:
         """Forget the letters; the listeners stay."""
         self._letters.clear()
+        self._unsorted.clear()
         self._sizes.clear()
         self._bytes_of.clear()
 
@@ -47,6 +50,9 @@ class Mailboxes:
         letters = self._letters.setdefault(swarm_id, {})
         if (former := letters.get(key)) is not None:
             self._count(former[1].uid, -self._sizes[key])
+            del letters[key]  # a new one of the same name has its place at the end
+        if letters and next(reversed(letters.values()))[0] > letter[0]:
+            self._unsorted.add(swarm_id)  # read in the order of the keys, not brought in that of the commits
         letters[key] = letter
         self._sizes[key] = size_bytes
         self._count(letter[1].uid, size_bytes)
@@ -60,6 +66,7 @@ class Mailboxes:
                 self._count(dropped[1].uid, -self._sizes.pop(key))
             if not letters:
                 del self._letters[swarm_id]
+                self._unsorted.discard(swarm_id)
 
     def _count(self, uid: int, size_bytes: int) -> None:
         self._bytes_of[uid] = self._bytes_of.get(uid, 0) + size_bytes
@@ -76,8 +83,16 @@ class Mailboxes:
 
     def letters(self, swarm_id: str, after_seq: int = 0) -> list[Letter]:
         """The letters above a seq, in order."""
-        letters = self._letters.get(swarm_id, {}).values()
-        return sorted((letter for letter in letters if letter[0] > after_seq), key=lambda letter: letter[0])
+        letters = self._letters.get(swarm_id)
+        if letters is None:
+            return []
+        if swarm_id in self._unsorted:
+            self._unsorted.discard(swarm_id)
+            letters = self._letters[swarm_id] = dict(sorted(letters.items(), key=lambda item: item[1][0]))
+        # From the end: who listens has heard nearly all of them.
+        found = list(itertools.takewhile(lambda letter: letter[0] > after_seq, reversed(letters.values())))
+        found.reverse()
+        return found
 
     def by_key(self, swarm_id: str) -> dict[str, Letter]:
         """The letters of an inbox by their keys in the store."""
