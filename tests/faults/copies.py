@@ -8,7 +8,6 @@ the copy's packages first and takes the others, without the editable installatio
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -38,7 +37,9 @@ def add_environment(tree: Path) -> None:
     venv.EnvBuilder(symlinks=True, with_pip=False).create(place)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     # A line names a directory, whose own .pth files, the editable installation among them, are not followed.
-    paths = [tree, tree / "client", sysconfig.get_path("purelib")]
+    # Of several, where the one that runs this is itself the environment of a copy.
+    packages = [path for path in sys.path if Path(path).name == "site-packages"]
+    paths = [tree, tree / "client", *packages]
     (place / "lib" / version / "site-packages" / "tree.pth").write_text("".join(f"{path}\n" for path in paths))
     for command in Path(sys.executable).parent.iterdir():
         here = place / "bin" / command.name
