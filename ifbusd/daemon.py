@@ -36,6 +36,7 @@ from ifbusd.latency import LatencyWindow
 from ifbusd.news import News
 from ifbusd.operation import Operations
 from ifbusd.optimise.service import IFOptimise
+from ifbusd.peers import Peers
 from ifbusd.rpc.attention import Attention
 from ifbusd.rpc.daemon_methods import DaemonMethods
 from ifbusd.rpc.describe import describe
@@ -104,7 +105,8 @@ async def serve(
 
             bus, claims = LocalBus(), Claims()
             latencies = {kind: LatencyWindow() for kind in (*_MEASURED, "execute")}
-            news, bus_figures = await _start_news(stack, config, store, bus)
+            daemon_id = new_id()
+            news, peers, bus_figures = await _meet_others(stack, config, store, bus, daemon_id, started_at_ms)
             operations = Operations(
                 store,
                 bus,
@@ -134,6 +136,7 @@ async def serve(
                 now_ms=now_ms,
                 new_id=new_id,
                 new_secret=secrets.token_urlsafe,
+                peers=peers,
             )
             chassis = IFChassis(
                 config.chassis,
@@ -242,24 +245,25 @@ async def _start(stack: AsyncExitStack, run: Run) -> None:
     stack.callback(nursery.cancel_scope.cancel)
 
 
-async def _start_news(
-    stack: AsyncExitStack, config: Config, store: Store, bus: LocalBus
-) -> tuple[News | None, Callable[[], dict[str, Any]]]:
-    """What carries messages to other hosts, None where there are none; and the bus's figures for the status."""
+async def _meet_others(
+    stack: AsyncExitStack, config: Config, store: Store, bus: LocalBus, daemon_id: str, started_at_ms: int
+) -> tuple[News | None, Peers | None, Callable[[], dict[str, Any]]]:
+    """What carries messages to other daemons, and who they are, None where there are none; and the bus's figures for the status."""
     if config.bus.backend == "local":
-        return None, lambda: {"backend": "local", **bus.statistics()}
+        return None, None, lambda: {"backend": "local", **bus.statistics()}
     from ifbusd.bus.nats import NatsHints
 
-    daemon_id = new_id()
+    card = {"host": socket.gethostname(), "build": VERSION, "started_at_ms": started_at_ms}
+    peers = Peers(store, daemon_id=daemon_id, card=card)
     news = News(store, bus, daemon_id=daemon_id)
     hints = NatsHints(config.bus.nats, name=f"ifbusd {daemon_id}", on_hint=news.hear)
     news.use(hints)
-    await _start(stack, news.run)
-    await _start(stack, hints.run)
+    for run in (peers.run, news.run, hints.run):
+        await _start(stack, run)
     nursery = await stack.enter_async_context(trio.open_nursery())
     nursery.start_soon(news.follow_hints, lambda _: store.barrier())
     stack.callback(nursery.cancel_scope.cancel)
-    return news, lambda: {**hints.statistics(), **bus.statistics(), **attrs.asdict(news.statistics())}
+    return news, peers, lambda: {**hints.statistics(), **bus.statistics(), **attrs.asdict(news.statistics())}
 
 
 async def _stop_at_once(signals: Any, scope: trio.CancelScope) -> None:

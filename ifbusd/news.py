@@ -2,8 +2,8 @@
 
 An operation's messages (`Tx.publish`) stand in one key beside its changes, ``news/<daemon>/<slot>``: a ring of each daemon's own, on a
 lease that outlives nobody for long. Every daemon watches them and tells its own bus those of the others. So a message
-arrives if and only if its operation was committed, with the operation's revision, in the order of commits, and nobody can forge one
-who cannot write to the store.
+arrives if and only if its operation was committed, with the operation's revision, those of the others in the order of their commits,
+and nobody can forge one who cannot write to the store.
 
 Hints of the bus between hosts (`Hints`) only say that there is more to see: who is behind what a hint says looks at the
 store, and does nothing else.
@@ -100,9 +100,7 @@ class News:
                 async with self._store.watch(NEWS) as watch:
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
-                    async for batch in watch:
-                        for event in batch:
-                            self._tell(event)
+                    await watch.feed(self._tell_all)
             except Compacted:
                 self._gaps += 1
                 _log.warning("messages of other hosts were missed: the watch was too slow", extra={"gaps": self._gaps})
@@ -110,6 +108,10 @@ class News:
                 if task_status is not trio.TASK_STATUS_IGNORED:
                     raise
                 await trio.sleep(_RETRY_S)
+
+    def _tell_all(self, batch: list[WatchEvent]) -> None:
+        for event in batch:
+            self._tell(event)
 
     def _tell(self, event: WatchEvent) -> None:
         if event.value is None or event.key.startswith(self._own):

@@ -15,6 +15,7 @@ from ifbusd.coordinator.model import ALARMS
 from ifbusd.coordinator.offers import Held
 from ifbusd.identity import ITSELF
 from ifbusd.operation import Body, Tx
+from ifbusd.peers import STAND_BY_S
 
 _log = logging.getLogger(__name__)
 
@@ -25,12 +26,19 @@ _SLICE: Final = 64
 _AT_ONCE: Final = 64
 
 
+class _NothingToDo(Exception):
+    """An alarm stands, or is gone, as it should; leaves the operation without a trace."""
+
+
 class Alarms(Core):
     """Raises and ends alarms. The open ones are in the store, and so outlive a restart without being told twice."""
 
     async def watch_clocks(self) -> None:
-        """Look at all clocks every `clock_tick_ms`, until cancelled."""
+        """Look at all clocks every `clock_tick_ms`, until cancelled; of several daemons the one that has been there longest looks."""
         while True:
+            if self._peers is not None and not self._peers.is_first:
+                await trio.sleep(STAND_BY_S)
+                continue
             with trio.move_on_after(_PATIENCE_S) as scope:
                 try:
                     await self._look_at_clocks()
@@ -93,6 +101,8 @@ class Alarms(Core):
 
     async def _raise_alarm(self, alarm: Alarm) -> None:
         def begin(tx: Tx) -> Answer:
+            if tx.get(alarm.key) is not None:
+                raise _NothingToDo  # another daemon has told it
             message = alarm.to_wire(self._now_ms())
             tx.put(alarm.key, message)
             tx.detail.update(swarm=alarm.swarm_id, **alarm.data)
@@ -108,7 +118,8 @@ class Alarms(Core):
         swarm_id = str(open_since.get("swarm_id", ""))
 
         def end(tx: Tx) -> Answer:
-            tx.get_stored(key)
+            if tx.get_stored(key) is None:
+                raise _NothingToDo
             tx.delete(key)
             tx.detail["swarm"] = swarm_id
             told = {"kind": f"{kind}_ended", "swarm_id": swarm_id, "whose": whose, "at_ms": self._now_ms()}
@@ -120,6 +131,8 @@ class Alarms(Core):
     async def _note(self, op: str, target: str, body: Body) -> None:
         try:
             await self._operations.run(ITSELF, op, target, body)
+        except _NothingToDo:
+            pass
         except IfbusError as error:  # the next look finds it again
             _log.warning("cannot put an alarm on record", extra={"op": op, "target": target, "reason": error.message})
 

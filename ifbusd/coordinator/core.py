@@ -31,6 +31,7 @@ from ifbusd.coordinator.model import (
 )
 from ifbusd.identity import Caller
 from ifbusd.operation import Operations, Tx
+from ifbusd.peers import Peers
 from ifbusd.store.base import Get, KeyValue, Store, Txn
 
 Answer = dict[str, Any]
@@ -47,6 +48,7 @@ class Core:
         now_ms: Wall clock, epoch milliseconds.
         new_id: A fresh id, unique and sortable by time, of at most 40 characters of an identifier.
         new_secret: A fresh unguessable string of at most 64 characters.
+        peers: The daemons that share the store; None where this is the only one that ever uses it.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Core:
         now_ms: Callable[[], int],
         new_id: Callable[[], str],
         new_secret: Callable[[], str],
+        peers: Peers | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
@@ -71,7 +74,10 @@ class Core:
         self._now_ms = now_ms
         self._new_id = new_id
         self._new_secret = new_secret
-        self._bindings = Bindings(limit=config.bindings, limit_per_uid=config.bindings_per_uid, new_id=new_id)
+        self._peers = peers
+        # Which daemon watches it shows in a binding's id, so that the others can say whether anybody does.
+        binding_id = new_id if peers is None else lambda: f"{peers.daemon_id}/{new_id()}"
+        self._bindings = Bindings(limit=config.bindings, limit_per_uid=config.bindings_per_uid, new_id=binding_id)
         self.board = Board(store, operations.decoded, self._bindings)
         self._retired = RetiredLeases(store)
 
@@ -173,7 +179,14 @@ class Core:
         if "id" not in bound:
             return None
         shown = {name: value for name, value in bound.items() if name != "id"}
-        return {**shown, "watched": self._bindings.is_watched(bound["id"])}
+        return {**shown, "watched": self._is_watched(bound["id"])}
+
+    def _is_watched(self, binding_id: str) -> bool:
+        """Whether some daemon would notice its end."""
+        if self._bindings.is_watched(binding_id):
+            return True
+        daemon_id = binding_id.partition("/")[0]
+        return self._peers is not None and daemon_id != self._peers.daemon_id and self._peers.is_there(daemon_id)
 
     def _bound_now(self, claim: ClaimRecord) -> Answer | None:
         """What frees a claim at once, for people, by the board."""

@@ -15,6 +15,7 @@ from ifbusd.coordinator.core import Answer, Core
 from ifbusd.coordinator.model import CLAIMS, SESSION, SESSIONS, TASKS, ClaimRecord, SessionRecord
 from ifbusd.identity import ITSELF
 from ifbusd.operation import Body, Tx
+from ifbusd.peers import STAND_BY_S
 
 # So many claims are put on record at a time; the store commits them together.
 _AT_ONCE: Final = 64
@@ -55,6 +56,8 @@ class Freeing(Core):
         while True:
             await self.board.wait_lost()
             batch = list(self.board.lost.items())[:_AT_ONCE]
+            if batch and not self._goes_first():
+                await trio.sleep(STAND_BY_S)  # all daemons see the loss: only if the first one has not done it
             await self._record_all([lost for _, lost in batch])
             for key, _ in batch:
                 del self.board.lost[key]
@@ -82,8 +85,12 @@ class Freeing(Core):
                     nursery.start_soon(record, one)
         return recorded
 
+    def _goes_first(self) -> bool:
+        """Whether to do at once what every daemon of a cluster sees that has to be done."""
+        return self._peers is None or self._peers.is_first
+
     async def _record_lost(self, lost: LostClaim) -> bool:
-        """Whether there was anything to give back or to record."""
+        """Whether there was anything to give back or to record. However many daemons try, one of them does it."""
 
         def expire(tx: Tx) -> Answer:
             task = self._task(tx, lost.task_id)

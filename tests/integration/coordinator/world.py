@@ -25,7 +25,9 @@ from ifbusd.coordinator.service import IFCoordinator
 from ifbusd.governor.model import ACCOUNTS, Account, Policy
 from ifbusd.governor.service import IFGovernor
 from ifbusd.identity import Caller, Peer
+from ifbusd.news import News
 from ifbusd.operation import Operations
+from ifbusd.peers import Peers
 from ifbusd.store.base import Compacted, WatchEvent
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.store.embedded import EmbeddedStore
@@ -238,6 +240,16 @@ class ForgetfulStore:
         raise Compacted("too slow")
 
 
+def _store(directory: Path) -> EmbeddedStore:
+    return EmbeddedStore(
+        directory / "ifbusd.db",
+        # No thread ever takes part (a checkpoint is done in one): while it works, an autojump clock would let hours pass.
+        config=EmbeddedConfig(flush="inline", checkpoint_wal_bytes=1 << 30),
+        now_ms=wall_ms,
+        boottime_ms=steady_ms,
+    )
+
+
 @asynccontextmanager
 async def open_world(
     directory: Path,
@@ -245,19 +257,22 @@ async def open_world(
     config: CoordinatorConfig | None = None,
     policy: Policy | None = None,
     is_forgetful: bool = False,
+    beside: World | None = None,
+    host: str = "",
 ) -> AsyncIterator[World]:
-    """Everything started in the daemon's order; opened again on the same directory, it finds what was left."""
+    """Everything started in the daemon's order; opened again on the same directory, it finds what was left.
+
+    Args:
+        beside: Another daemon's world, whose store this one shares.
+        host: The daemon's id where there are several.
+    """
     numbers = itertools.count(1)
-    start = f"{steady_ms():x}" if (directory / "ifbusd.db").exists() else "0"
-    store = EmbeddedStore(
-        directory / "ifbusd.db",
-        # No thread ever takes part (a checkpoint is done in one): while it works, an autojump clock would let hours pass.
-        config=EmbeddedConfig(flush="inline", checkpoint_wal_bytes=1 << 30),
-        now_ms=wall_ms,
-        boottime_ms=steady_ms,
-    )
+    start = host or (f"{steady_ms():x}" if (directory / "ifbusd.db").exists() else "0")
+    store = _store(directory) if beside is None else beside.store
     bus, claims = LocalBus(), Claims()
-    operations = Operations(store, bus, now_ms=wall_ms)
+    news = News(store, bus, daemon_id=host) if host else None
+    peers = Peers(store, daemon_id=host, card={"host": host}) if host else None
+    operations = Operations(store, bus, now_ms=wall_ms, news=news)
     governor = IFGovernor(
         store,
         bus,
@@ -279,10 +294,16 @@ async def open_world(
         now_ms=wall_ms,
         new_id=lambda: f"c{start}-{next(numbers):06d}",
         new_secret=lambda: f"secret-{start}-{next(numbers)}",
+        peers=peers,
     )
     async with trio.open_nursery() as outer:
-        await outer.start(store.run)
+        if beside is None:
+            await outer.start(store.run)
         async with trio.open_nursery() as inner:
+            if news is not None:
+                await inner.start(news.run)
+            if peers is not None:
+                await inner.start(peers.run)
             await inner.start(governor.run)
             await inner.start(coordinator.run)
             yield World(directory, seen, bus, operations, governor, coordinator, claims)
