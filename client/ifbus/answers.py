@@ -14,6 +14,7 @@ from ifbus.models import (
     CapabilityMatch,
     InboxMessage,
     Model,
+    Question,
     Receipt,
     ResourceLock,
     SwarmProfile,
@@ -239,6 +240,39 @@ class ResourcePage(Model):
     resources: tuple[ResourceLock, ...] = attrs.field(metadata={"models": ResourceLock})
     total: int
     next: str | None = None
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Reply(Model):
+    """Whether a question was answered, and with what; ask again with its `reply_id` (`await_reply`)."""
+
+    reply_id: str
+    answered: bool
+    answer: Any = None
+    receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class QuestionPage(Model):
+    """Some open questions, how many match, and the reply id to go on after (None at the end)."""
+
+    questions: tuple[Question, ...] = attrs.field(metadata={"models": Question})
+    total: int
+    next: str | None = None
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class WaitGraph(Model):
+    """Who waits for what.
+
+    Attributes:
+        edges: ``{"from", "to", "why", "since_ms"?, "id"?}`` each; nodes read ``task:T-7``, ``swarm:docs-2``, ``resource:gpu:0``, ``person``.
+        help: Of those the one whose removal frees the most, as ``{"edge", "frees": [task ids]}``; None if nobody has to act.
+    """
+
+    edges: tuple[dict[str, Any], ...] = attrs.field(default=(), converter=to_strings)
+    has_more: bool = False
+    help: dict[str, Any] | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False)

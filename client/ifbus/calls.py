@@ -19,6 +19,7 @@ from ifbus.models import (
     BudgetReport,
     Execution,
     Model,
+    Question,
     ServiceContract,
     SwarmProfile,
     Task,
@@ -41,14 +42,17 @@ if TYPE_CHECKING:
         MatchReport,
         Progress,
         Push,
+        QuestionPage,
         Refusal,
         Registration,
+        Reply,
         Reservation,
         ResourceGrant,
         ResourcePage,
         SessionRenewal,
         SwarmPage,
         TaskPage,
+        WaitGraph,
         WitnessHead,
         WitnessPage,
         WitnessVerdict,
@@ -395,6 +399,65 @@ def list_resources(
     """Resources that somebody holds, by name: those that begin with `prefix`, of the swarm `holder`, after the name `after`."""
     params = _given(prefix=prefix, holder=holder, after=after, limit=limit)
     return Call("coordinator.list_resources", params, _answer("ResourcePage"), options)
+
+
+def ask(
+    swarm_id: str,
+    to: str,
+    question: str,
+    *,
+    task_id: str | None = None,
+    token: int | None = None,
+    wait_ms: int | None = None,
+    **options: Unpack[Options],
+) -> Call[Reply]:
+    """Put a question to another swarm, or to a ``person`` for approval; the answer, if it comes within `wait_ms` (at most 10 min).
+
+    Args:
+        task_id, token: Ask for this claim: the task is shown as waiting, and the question ends with it.
+
+    Raises:
+        WouldDeadlock: Those who wait for one another would go round in a circle.
+        NotFound: There is no such swarm.
+        StaleToken, NotOwner: The claim has ended; it is another swarm's.
+    """
+    params = _given(swarm_id=swarm_id, to=to, question=question, task_id=task_id, token=token, wait_ms=wait_ms)
+    return Call("coordinator.ask", params, _answer("Reply"), options, (wait_ms or 0) / 1000)
+
+
+def await_reply(swarm_id: str, reply_id: str, *, wait_ms: int | None = None, **options: Unpack[Options]) -> Call[Reply]:
+    """The answer to an earlier question, if it comes within `wait_ms` (at most 10 min). Raises NotFound: the question has ended."""
+    params = _given(swarm_id=swarm_id, reply_id=reply_id, wait_ms=wait_ms)
+    return Call("coordinator.await_reply", params, _answer("Reply"), options, (wait_ms or 0) / 1000)
+
+
+def reply(reply_id: str, answer: Any, **options: Unpack[Options]) -> Call[Question]:
+    """Answer a question, once; the question. To an approval (operator) the answer is ``{"approved": bool, "note": text}``.
+
+    Raises:
+        NotFound: It is not open; it may be answered already.
+        PermissionDenied: It is for somebody else.
+    """
+    params = {"reply_id": reply_id, "answer": answer}
+    return Call("coordinator.reply", params, _under("question", Question), options)
+
+
+def list_questions(
+    *, to: str | None = None, after: str | None = None, limit: int | None = None, **options: Unpack[Options]
+) -> Call[QuestionPage]:
+    """Open questions, the oldest first: those to the swarm `to`, or to a ``person``, after the reply id `after`."""
+    params = _given(to=to, after=after, limit=limit)
+    return Call("coordinator.list_questions", params, _answer("QuestionPage"), options)
+
+
+def waits(*, about: str | None = None, limit: int | None = None, **options: Unpack[Options]) -> Call[WaitGraph]:
+    """Who waits for what, over dependencies, resources, replies and approvals: all, or around a task or node `about`."""
+    return Call("coordinator.waits", _given(about=about, limit=limit), _answer("WaitGraph"), options)
+
+
+def request_help(swarm_id: str, **options: Unpack[Options]) -> Call[dict[str, Any]]:
+    """Call for help where it frees the most of what this swarm works on: ``{"edge", "frees", "asked"}``."""
+    return Call("coordinator.request_help", {"swarm_id": swarm_id}, untyped, options)
 
 
 def register_swarm(

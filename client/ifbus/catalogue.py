@@ -112,6 +112,11 @@ CATALOGUE: dict[str, Entry] = {
         "A resource has one holder at a time. Wait for it, or do something that does not need it.",
         ("ifbus lock ls --prefix {resource}",),
     ),
+    "would_deadlock": Entry(
+        "T-7 waits for gpu:0, which is held for T-3, which waits for a reply of docs-2, which works on T-7",
+        "Each of these would wait for the next one, for ever. Let go of something, or do without.",
+        ("ifbus waits",),
+    ),
     "stale_token": Entry(
         "T-7@41 ended 11:04:10 (lease ran out), now 43 of docs-2; nothing was written",
         "The claim that this handle stood for has ended. Stop this work at once; claim again before doing more.",

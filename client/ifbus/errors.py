@@ -8,7 +8,7 @@ The tree says whose doing an error is, and with that what the caller does next::
     |     IdempotencyConflict VersionMismatch HandleRequired ConfigInvalid InvalidModule
     +-- Refused                 the state of the world: read `would_change`, decide anew
     |     AlreadyClaimed NotReady NotQualified NotOwner StaleToken (LeaseLost) BudgetExceeded
-    |     BreakerTripped LimitExceeded CompileLimit GuestFailed AlreadyExists ResourceBusy
+    |     BreakerTripped LimitExceeded CompileLimit GuestFailed AlreadyExists ResourceBusy WouldDeadlock
     +-- Momentary               the moment: the same request again, same idempotency key
     |     Overloaded Unavailable DeadlineExceeded Cancelled
     +-- Internal                us: report the id
@@ -181,6 +181,12 @@ class ResourceBusy(Refused):
     """Somebody else holds a resource that this needs; `data["resource"]` names it, `data["owner"]` says who."""
 
     code = "resource_busy"
+
+
+class WouldDeadlock(Refused):
+    """Waiting for this would close a cycle of those who wait for one another; `data["cycle"]` names it."""
+
+    code = "would_deadlock"
 
 
 class StaleToken(Refused):

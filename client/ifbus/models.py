@@ -489,12 +489,29 @@ class ResourceLock(Model):
 
 
 @attrs.frozen(kw_only=True, repr=False)
+class Question(Model):
+    """A question that a swarm waits to have answered.
+
+    Attributes:
+        to: The swarm that is asked, or ``person`` for an operator's approval.
+        task_id: It is asked for the claim of this task and ends with it; None: for the swarm by itself.
+    """
+
+    reply_id: str
+    swarm_id: str
+    to: str
+    question: str
+    at_ms: int = 0
+    task_id: str | None = None
+
+
+@attrs.frozen(kw_only=True, repr=False)
 class InboxMessage(Model):
     """One letter in a swarm's durable inbox; it stays until it is acknowledged.
 
     Attributes:
         seq: Its place in the inbox; strictly increasing per swarm. Resume a subscription after the last one seen.
-        kind: ``task`` (a task was pushed), ``broadcast``, ``blocker``, ``help`` (somebody needs you) or ``notice``.
+        kind: ``task`` (a task was pushed), ``broadcast``, ``blocker``, ``help`` (somebody needs you), ``question``, ``reply`` or ``notice``.
         body: What it says, by kind.
         sender: The swarm that sent it, or ``""`` for the daemon.
     """

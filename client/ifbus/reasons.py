@@ -44,7 +44,17 @@ REASONS: Final[dict[str, Reason]] = {
     "not_found": Reason(
         (),
         (
-            *("task_id", "tasks", "swarm_id", "blocker_id", "open", "reservation_id", "module_sha256", "loaded"),
+            *(
+                "task_id",
+                "tasks",
+                "swarm_id",
+                "blocker_id",
+                "open",
+                "reply_id",
+                "reservation_id",
+                "module_sha256",
+                "loaded",
+            ),
             *("profile", "profiles", "bind", "reason"),
         ),
         ("self",),
@@ -60,6 +70,7 @@ REASONS: Final[dict[str, Reason]] = {
             "wanted_usd",
             "bound_usd",
             "blocker_id",
+            "reply_id",
             "may",
             "profile",
             "bind",
@@ -85,6 +96,7 @@ REASONS: Final[dict[str, Reason]] = {
     "resource_busy": Reason(
         ("resource", "owner", "token", "held_ms", "lease_left_ms"), ("held_for", "instead"), ("self", "other")
     ),
+    "would_deadlock": Reason(("cycle", "edges"), (), ("self", "other")),
     "not_owner": Reason(("task_id", "token", "owner"), ("resource",), ("other",)),
     "stale_token": Reason(
         (),

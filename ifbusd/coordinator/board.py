@@ -21,6 +21,8 @@ from ifbusd.coordinator.locks.view import Locks
 from ifbusd.coordinator.mailboxes import Mailboxes
 from ifbusd.coordinator.model import (
     ALARMS,
+    ANSWERS,
+    APPROVALS,
     BLOCKERS,
     CLAIMS,
     COMPLETED,
@@ -28,23 +30,42 @@ from ifbusd.coordinator.model import (
     INBOX,
     LOCKS,
     OPEN,
+    QUESTIONS,
     SESSIONS,
     TASKS,
+    WAITS,
     BlockerRecord,
     ClaimRecord,
     LockRecord,
     MessageRecord,
+    QuestionRecord,
     SessionRecord,
     TaskRecord,
+    WaitRecord,
 )
 from ifbusd.coordinator.offers import Entry, Held, Offers
+from ifbusd.coordinator.waits.view import Waits
 from ifbusd.operation import Decoded
 from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 
 _log = logging.getLogger(__name__)
 _PAGE: Final = 1_000
 # The rest of what is stored is others' matter.
-_SHOWN: Final = frozenset(("tasks", "claims", "sessions", "inbox", "blockers", "alarms", "locks"))
+_SHOWN: Final = frozenset(
+    (
+        "tasks",
+        "claims",
+        "sessions",
+        "inbox",
+        "blockers",
+        "alarms",
+        "locks",
+        "questions",
+        "approvals",
+        "answers",
+        "waits",
+    )
+)
 _NOTHING: Final[frozenset[str]] = frozenset()
 # Different sets of capabilities that are kept once.
 _MAX_SHARED: Final = 4_096
@@ -81,6 +102,7 @@ class Board:
         self._leases_of: dict[int, int] = {}  # by uid: its sessions, and its claims on leases of their own
         self.mail = Mailboxes()
         self.locks = Locks()
+        self.waits = Waits()
         self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
         self.alarms: dict[str, dict[str, Any]] = {}  # as they were told, by key
@@ -134,13 +156,14 @@ class Board:
         self._leases_of.clear()
         self.mail.clear()
         self.locks.clear()
+        self.waits.clear()
         self.offers.clear()
         self.blockers.clear()
         self.alarms.clear()
         self._claims.clear()
         self._dependants.clear()
         revision = 0
-        for prefix in (CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS, LOCKS):
+        for prefix in (CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS, LOCKS, QUESTIONS, APPROVALS, ANSWERS, WAITS):
             after = ""
             while True:
                 page = await self._store.range(prefix, after=after, limit=_PAGE)
@@ -188,6 +211,7 @@ class Board:
                 self._note_lost(suspect)
         self.mail.deliver_all()
         self.locks.wake_all()
+        self.waits.wake_all()
         self.has_gap = True
         self._to_clean.unpark_all()
 
@@ -282,6 +306,12 @@ class Board:
             self.blockers[name] = BlockerRecord.from_bytes(item.value)
         elif kind == "alarms":
             self.alarms[item.key] = unpack(item.value)
+        elif kind in ("questions", "approvals"):
+            self.waits.put_question(name, QuestionRecord.from_bytes(item.value))
+        elif kind == "answers":
+            self.waits.put_answer(name, QuestionRecord.from_bytes(item.value))
+        elif kind == "waits":
+            self.waits.put_wait(name, WaitRecord.from_bytes(item.value))
         elif kind == "locks":
             record = LockRecord.from_bytes(item.value)
             self.locks.put(name, Lock(record=record, fence=item.create_revision, lease=item.lease))
@@ -302,6 +332,12 @@ class Board:
             self.blockers.pop(name, None)
         elif kind == "alarms":
             self.alarms.pop(key, None)
+        elif kind in ("questions", "approvals"):
+            self.waits.drop_question(name)
+        elif kind == "answers":
+            self.waits.drop_answer(name)
+        elif kind == "waits":
+            self.waits.drop_wait(name)
         elif kind == "locks":
             self.locks.drop(name)
             for task_id in self.locks.wanted_by(name):

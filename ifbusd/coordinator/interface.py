@@ -255,6 +255,7 @@ class Coordinator(Protocol):
 
         Raises:
             resource_busy: Somebody holds one.
+            would_deadlock: Those who wait for one another would go round in a circle: ``data.cycle`` names it.
             stale_token, not_owner: As any act of a holder.
             limit_exceeded: The user holds too many.
         """
@@ -266,6 +267,102 @@ class Coordinator(Protocol):
         Raises:
             stale_token: The hold of a fence has ended; nothing was freed.
             not_owner: Another swarm holds it.
+        """
+        ...
+
+    async def ask(
+        self,
+        caller: Caller,
+        swarm_id: str,
+        to: str,
+        question: str,
+        *,
+        task_id: str | None = None,
+        token: int | None = None,
+        wait_ms: int = 0,
+    ) -> Answer:
+        """Put a question to another swarm, or to a person for approval, and wait for the answer.
+
+        It comes as an urgent letter ``question``, or to operators as an escalation ``approval``; the answer comes as a letter
+        ``reply``, and from `await_reply`, also after a restart of the daemon. It is open until it is answered, or the claim or
+        session that it is asked for ends; without either for 24 h by default.
+
+        Args:
+            to: The swarm; ``person`` for whoever has the operator role.
+            question: 1 to 4096 characters.
+            task_id, token: Ask for this claim: the task is shown as waiting for the answer.
+            wait_ms: Wait here for the answer, at most 10 min.
+
+        Returns:
+            ``{"reply_id", "answered": bool, "answer"?, "receipt": ...}``.
+
+        Raises:
+            would_deadlock: Those who wait for one another would go round in a circle: ``data.cycle`` names it.
+            not_found: There is no such swarm.
+            stale_token, not_owner: As any act of a holder.
+            limit_exceeded: The user has too many open questions, or the inbox is full.
+        """
+        ...
+
+    async def await_reply(self, caller: Caller, swarm_id: str, reply_id: str, *, wait_ms: int = 0) -> Answer:
+        """The answer to a question that the swarm has asked: ``{"reply_id", "answered": bool, "answer"?}``.
+
+        Args:
+            wait_ms: Wait for it, at most 10 min.
+
+        Raises:
+            not_found: It has ended with its claim or session, or its answer is no longer kept.
+        """
+        ...
+
+    async def reply(self, caller: Caller, reply_id: str, answer: Any) -> Answer:
+        """Answer a question, once: ``{"question": Question, "receipt": ...}``. For the asked swarm's user, or an operator where a person is asked.
+
+        Args:
+            answer: Any plain value of at most 16 KiB packed; to an approval ``{"approved": bool, "note": text}``.
+
+        Raises:
+            not_found: No such question is open; it may be answered already.
+            permission_denied: It is for somebody else.
+        """
+        ...
+
+    async def list_questions(self, caller: Caller, *, to: str = "", after: str = "", limit: int = 50) -> Answer:
+        """Open questions, those to people first, each kind the oldest first.
+
+        Args:
+            to: Only those to this swarm, or ``person`` for approvals.
+            after: Go on after this reply id.
+
+        Returns:
+            ``{"questions": [{"reply_id", "swarm_id", "to", "question", "at_ms", "task_id"?}], "total": matching, "next"}``.
+        """
+        ...
+
+    async def waits(self, caller: Caller, *, about: str = "", limit: int = 100) -> Answer:
+        """Who waits for what: one graph over dependencies, held resources, awaited replies and approvals.
+
+        Args:
+            about: Only what this node waits for, and tasks that wait for those: a task id, ``task:T-7``, ``swarm:docs-2``,
+                ``resource:gpu:0`` or ``person``. Otherwise all that wait for somebody to act.
+            limit: At most this many edges, 1 to 200.
+
+        Returns:
+            ``{"edges": [{"from": node, "to": node, "why": "dependency", "resource", "held", "reply", "approval" or "works_on",
+            "since_ms"?, "id"?}], "has_more": bool, "help": {"edge", "frees": [task ids]} or None}``: of what is shown, the edge
+            whose removal frees the most tasks.
+        """
+        ...
+
+    async def request_help(self, caller: Caller, swarm_id: str) -> Answer:
+        """Call for help where it frees the most of what this swarm works on: whoever holds or owes something gets a letter ``help``,
+        people an escalation.
+
+        Returns:
+            ``{"edge", "frees": [task ids], "asked": swarm id or "person", "receipt": ...}``.
+
+        Raises:
+            invalid_request: Nothing that the swarm works on waits for anybody.
         """
         ...
 

@@ -8,6 +8,9 @@
 ``blockers/<id>``           `BlockerRecord`, gone when resolved
 ``alarms/<kind>/<whose>``   an open alarm (`clocks`), as it was told
 ``locks/<resource>``         `LockRecord`, on the lease of its claim or session, or its own; its create-revision is the fence
+``questions/<id>``          `QuestionRecord` that a swarm is to answer; ``approvals/<id>``: a person; ``answers/<id>``: with its answer
+``waits/<id>``              `WaitRecord`, on a lease of its own, while somebody waits
+``counters/waits``          how many edges were ever added to the wait-for graph
 ``counters/tasks``          how many tasks were ever created
 ==========================  =====================================================================================
 """
@@ -29,6 +32,11 @@ INBOX: Final = "inbox/"
 BLOCKERS: Final = "blockers/"
 ALARMS: Final = "alarms/"
 LOCKS: Final = "locks/"
+QUESTIONS: Final = "questions/"
+APPROVALS: Final = "approvals/"
+ANSWERS: Final = "answers/"
+WAITS: Final = "waits/"
+WAITS_COUNTER: Final = "counters/waits"
 TASK_COUNTER: Final = "counters/tasks"
 
 OPEN, COMPLETED, FAILED = "open", "completed", "failed"
@@ -77,6 +85,8 @@ class CoordinatorConfig:
         leases_per_uid: Sessions of one user, and claims with a lease of their own. 16,384: a quarter of the store's
             `max_leases`, without which nobody can begin a session.
         resources_per_uid: Resources that one user's swarms hold. 4096: about 1 MiB of memory, and nobody holds all that others name.
+        questions_per_uid: Open questions of one user's swarms. 1024: what people and swarms can still look through.
+        question_ms: How long a question stays open, and its answer is kept, that was asked outside a claim and a session. 24 h.
         bindings: Processes that are watched because a claim or session is bound to them; each takes a descriptor. 1024: as
             many as connections by default, and a fifth of the unit's LimitNOFILE together.
         bindings_per_uid: The same for one user.
@@ -99,6 +109,8 @@ class CoordinatorConfig:
     blockers_per_uid: int = attrs.field(default=1_000, validator=and_(ge(1), le(100_000)))
     leases_per_uid: int = attrs.field(default=16_384, validator=ge(1))
     resources_per_uid: int = attrs.field(default=4_096, validator=and_(ge(1), le(1_000_000)))
+    questions_per_uid: int = attrs.field(default=1_024, validator=and_(ge(1), le(100_000)))
+    question_ms: int = attrs.field(default=24 * 3_600_000, validator=and_(ge(1_000), le(30 * 24 * 3_600_000)))
     bindings: int = attrs.field(default=1_024, validator=and_(ge(0), le(65_536)))
     bindings_per_uid: int = attrs.field(default=256, validator=and_(ge(0), le(65_536)))
     runaway_ratio: float = attrs.field(default=0.2, validator=and_(ge(0), le(100)))
@@ -252,6 +264,47 @@ class LockRecord(_Record):
     task_id: str = ""
     incarnation: int = 0
     own_lease: bool = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class QuestionRecord(_Record):
+    """A question that a swarm waits to have answered, on the lease of its claim or session, or its own.
+
+    Attributes:
+        to: The swarm that is to answer; ``person`` for an operator.
+        task_id: It is asked for the swarm's claim of this task and ends with it; ``""`` for the swarm by itself.
+        answered_at_ms: 0 while it is open.
+    """
+
+    swarm_id: str
+    uid: int
+    to: str
+    question: str
+    at_ms: int
+    task_id: str = ""
+    answer: Any = None
+    answered_at_ms: int = 0
+    answered_by_uid: int = -1
+
+    @property
+    def source(self) -> str:
+        """The node that waits."""
+        return f"task:{self.task_id}" if self.task_id else f"swarm:{self.swarm_id}"
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class WaitRecord(_Record):
+    """Somebody waits for resources right now."""
+
+    swarm_id: str
+    resources: list[str]
+    at_ms: int
+    task_id: str = ""
+
+    @property
+    def source(self) -> str:
+        """The node that waits."""
+        return f"task:{self.task_id}" if self.task_id else f"swarm:{self.swarm_id}"
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -15,13 +15,19 @@ import trio
 from ifbus.errors import InvalidParams, ResourceBusy
 from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
-from ifbusd.coordinator.core import Answer, Core, limit_exceeded
+from ifbusd.coordinator.core import Answer, limit_exceeded
 from ifbusd.coordinator.locks import rules as locks
 from ifbusd.coordinator.locks.rules import Lock
-from ifbusd.coordinator.model import CLAIMS, LOCKS, SESSIONS, ClaimRecord, LockRecord, SessionRecord
+from ifbusd.coordinator.model import CLAIMS, LOCKS, SESSIONS, WAITS, ClaimRecord, LockRecord, SessionRecord, WaitRecord
+from ifbusd.coordinator.waiting import Waiting
+from ifbusd.coordinator.waits import rules as waits
+from ifbusd.coordinator.waits.rules import Edge
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import LeaseNotFound
+
+# A wait is in the graph this much longer than it lasts, should the daemon die over it.
+_WAIT_MARGIN_MS = 10_000
 
 
 @attrs.define(kw_only=True)
@@ -40,7 +46,7 @@ class _Basis:
     incarnation: int = 0
 
 
-class Resources(Core):
+class Resources(Waiting):
     """Acquire, release, list; and what `Claiming` does with the resources of a task."""
 
     async def acquire_resources(
@@ -63,22 +69,62 @@ class Resources(Core):
         if (task_id is None) != (token is None) or (task_id is not None and lease_ms is not None):
             raise InvalidParams("task_id and token go together, and without lease_ms", data={"param": "token"})
         deadline = trio.current_time() + wait_ms / 1000
+        basis = (swarm_id, task_id or "", token or 0, lease_ms)
         freed = trio.Event()
-        with self.board.locks.waiting(wanted, lambda: freed.set()):
-            while True:
-                freed = trio.Event()
-                await self.board.show_told()
-                try:
-                    return await self._acquire(caller, swarm_id, wanted, task_id or "", token or 0, lease_ms)
-                except ResourceBusy:
-                    # Only this waits against the clock: cutting a try short could take them and tell nobody.
-                    with trio.move_on_at(deadline):
-                        await freed.wait()
-                    if not freed.is_set():
-                        raise
+        wait_id, wait_lease = "", 0
+        try:
+            with self.board.locks.waiting(wanted, lambda: freed.set()):
+                while True:
+                    freed = trio.Event()
+                    await self.board.show_told()
+                    try:
+                        return await self._acquire(caller, wanted, *basis, wait_id=wait_id)
+                    except ResourceBusy:
+                        if not wait_ms:
+                            raise
+                        if not wait_id:
+                            wait_id = f"W-{self._new_id()}"
+                            wait_lease = await self._store.grant(wait_ms + _WAIT_MARGIN_MS)
+                            await self._begin_wait(caller, wanted, swarm_id, basis[1], basis[2], wait_id, wait_lease)
+                        # Only this waits against the clock: cutting a try short could take them and tell nobody.
+                        with trio.move_on_at(deadline):
+                            await freed.wait()
+                        if not freed.is_set():
+                            raise
+        finally:
+            if wait_lease:
+                self._retired.add(wait_lease)
+
+    async def _begin_wait(
+        self, caller: Caller, wanted: list[str], swarm_id: str, task_id: str, token: int, wait_id: str, lease: int
+    ) -> None:
+        """Let everybody see that this waits for these. Raises would_deadlock."""
+        record = WaitRecord(swarm_id=swarm_id, resources=wanted, at_ms=self._now_ms(), task_id=task_id)
+        edges = [Edge(record.source, waits.resource(name), "resource", record.at_ms) for name in wanted]
+
+        def begin(tx: Tx) -> Answer:
+            self._governor.require_owner(tx, caller, swarm_id)
+            if task_id:
+                self._claims.require_holder(tx, task_id, swarm_id, token)
+            self._add_edges(tx, f"wait for {', '.join(wanted)}", edges)
+            tx.put(WAITS + wait_id, record.to_map(), lease=lease)
+            tx.detail.update(swarm=swarm_id, resources=wanted)
+            return {}
+
+        # The caller's key is for the acquisition.
+        unkeyed = attrs.evolve(caller, idempotency_key=None)
+        await self._operations.run(unkeyed, "coordinator.wait_for_resources", swarm_id, begin)
 
     async def _acquire(
-        self, caller: Caller, swarm_id: str, wanted: list[str], task_id: str, token: int, lease_ms: int | None
+        self,
+        caller: Caller,
+        wanted: list[str],
+        swarm_id: str,
+        task_id: str,
+        token: int,
+        lease_ms: int | None,
+        *,
+        wait_id: str,
     ) -> Answer:
         granted: dict[str, int] = {}  # leases of their own, by name
         used: set[str] = set()
@@ -113,6 +159,11 @@ class Resources(Core):
                     lease = tx.obtain(f"lease {name}", partial(grant, name, basis.lease_ms))
                     used.add(name)
                 tx.put(LOCKS + name, record.to_map(), lease=lease)
+            if free:
+                holder = waits.task(task_id) if task_id else waits.swarm(swarm_id)
+                self._add_edges(tx, what, [Edge(waits.resource(name), holder, "held", record.at_ms) for name in free])
+            if wait_id:
+                tx.delete(WAITS + wait_id)
             if basis.claim is not None and free:
                 self._hang_on_claim(tx, task_id, basis, [LOCKS + name for name in free])
             tx.detail.update(swarm=swarm_id, resources=wanted)

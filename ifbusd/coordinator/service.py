@@ -15,6 +15,7 @@ from ifbusd.coordinator.core import Answer
 from ifbusd.coordinator.freeing import Freeing
 from ifbusd.coordinator.holding import Holding
 from ifbusd.coordinator.inbox import Inbox
+from ifbusd.coordinator.questions import Questions
 from ifbusd.coordinator.sessions import Sessions
 from ifbusd.coordinator.tasks import Tasks
 from ifbusd.identity import Caller
@@ -46,7 +47,7 @@ class CoordinatorStatistics:
     processes: int
 
 
-class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers, Alarms):
+class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers, Questions, Alarms):
     """Implements `interface.Coordinator`. Start `run` before the first call."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

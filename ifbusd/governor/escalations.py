@@ -7,7 +7,7 @@ from typing import Any, Final
 from ifbusd.bus.base import Bus, Message
 from ifbusd.codec import unpack
 from ifbusd.governor.admission import ESCALATIONS
-from ifbusd.governor.model import ALARMS, BLOCKERS, TRIPPED
+from ifbusd.governor.model import ALARMS, APPROVALS, BLOCKERS, TRIPPED
 from ifbusd.identity import Session
 from ifbusd.store.base import Store
 
@@ -15,6 +15,8 @@ from ifbusd.store.base import Store
 MAX_OPEN: Final = 200
 # Of at most 24 KiB each.
 _TOLD_AT_ONCE: Final = 16
+# Of a question that waits for approval.
+_QUOTED: Final = 200
 
 
 class Escalations:
@@ -71,10 +73,11 @@ class Escalations:
         return len(opened)
 
     async def read_open(self) -> tuple[list[dict[str, Any]], int, bool]:
-        """Tripped breakers, open blockers and alarms by time, the revision as of which they are complete, and whether there are more."""
+        """Tripped breakers, open blockers, alarms and approvals by time, the revision as of which they are complete, and whether there are more."""
         trips = await self._store.range(TRIPPED, limit=MAX_OPEN)
         blockers = await self._store.range(BLOCKERS, limit=MAX_OPEN)
         alarms = await self._store.range(ALARMS, limit=MAX_OPEN)
+        approvals = await self._store.range(APPROVALS, limit=MAX_OPEN)
         await self._store.barrier()
         found: list[dict[str, Any]] = []
         for item in trips.items:
@@ -83,6 +86,10 @@ class Escalations:
         for item in blockers.items:
             found.append({"kind": "blocker", "blocker_id": item.key.removeprefix(BLOCKERS), **unpack(item.value)})
         found += [unpack(item.value) for item in alarms.items]
+        for item in approvals.items:
+            row = unpack(item.value)
+            reply_id = item.key.removeprefix(APPROVALS)
+            found.append({"kind": "approval", "reply_id": reply_id, **row, "reason": row["question"][:_QUOTED]})
         found.sort(key=lambda message: (message.get("at_ms", 0), message.get("swarm_id", "")))
-        pages = (trips, blockers, alarms)
+        pages = (trips, blockers, alarms, approvals)
         return found, min(page.revision for page in pages), any(page.has_more for page in pages)

@@ -189,7 +189,7 @@ class Governor(Protocol):
         ...
 
     async def list_escalations(self, caller: Caller) -> Answer:
-        """Open escalations: tripped breakers, open blockers and alarms, the first 200 of each, as far as they fit into one answer.
+        """Open escalations: tripped breakers, blockers, alarms and approvals, the first 200 of each, as far as they fit into one answer.
 
         ``{"escalations": [...], "has_more": bool}``.
         """

@@ -23,6 +23,7 @@ TRIPPED = "tripped/"
 # The coordinator's, read for the open escalations.
 BLOCKERS = "blockers/"
 ALARMS = "alarms/"
+APPROVALS = "approvals/"
 
 PPM = 1_000_000
 HOUR_MS = 60 * 60 * 1000

@@ -13,6 +13,7 @@ DENIED: Final = "permission_denied"
 NO_SWARM: Final = "no swarm"
 NO_MODULE: Final = "no module"
 NO_BLOCKER: Final = "no blocker"
+NO_QUESTION: Final = "no question"
 
 
 class Row(NamedTuple):
@@ -62,6 +63,12 @@ POLICY: Final[dict[str, Row]] = {
     "coordinator.acquire_resources": _OWNER,
     "coordinator.release_resources": _OWNER,
     "coordinator.list_resources": _EVERYBODY,
+    "coordinator.ask": _OWNER,
+    "coordinator.await_reply": _OWNER,
+    "coordinator.reply": Row(OK, DENIED, NO_QUESTION),
+    "coordinator.list_questions": _EVERYBODY,
+    "coordinator.waits": _EVERYBODY,
+    "coordinator.request_help": _OWNER,
     "coordinator.register_swarm": _NAMING,
     "coordinator.renew_session": _OWNER,
     "coordinator.bind_session": _OWNER,

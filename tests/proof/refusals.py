@@ -532,6 +532,42 @@ def blocker_of_another(w: World) -> Told:
 
 
 @case
+def circle_of_questions(w: World) -> Told:
+    one, other = w.swarm(), w.swarm()
+    reply_id = w.call("coordinator.ask", swarm_id=one, to=other, question="?")["reply_id"]
+    yield w.ask("coordinator.ask", swarm_id=other, to=one, question="?")
+    w.call("coordinator.reply", reply_id=reply_id, answer=1)
+    yield w.client.ask("coordinator.ask", swarm_id=other, to=one, question="?").code == "ok"
+
+
+@case
+def question_without_words(w: World) -> Told:
+    return w.ask("coordinator.ask", swarm_id="a", to="b", question="")
+
+
+@case
+def question_to_nobody(w: World) -> Told:
+    return w.ask("coordinator.ask", swarm_id=w.swarm(), to="nobody-at-all", question="?")
+
+
+@case
+def answer_to_no_question(w: World) -> Told:
+    return w.ask("coordinator.reply", reply_id="Q-none", answer=1)
+
+
+@case
+def approval_by_no_operator(w: World) -> Told:
+    reply_id = w.call("coordinator.ask", swarm_id=w.swarm(), to="person", question="?")["reply_id"]
+    yield w.ask("coordinator.reply", reply_id=reply_id, answer={"approved": True})
+    yield w.operator.ask("coordinator.reply", reply_id=reply_id, answer={"approved": True}).code == "ok"
+
+
+@case
+def help_for_nothing(w: World) -> Told:
+    return w.ask("coordinator.request_help", swarm_id=w.swarm())
+
+
+@case
 def resource_busy(w: World) -> Told:
     holder, other, name = w.swarm(), w.swarm(), f"x:{next(_NUMBERS)}"
     fences = w.call("coordinator.acquire_resources", swarm_id=holder, resources=[name])["fences"]

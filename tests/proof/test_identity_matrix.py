@@ -16,7 +16,7 @@ import pytest
 
 from ifbusd.rpc.methods import ROWS, Role
 from tests.proof.actor import Actor
-from tests.proof.identity_policy import CALLERS, DENIED, NO_BLOCKER, NO_MODULE, NO_SWARM, POLICY
+from tests.proof.identity_policy import CALLERS, DENIED, NO_BLOCKER, NO_MODULE, NO_QUESTION, NO_SWARM, POLICY
 from tests.proof.opened import opened
 from tests.proof.plain import Answer
 from tests.proof.records import Proof
@@ -94,6 +94,29 @@ class Situation:
         fences: dict[str, int] = answer["fences"]
         return fences
 
+    def asked(self) -> str:
+        """A question that the swarm has asked a person."""
+        if self.owner is None:
+            return "none"
+        answer = self.owner.call("coordinator.ask", swarm_id=self.swarm_id, to="person", question="may I?")
+        return str(answer["reply_id"])
+
+    def question(self) -> str:
+        """A question that the swarm is asked by another one of its user."""
+        if self.owner is None:
+            return "none"
+        asker = f"asker-{next(_NUMBERS)}"
+        self.owner.call("coordinator.register_swarm", swarm_id=asker)
+        answer = self.owner.call("coordinator.ask", swarm_id=asker, to=self.swarm_id, question="where?")
+        return str(answer["reply_id"])
+
+    def stuck(self) -> dict[str, Any]:
+        """A task of the swarm waits for a person."""
+        if self.owner is not None:
+            claim = self.claim()
+            self.owner.call("coordinator.ask", to="person", question="may I?", **claim)
+        return {}
+
     def blocker(self) -> str:
         """A blocker that the swarm has reported."""
         if self.owner is None:
@@ -144,6 +167,12 @@ QUESTIONS: dict[str, Callable[[Situation], dict[str, Any]]] = {
     "coordinator.acquire_resources": lambda it: {**_swarm(it), "resources": [f"x:{next(_NUMBERS)}"]},
     "coordinator.release_resources": lambda it: {**_swarm(it), "resources": it.resource()},
     "coordinator.list_resources": _nothing,
+    "coordinator.ask": lambda it: {**_swarm(it), "to": "person", "question": "may I?"},
+    "coordinator.await_reply": lambda it: {**_swarm(it), "reply_id": it.asked()},
+    "coordinator.reply": lambda it: {"reply_id": it.question(), "answer": 1},
+    "coordinator.list_questions": _nothing,
+    "coordinator.waits": _nothing,
+    "coordinator.request_help": lambda it: {**_swarm(it), **it.stuck()},
     "coordinator.register_swarm": _swarm,
     "coordinator.renew_session": _session,
     "coordinator.bind_session": lambda it: {**_session(it), "bind": "lease"},
@@ -189,7 +218,7 @@ def outcome(answer: Answer) -> str:
     if answer.error is None or answer.code != "not_found":
         return answer.code
     data = answer.error["data"]
-    named = {"module_sha256": NO_MODULE, "blocker_id": NO_BLOCKER, "swarm_id": NO_SWARM}
+    named = {"module_sha256": NO_MODULE, "blocker_id": NO_BLOCKER, "reply_id": NO_QUESTION, "swarm_id": NO_SWARM}
     return next((what for name, what in named.items() if name in data), str(answer.error))
 
 

@@ -47,6 +47,7 @@ _BY_CODE: Final = {
     "already_claimed": REFUSED,
     "already_exists": REFUSED,
     "resource_busy": REFUSED,
+    "would_deadlock": REFUSED,
     "not_ready": REFUSED,
     "not_qualified": REFUSED,
     "not_owner": REFUSED,

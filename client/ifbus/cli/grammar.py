@@ -25,13 +25,15 @@ NOUNS: Final[dict[str, tuple[str, ...]]] = {
         "import",
     ),
     "swarm": ("ls", "show", "register"),
-    "inbox": ("ls", "ack"),
+    "inbox": ("ls", "ack", "ask", "reply"),
     "lock": ("ls", "acquire", "release"),
     "budget": ("show", "set"),
     "breaker": ("ls", "show", "reset", "trip"),
     "witness": ("query", "verify"),
     "cost": ("report",),
     "tool": ("build",),
+    "waits": (),
+    "approvals": ("ls", "approve", "reject"),
     "run": (),
     "why": (),
     "guide": (),
@@ -53,7 +55,7 @@ COMPLETE: Final = "__complete"
 
 # A noun alone means its first question.
 _DEFAULT_VERB: Final = {
-    "task": "ls", "swarm": "ls", "inbox": "ls", "lock": "ls", "budget": "show", "breaker": "ls", "witness": "query", "cost": "report",
+    "task": "ls", "swarm": "ls", "inbox": "ls", "lock": "ls", "approvals": "ls", "budget": "show", "breaker": "ls", "witness": "query", "cost": "report",
 }  # fmt: skip
 
 # What callers type without having read anything; it works and is not listed (UX 2).
@@ -72,7 +74,7 @@ _SYNONYMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "tool": {"create": ("build",), "add": ("build",)},
 }  # fmt: skip
 _NOUN_SYNONYMS: Final = {
-    "tasks": "task", "swarms": "swarm", "mail": "inbox", "budgets": "budget", "locks": "lock", "resource": "lock", "resources": "lock", "breakers": "breaker", "costs": "cost",
+    "tasks": "task", "swarms": "swarm", "mail": "inbox", "budgets": "budget", "approval": "approvals", "locks": "lock", "resource": "lock", "resources": "lock", "breakers": "breaker", "costs": "cost",
     "tools": "tool", "log": "witness",
 }  # fmt: skip
 
@@ -89,7 +91,8 @@ _EXAMPLE_ARGUMENTS: Final = {
     ("task", "add"): '"Count the words"', ("task", "show"): "T-7", ("task", "claim"): "T-7",
     ("task", "progress"): 'T-7@41 50 "half"', ("task", "complete"): "T-7@41", ("task", "fail"): 'T-7@41 "why"',
     ("task", "release"): "T-7@41", ("task", "blocked"): 'T-7@41 "why"', ("task", "unblock"): 'T-7 --note "port 8080"', ("task", "import"): "board.md",
-    ("swarm", "show"): "docs-2", ("swarm", "register"): "docs-2 --can docs:writing", ("inbox", "ack"): "12",
+    ("swarm", "show"): "docs-2", ("swarm", "register"): "docs-2 --can docs:writing", ("inbox", "ack"): "12", ("inbox", "ask"): 'docs-2 "where is it?"', ("inbox", "reply"): "Q-1 --text here",
+    ("approvals", "approve"): "A-1", ("approvals", "reject"): "A-1",
     ("lock", "acquire"): "gpu:0 --swarm docs-2", ("lock", "release"): "gpu:0@41 --swarm docs-2",
     ("budget", "set"): "docs-2 5.00", ("breaker", "show"): "docs-2",
     ("breaker", "reset"): 'docs-2 --reason "looked at it"', ("breaker", "trip"): 'docs-2 --reason "too dear"',

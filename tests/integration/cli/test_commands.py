@@ -65,6 +65,14 @@ def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path:
     handle = "{0[task_id]}@{0[token]}".format
     claim = check("task_claim", "task", "claim", first)["claim"]
     check("task_progress", "task", "progress", handle(claim), "50", "half")
+    asked = check("inbox_ask", "inbox", "ask", str(other.swarm), "where?", "--task", handle(claim))["reply_id"]
+    approval = check("inbox_ask", "inbox", "ask", "person", "may I?", "--task", handle(claim))["reply_id"]
+    check("waits", "waits")
+    check("inbox_reply", "inbox", "reply", str(asked), "--text", "here", shell=other)
+    check("approvals_ls", "approvals", "ls")
+    check("approvals_approve", "approvals", "approve", str(approval), "--note", "go on")
+    rejected = check("inbox_ask", "inbox", "ask", "person", "and now?", "--task", handle(claim))["reply_id"]
+    check("approvals_reject", "approvals", "reject", str(rejected))
     hold = check("lock_acquire", "lock", "acquire", "gpu:0", "--task", handle(claim))["fences"]
     check("lock_ls", "lock", "ls", "--prefix", "gpu:")
     check("lock_release", "lock", "release", f"gpu:0@{hold['gpu:0']}")

@@ -98,6 +98,20 @@ def test_resource_busy(new_swarm: NewSwarm) -> None:
     assert task_id in me("lock", "ls").out
 
 
+def test_would_deadlock(new_swarm: NewSwarm) -> None:
+    """Two that ask each other: the second is refused with the circle; the graph shows it, and after an answer it may ask."""
+    me, other = new_swarm(), new_swarm()
+    asked = me("inbox", "ask", str(other.swarm), "where is it?")
+    said = _refused(other("inbox", "ask", str(me.swarm), "where is what?"), "would_deadlock", 3)
+    assert f"{me.swarm} waits for a reply of {other.swarm}" in said
+    shown = other.type(_remedy(said, "ifbus waits"))
+    assert f"waits for a reply of {other.swarm}" in shown.out
+    assert "where is it?" in other("inbox").out
+    assert other("inbox", "reply", asked.out.split()[0], "--text", "here").exit == 0
+    assert "where is it?: here" in me("inbox").out
+    assert other("inbox", "ask", str(me.swarm), "where is what?").exit == 0
+
+
 def test_already_exists(shell: Shell) -> None:
     """A task's id is taken: the message's remedy shows by what."""
     shell("task", "add", "the first", "--id", "TAKEN-1")

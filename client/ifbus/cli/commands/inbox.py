@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ifbus.cli.command import Command, Data, Invocation, Outcome
+from ifbus.cli.command import Command, Data, Invocation, Outcome, parse_handle, parse_json
+from ifbus.cli.exits import DONE, NOT_YET
 from ifbus.cli.text import View, cell, one_line, plural, table
 from ifbus.errors import Usage
 
@@ -51,6 +52,10 @@ def render_messages(data: Data, view: View) -> list[str]:
 
 def _says(message: Data) -> str:
     body = message["body"]
+    if message["kind"] == "question":
+        return one_line(f"{body['question']} (answer: ifbus inbox reply {body['reply_id']})", 200)
+    if message["kind"] == "reply":
+        return one_line(f"{body['question']}: {cell(body['answer'])}", 200)
     for name in ("message", "reason", "title"):
         if isinstance(body.get(name), str):
             task = f"{body['task_id']}: " if body.get("task_id") else ""
@@ -71,6 +76,47 @@ def _ack(invocation: Invocation) -> Outcome:
 def render_acknowledged(data: Data, _view: View) -> list[str]:
     """How many letters are gone."""
     return [f"{plural(data['dropped'], 'letter')} dropped"]
+
+
+def _ask_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("to", metavar="SWARM", help="whom to ask; person for an operator's approval")
+    parser.add_argument("question", metavar="TEXT")
+    parser.add_argument("--task", metavar="HANDLE", help="ask for this claim, T-7@41: it is shown as waiting")
+
+
+def _ask(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    params: Data = {"swarm_id": invocation.require_swarm(), "to": args.to, "question": args.question}
+    if args.task is not None:
+        params["task_id"], params["token"] = parse_handle(args.task, invocation.command)
+    params["wait_ms"] = args.wait or None
+    answer = invocation.change("coordinator.ask", params, wait_ms=args.wait)
+    return Outcome(answer, exit=NOT_YET if args.wait and not answer["answered"] else DONE)
+
+
+def render_asked(data: Data, _view: View) -> list[str]:
+    """The answer, or under which id it will come."""
+    if data["answered"]:
+        return [f"{data['reply_id']} answered: {cell(data['answer'])}"]
+    return [f"{data['reply_id']} asked    the answer comes as a letter: ifbus inbox"]
+
+
+def _reply_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="ID", help="of the question, as its letter has it")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--text", metavar="TEXT", help="the answer in words")
+    given.add_argument("--answer", metavar="JSON", help="the answer as any value")
+
+
+def _reply(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    answer = args.text if args.text is not None else parse_json(args.answer, "answer")
+    return Outcome(invocation.change("coordinator.reply", {"reply_id": args.subject, "answer": answer}))
+
+
+def render_replied(data: Data, _view: View) -> list[str]:
+    """Who hears of it."""
+    return [f"{data['question']['reply_id']} answered: {data['question']['swarm_id']} hears of it"]
 
 
 COMMANDS = {
@@ -95,5 +141,33 @@ COMMANDS = {
         render=render_acknowledged,
         kind="change",
         acts=True,
+    ),
+    "ask": Command(
+        words="inbox ask",
+        summary="Ask another swarm, or a person, and wait for the answer; a circle of those who wait is refused",
+        examples=(
+            'ifbus inbox ask docs-2 "where is the plan?" --wait 5m',
+            'ifbus inbox ask person "may I delete the branch?" --task T-7@41 --wait 10m',
+            'ifbus inbox ask docs-2 "where is the plan?" --swarm builder --json',
+        ),
+        arguments=_ask_arguments,
+        run=_ask,
+        render=render_asked,
+        kind="change",
+        waits=True,
+        acts=True,
+    ),
+    "reply": Command(
+        words="inbox reply",
+        summary="Answer a question that came as a letter",
+        examples=(
+            "ifbus inbox reply Q-1 --text docs/plan.md",
+            'ifbus inbox reply Q-1 --answer \'{"path": "docs/plan.md"}\'',
+            "ifbus inbox reply Q-1 --text yes --key k-1",
+        ),
+        arguments=_reply_arguments,
+        run=_reply,
+        render=render_replied,
+        kind="change",
     ),
 }
