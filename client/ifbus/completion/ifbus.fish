@@ -50,8 +50,8 @@ function _shtab_ifbus_using
   test "$_shtab_ifbus_cmdpath" = "$argv"
 end
 
-set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --bind --budget-usd --by --can --color --cost-per-hour-usd --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --milestone --model --need --note --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --severity --since --socket --state --swarm --target --task --until --usd-per-hour --wait -o
+set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
+set -g _shtab_ifbus_opts_with_value --after --answer --bind --budget-usd --by --can --color --cost-per-hour-usd --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --milestone --model --need --note --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --severity --since --socket --state --swarm --target --task --text --until --usd-per-hour --wait -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -227,7 +227,7 @@ complete -c ifbus -n '_shtab_ifbus_using swarm register' -l json -d 'one JSON do
 complete -c ifbus -n '_shtab_ifbus_using swarm register' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using swarm register' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using swarm register; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a inbox -d 'ls, ack'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a inbox -d 'ls, ack, ask, reply'
 complete -c ifbus -n '_shtab_ifbus_using inbox' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using inbox; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'Show letters that wait, oldest first; they stay until acknowledged'
 complete -c ifbus -n '_shtab_ifbus_using inbox ls' -s h -l help -d 'show this help message and exit'
@@ -247,6 +247,26 @@ complete -c ifbus -n '_shtab_ifbus_using inbox ack' -l dry-run -d 'show what wou
 complete -c ifbus -n '_shtab_ifbus_using inbox ack' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using inbox ack' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using inbox ack' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using inbox; and test $_shtab_ifbus_npos -eq 0' -a ask -d 'Ask another swarm, or a person, and wait for the answer; a circle of those who wait is refused'
+complete -c ifbus -n '_shtab_ifbus_using inbox ask' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using inbox ask' -l task -x -d 'ask for this claim, T-7@41: it is shown as waiting'
+complete -c ifbus -n '_shtab_ifbus_using inbox ask' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
+complete -c ifbus -n '_shtab_ifbus_using inbox ask' -l wait -x -d 'wait this long, such as 30s or 10m'
+complete -c ifbus -n '_shtab_ifbus_using inbox ask' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using inbox ask' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using inbox ask' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using inbox ask' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using inbox ask' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using inbox ask; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d 'whom to ask; person for an operator'"'"'s approval'
+complete -c ifbus -n '_shtab_ifbus_using inbox; and test $_shtab_ifbus_npos -eq 0' -a reply -d 'Answer a question that came as a letter'
+complete -c ifbus -n '_shtab_ifbus_using inbox reply' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l text -x -d 'the answer in words'
+complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l answer -x -d 'the answer as any value'
+complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a lock -d 'ls, acquire, release'
 complete -c ifbus -n '_shtab_ifbus_using lock' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using lock; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List named resources that somebody holds'
@@ -384,6 +404,39 @@ complete -c ifbus -n '_shtab_ifbus_using tool build' -l json -d 'one JSON docume
 complete -c ifbus -n '_shtab_ifbus_using tool build' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using tool build' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using tool build; and test $_shtab_ifbus_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a Python file that defines run(input: dict) -> dict'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a waits -d 'Show who waits for what: dependencies, resources, replies, approvals'
+complete -c ifbus -n '_shtab_ifbus_using waits' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using waits' -l limit -x -d 'at most N edges, 1 to 200 (100)'
+complete -c ifbus -n '_shtab_ifbus_using waits' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using waits' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using waits' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a approvals -d 'ls, approve, reject'
+complete -c ifbus -n '_shtab_ifbus_using approvals' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using approvals; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List what waits for a person'"'"'s approval'
+complete -c ifbus -n '_shtab_ifbus_using approvals ls' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using approvals ls' -l limit -x -d 'at most N, 1 to 200 (50)'
+complete -c ifbus -n '_shtab_ifbus_using approvals ls' -l after -x -d 'go on after this one'
+complete -c ifbus -n '_shtab_ifbus_using approvals ls' -l fields -x -d 'only these fields'
+complete -c ifbus -n '_shtab_ifbus_using approvals ls' -s q -l quiet -d 'ids only'
+complete -c ifbus -n '_shtab_ifbus_using approvals ls' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using approvals ls' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using approvals ls' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using approvals; and test $_shtab_ifbus_npos -eq 0' -a approve -d 'Approve what a swarm asked for (operator)'
+complete -c ifbus -n '_shtab_ifbus_using approvals approve' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using approvals approve' -l note -x -d 'what the swarm should know'
+complete -c ifbus -n '_shtab_ifbus_using approvals approve' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using approvals approve' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using approvals approve' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using approvals approve' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using approvals approve' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using approvals; and test $_shtab_ifbus_npos -eq 0' -a reject -d 'Reject what a swarm asked for (operator)'
+complete -c ifbus -n '_shtab_ifbus_using approvals reject' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using approvals reject' -l note -x -d 'what the swarm should know'
+complete -c ifbus -n '_shtab_ifbus_using approvals reject' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using approvals reject' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using approvals reject' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using approvals reject' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using approvals reject' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a run -d 'Start an agent with its identity; its claims are free when it ends'
 complete -c ifbus -n '_shtab_ifbus_using run' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using run' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'its name (else IFBUS_SWARM)'

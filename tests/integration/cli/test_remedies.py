@@ -103,7 +103,7 @@ def test_would_deadlock(new_swarm: NewSwarm) -> None:
     me, other = new_swarm(), new_swarm()
     asked = me("inbox", "ask", str(other.swarm), "where is it?")
     said = _refused(other("inbox", "ask", str(me.swarm), "where is what?"), "would_deadlock", 3)
-    assert f"{me.swarm} waits for a reply of {other.swarm}" in said
+    assert f"which waits for a reply of {other.swarm}" in said
     shown = other.type(_remedy(said, "ifbus waits"))
     assert f"waits for a reply of {other.swarm}" in shown.out
     assert "where is it?" in other("inbox").out
