@@ -1,8 +1,9 @@
 """The store's interface: the small part of etcd v3 that ifbusd needs (DESIGN 4).
 
 Keys are short strings with ``/`` between parts, values are bytes. Every successful transaction that writes has the next
-*revision*, a number that only grows; all its writes share it. `embedded` implements this over SQLite, `etcd` maps it one to
-one; one conformance suite in ``tests/conformance`` runs on both.
+*revision*, a number that only grows; all its writes share it. On etcd transactions that touch different keys may go out together
+and then share one: a revision orders the changes of a key, it does not name one change. `embedded` implements this over SQLite,
+`etcd` maps it one to one; one conformance suite in ``tests/conformance`` runs on both.
 """
 
 from __future__ import annotations
@@ -198,6 +199,13 @@ class Store(Protocol):
         """Return once everything that this task has read so far is durable; at once if nothing is under way.
 
         A reply that tells what `get` saw is held back by it, so that nobody acts on what a power cut could undo.
+        """
+        ...
+
+    async def sync(self) -> None:
+        """Return once this side has seen everything that was committed before the call, by whomever (embedded: `barrier`).
+
+        What is read afterwards is as new as if the store itself had been asked.
         """
         ...
 

@@ -318,6 +318,10 @@ class EmbeddedStore:
         elif self._unavailable is not None:
             raise Unavailable(self._unavailable)
 
+    async def sync(self) -> None:
+        """As `barrier`: nobody else writes here."""
+        await self.barrier()
+
     def watch(self, prefix: str, *, start_revision: int | None = None) -> EmbeddedWatch:
         """Watch the keys that start with `prefix`, from `start_revision` on, or from now. Only durable changes are told."""
         return EmbeddedWatch(self._history, prefix, start_revision, lambda: self._revision)

@@ -125,6 +125,18 @@ class History:
             if not watchers:
                 del self._waiting[watch.prefix]
 
+    def forget(self, revision: int) -> None:
+        """Drop everything: changes up to this revision may be missing. Every watch, also one that waits, gets `Compacted`."""
+        self._commits.clear()
+        self._events = self._bytes = 0
+        self._floor_revision = max(self._floor_revision, revision)
+        self._end += 1
+        self._first = self._end
+        waiting, self._waiting = self._waiting, {}
+        for watchers in waiting.values():
+            for watch in watchers:
+                watch.wake(self._end - 1)
+
     def close(self, reason: str) -> None:
         """End all watches: what waits, or ever asks again, gets `Unavailable`."""
         self.closed = reason

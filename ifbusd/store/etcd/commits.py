@@ -1,0 +1,300 @@
+"""Transactions, grouped and sent: those that arrive together go out as one transaction of nested ones.
+
+Each wins or loses by its own compares; one that etcd refuses is found by halving its group and fails alone. A request without
+an answer leaves the outcome unknown: the witness entry that goes with a change is looked for, and what cannot be found out is
+said to be unknown, never to have failed (FACTS 3).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final
+
+import trio
+from etcd3 import etcdrpc
+
+from ifbus.errors import Overloaded
+from ifbusd.store.base import Get, KeyValue, Put, Txn, TxnResult
+from ifbusd.store.etcd.batching import Footprint, choose
+from ifbusd.store.etcd.cluster import Cluster
+from ifbusd.store.etcd.config import EtcdConfig
+from ifbusd.store.etcd.faults import EtcdFault, Kind
+from ifbusd.store.etcd.keys import Keys, pack_record
+
+# Looked at for the next group; what is behind it waits a turn.
+_LOOKED_AT: Final = 512
+# Refused because of what it says: its neighbours may be fine.
+_OWN_FAULT: Final = frozenset((Kind.TOO_LARGE, Kind.LEASE_NOT_FOUND, Kind.INVALID))
+
+
+class Commit:
+    """A transaction on its way: what it touches, what is sent, and what came of it."""
+
+    __slots__ = ("_compared", "_done", "_ops", "error", "footprint", "is_sent", "record", "request", "result", "txn")
+
+    def __init__(self, txn: Txn, keys: Keys, *, slot: int, record: bytes | None) -> None:
+        """Build it.
+
+        Args:
+            slot, record: Where the witness entry goes, as it stands in etcd; None for none.
+        """
+        self.txn = txn
+        compared = [key for key, _ in txn.compares]
+        # What was compared is read when it differs, so that the next decision is made on what is there.
+        with_gets = len(txn.otherwise) + len(compared) < 64
+        self._compared = compared if with_gets else []
+        self.footprint = Footprint(txn, with_gets=with_gets)
+        self.record = None if record is None else (slot, record)
+        success = keys.ops(txn.then)
+        if record is not None:
+            success.append(keys.put_record(slot, record))
+        self.request = etcdrpc.TxnRequest(
+            compare=[keys.compare(compare) for compare in txn.compares],
+            success=success,
+            failure=[*keys.ops(txn.otherwise), *(keys.get(key) for key in self._compared)],
+        )
+        self.is_sent = False
+        self.result: TxnResult | None = None
+        self.error: Exception | None = None
+        self._done = trio.Event()
+
+    async def wait(self) -> None:
+        """Return once there is a result or an error."""
+        await self._done.wait()
+
+    def finish(self, *, result: TxnResult | None = None, error: Exception | None = None) -> None:
+        """This is what came of it."""
+        self.result, self.error = result, error
+        self._done.set()
+
+    def read(self, answer: Any, revision: int, keys: Keys) -> tuple[TxnResult, bool, list[tuple[str, KeyValue | None]]]:
+        """What etcd's answer says: the result, whether a store's key changed, and what was found where compares failed."""
+        taken = self.txn.then if answer.succeeded else self.txn.otherwise
+        values: list[KeyValue | None] = []
+        has_changed = False
+        for op, response in zip(taken, answer.responses, strict=False):
+            if type(op) is Get:
+                values.append(_found(response, keys))
+            else:
+                has_changed |= type(op) is Put or response.response_delete_range.deleted > 0
+        found = []
+        if not answer.succeeded and self._compared:
+            reads = answer.responses[len(taken) :]
+            found = [(key, _found(response, keys)) for key, response in zip(self._compared, reads, strict=True)]
+        return TxnResult(bool(answer.succeeded), revision, tuple(values)), has_changed, found
+
+
+def _found(response: Any, keys: Keys) -> KeyValue | None:
+    kvs = response.response_range.kvs
+    return keys.key_value(kvs[0]) if kvs else None
+
+
+class Commits:
+    """Groups and sends. The mutable state: what waits, the keys being written, the next place of a witness entry."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        keys: Keys,
+        config: EtcdConfig,
+        *,
+        now_ms: Callable[[], int],
+        landed: Callable[[int, Iterable[str]], Awaitable[None]],
+        note: Callable[[str, KeyValue | None, int], None],
+        doubt: Callable[[Iterable[str]], None],
+    ) -> None:
+        """Wire it up.
+
+        Args:
+            landed: Awaited with a revision and the keys that it changed: returns when this daemon knows them.
+            note: Told what was found where a compare failed, and as of which revision.
+            doubt: Told the keys that may have been written.
+        """
+        self._cluster = cluster
+        self._keys = keys
+        self._config = config
+        self._now_ms = now_ms
+        self._landed = landed
+        self._note = note
+        self._doubt = doubt
+        self._waiting: list[Commit] = []
+        self._writing: Counter[str] = Counter()
+        self._written = trio.lowlevel.ParkingLot()
+        self._work = trio.lowlevel.ParkingLot()
+        self._in_flight = 0
+        self._slot = 0
+        self._number = 0
+        # The newest revision at which this daemon wrote a witness entry.
+        self.recorded_revision = 0
+        self.txns = self.requests = self.largest = self.split = self.unknown = 0
+
+    def begin_at(self, slot: int) -> None:
+        """Where the next witness entry goes: behind those that stand there already."""
+        self._slot = slot % self._config.record_slots
+
+    def is_writing(self, key: str) -> bool:
+        """Whether the key is being written by this daemon: what is known of it is about to be old."""
+        return key in self._writing
+
+    async def until_written(self, key: str) -> None:
+        """Return once this daemon does not write the key."""
+        while key in self._writing:
+            await self._written.park()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Send until cancelled."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                while not self._waiting or self._in_flight >= self._config.max_in_flight:
+                    await self._work.park()
+                # Others that are ready in this pass of the loop still join.
+                await trio.lowlevel.checkpoint()
+                if self._waiting:
+                    self._in_flight += 1
+                    nursery.start_soon(self._send_group, self._take_group())
+
+    async def commit(self, txn: Txn) -> TxnResult:
+        """Do a transaction; committed on return, and known to this daemon.
+
+        Cancelled, it may have been committed.
+
+        Raises:
+            EtcdFault: It was refused, or its outcome is unknown.
+            Overloaded: Too many wait.
+        """
+        if not self._cluster.is_up:
+            raise EtcdFault(Kind.OUTAGE, self._cluster.down_reason)
+        if len(self._waiting) >= self._config.max_waiting_txns:
+            raise Overloaded(
+                f"cannot commit: {len(self._waiting)} transactions wait for etcd, which is the limit",
+                data={"retry_after_ms": 100},
+            )
+        commit = self._build(txn)
+        self._waiting.append(commit)
+        self._writing.update(commit.footprint.writes)
+        self._work.unpark()
+        try:
+            await commit.wait()
+        finally:
+            if not commit.is_sent and commit in self._waiting:  # cancelled: it never leaves
+                self._waiting.remove(commit)
+                self._release([commit])
+        if commit.error is not None:
+            raise commit.error
+        assert commit.result is not None
+        return commit.result
+
+    def _build(self, txn: Txn) -> Commit:
+        if txn.record is None:
+            return Commit(txn, self._keys, slot=0, record=None)
+        slot = self._slot
+        self._slot = (slot + 1) % self._config.record_slots
+        self._number += 1
+        return Commit(txn, self._keys, slot=slot, record=pack_record(self._now_ms(), self._number, txn.record))
+
+    def _take_group(self) -> list[Commit]:
+        looked_at = self._waiting[:_LOOKED_AT]
+        places = choose(looked_at, max_txns=self._config.max_batch_txns, max_bytes=self._config.max_batch_bytes)
+        group = [looked_at[place] for place in places]
+        if len(group) == len(self._waiting):
+            self._waiting.clear()
+        else:
+            taken = set(map(id, group))
+            self._waiting = [commit for commit in self._waiting if id(commit) not in taken]
+        for commit in group:
+            commit.is_sent = True
+        return group
+
+    async def _send_group(self, group: list[Commit]) -> None:
+        try:
+            await self._send(group)
+        finally:
+            self._in_flight -= 1
+            self._work.unpark()
+            self._release(group)
+
+    def _release(self, commits: Sequence[Commit]) -> None:
+        writing = self._writing
+        for commit in commits:
+            for key in commit.footprint.writes:
+                writing[key] -= 1
+                if not writing[key]:
+                    del writing[key]
+        self._written.unpark_all()
+
+    async def _send(self, group: list[Commit]) -> None:
+        if len(group) == 1:
+            request = group[0].request
+        else:
+            request = etcdrpc.TxnRequest(success=[etcdrpc.RequestOp(request_txn=commit.request) for commit in group])
+        try:
+            answer = await self._cluster.call("Txn", request)
+        except EtcdFault as fault:
+            await self._failed(group, fault)
+            return
+        self.requests += 1
+        self.txns += len(group)
+        self.largest = max(self.largest, len(group))
+        answers = [answer] if len(group) == 1 else [each.response_txn for each in answer.responses]
+        revision = int(answer.header.revision)
+        results, changed = [], False
+        for commit, each in zip(group, answers, strict=True):
+            result, has_changed, found = commit.read(each, revision, self._keys)
+            changed |= has_changed
+            if result.succeeded and commit.record is not None:
+                self.recorded_revision = max(self.recorded_revision, revision)
+            results.append(result)
+            for key, value in found:
+                self._note(key, value, revision)
+        if changed:
+            await self._landed(revision, (key for commit in group for key in commit.footprint.writes))
+        for commit, result in zip(group, results, strict=True):
+            commit.finish(result=result)
+
+    async def _failed(self, group: list[Commit], fault: EtcdFault) -> None:
+        if fault.kind in _OWN_FAULT and len(group) > 1:
+            # Nothing of it was done. One of them is to blame; the halves find it.
+            self.split += 1
+            middle = len(group) // 2
+            await self._send(group[:middle])
+            await self._send(group[middle:])
+            return
+        if not fault.may_be_done:
+            for commit in group:
+                commit.finish(error=EtcdFault(fault.kind, fault.detail))
+            return
+        self._doubt(key for commit in group for key in commit.footprint.writes)
+        async with trio.open_nursery() as nursery:
+            for commit in group:
+                nursery.start_soon(self._find_out, commit, fault)
+
+    async def _find_out(self, commit: Commit, fault: EtcdFault) -> None:
+        """Look whether it was done, by the entry that was to be written with it and by nothing else."""
+        only_reads = commit.record is None and not commit.footprint.writes
+        revision = 0
+        if commit.record is not None:
+            slot, value = commit.record
+            with trio.move_on_after(self._config.request_timeout_ms / 1000):
+                try:
+                    await self._cluster.until_up()
+                    answer = await self._cluster.call("Range", etcdrpc.RangeRequest(key=self._keys.record_key(slot)))
+                except EtcdFault:
+                    pass  # nobody knows: said below
+                else:
+                    if answer.kvs and answer.kvs[0].value == value:
+                        revision = answer.kvs[0].mod_revision
+        has_gets = any(type(op) is Get for op in commit.txn.then)
+        if revision and not has_gets:
+            self.recorded_revision = max(self.recorded_revision, revision)
+            await self._landed(revision, commit.footprint.writes)
+            commit.finish(result=TxnResult(True, revision))
+            return
+        self.unknown += not only_reads
+        commit.finish(error=EtcdFault(fault.kind, fault.detail, may_be_done=not only_reads))
+
+
+def is_only_reading(txn: Txn) -> bool:
+    """Whether it compares nothing and writes nothing."""
+    return not txn.compares and not txn.otherwise and txn.record is None and all(type(op) is Get for op in txn.then)

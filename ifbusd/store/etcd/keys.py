@@ -1,0 +1,110 @@
+"""Where a store's keys stand in etcd, and our values as etcd's messages.
+
+Under the prefix: ``k/`` the store's own keys, ``w/<host>/<slot>`` witness entries on their way to all hosts, ``s/<host>`` a
+mark that a host writes to see how far its watch has come.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, Final
+
+from etcd3 import etcdrpc
+
+from ifbusd.store.base import Compare, Get, KeyValue, Op, Put
+from ifbusd.store.checks import prefix_end
+
+# Time of the operation, and a number that no other entry of this host's present life has.
+_RECORD: Final = struct.Struct(">QQ")
+
+
+class Keys:
+    """Names and messages under one prefix."""
+
+    def __init__(self, prefix: str, node: str) -> None:
+        self._data = f"{prefix}k/"
+        self._data_bytes = self._data.encode()
+        self._cut = len(self._data_bytes)
+        self.records = f"{prefix}w/".encode()
+        self.own_records = f"{prefix}w/{node}/".encode()
+        self._marks = f"{prefix}s/"
+        self.mark = f"{self._marks}{node}".encode()
+        # From "k/" to the end of "s/": one watch tells both, and the records, which stand behind them, are another's.
+        self.data_range = (self._data_bytes, f"{prefix}t".encode())
+        self.record_range = (self.records, f"{prefix}w0".encode())
+
+    def full(self, key: str) -> bytes:
+        """A store's key in etcd."""
+        return (self._data + key).encode()
+
+    def is_data(self, full: bytes) -> bool:
+        """Whether it is a store's key."""
+        return full.startswith(self._data_bytes)
+
+    def short(self, full: bytes) -> str:
+        """The store's key."""
+        return full[self._cut :].decode()
+
+    def key_value(self, kv: Any) -> KeyValue:
+        """A stored key."""
+        return KeyValue(kv.key[self._cut :].decode(), kv.value, kv.create_revision, kv.mod_revision, kv.lease)
+
+    def bounds(self, prefix: str, after: str) -> tuple[bytes, bytes]:
+        """The range of keys that start with `prefix` and sort after `after`."""
+        start = max(self._data + prefix, f"{self._data}{after}\0" if after else "")
+        end = prefix_end(self._data + prefix)
+        assert end is not None  # our own prefix ends in a slash
+        return start.encode(), end.encode()
+
+    def record_key(self, slot: int) -> bytes:
+        """Where this host's entry stands."""
+        return self.own_records + b"%08x" % slot
+
+    # --- messages ------------------------------------------------------------------------------------
+
+    def compare(self, compare: Compare) -> Any:
+        """A compare."""
+        return etcdrpc.Compare(
+            key=(self._data + compare.key).encode(),
+            target=etcdrpc.Compare.MOD,
+            result=etcdrpc.Compare.EQUAL,
+            mod_revision=compare.mod_revision,
+        )
+
+    def get(self, key: str) -> Any:
+        """A read."""
+        return etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=(self._data + key).encode()))
+
+    def op(self, op: Op) -> Any:
+        """An operation."""
+        key = (self._data + op.key).encode()
+        if type(op) is Put:
+            return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key, value=op.value, lease=op.lease))
+        if type(op) is Get:
+            return etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=key))
+        return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))
+
+    def ops(self, ops: Sequence[Op]) -> list[Any]:
+        """Operations."""
+        return [self.op(op) for op in ops]
+
+    def put_record(self, slot: int, value: bytes) -> Any:
+        """A witness entry on its way."""
+        return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=self.record_key(slot), value=value))
+
+
+def pack_record(at_ms: int, number: int, record: bytes) -> bytes:
+    """A witness entry as it stands in etcd."""
+    return _RECORD.pack(at_ms, number) + record
+
+
+def unpack_record(value: bytes) -> tuple[int, bytes]:
+    """When it was done, and the entry.
+
+    Raises:
+        ValueError: Somebody else wrote this.
+    """
+    if len(value) < _RECORD.size:
+        raise ValueError(f"expected at least {_RECORD.size} bytes, got {len(value)}")
+    return _RECORD.unpack_from(value)[0], value[_RECORD.size :]

@@ -1,0 +1,617 @@
+"""The etcd store: `ifbusd.store.base.Store` over a cluster that many daemons share (ADR 0018).
+
+A decision reads what this daemon knows by heart (`replica`), and etcd itself where that does not suffice; every write compares
+what was read, so a replica that is behind costs another try and never a wrong promise. A write has been told by our own
+watch when its call returns, so this daemon sees what it did. When etcd does not answer, what needs it fails at once and what
+is known by heart is still told.
+
+The mutable state is in the parts; here only how far the watch has come.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import trio
+from etcd3 import etcdrpc
+
+from ifbus.errors import Unavailable
+from ifbusd.store.base import (
+    Get,
+    KeyValue,
+    LeaseNotFound,
+    LogEntry,
+    LogHead,
+    NotAtHand,
+    Page,
+    Put,
+    Txn,
+    TxnResult,
+    WatchEvent,
+)
+from ifbusd.store.checks import check_key, check_txn
+from ifbusd.store.etcd.cluster import Cluster, EndpointHealth
+from ifbusd.store.etcd.commits import Commits, is_only_reading
+from ifbusd.store.etcd.config import EtcdConfig
+from ifbusd.store.etcd.faults import EtcdFault, Kind
+from ifbusd.store.etcd.feed import Feed
+from ifbusd.store.etcd.keys import Keys, unpack_record
+from ifbusd.store.etcd.records import RecordLog, append_patiently
+from ifbusd.store.etcd.renewals import Renewals
+from ifbusd.store.etcd.replica import Replica
+from ifbusd.store.fsync import sync_names
+from ifbusd.store.watches import EmbeddedWatch, History
+
+_log = logging.getLogger(__name__)
+
+_LOAD_PAGE: Final = 500
+# How long a foreign write under another prefix may keep our watch from showing a revision, before we write one of our own.
+_MARK_AFTER_S: Final = 0.05
+# Events handled between two looks at the scheduler.
+_EVENTS_AT_ONCE: Final = 1_000
+NODE_FILE: Final = "node-id"
+
+
+@attrs.frozen(kw_only=True)
+class EtcdStatistics:
+    """How the store stands.
+
+    Attributes:
+        state: ``ok``, ``slow`` (a probe takes longer than configured) or ``unreachable``.
+        reason: Why it is not ok. `down_ms`: since when.
+        revision: As of which what is known by heart is; nothing that is told from memory is older.
+        txns, requests: Transactions sent, and in how many requests: their quotient is the mean group.
+        split: Groups that were halved to find one that etcd refuses. `unknown`: transactions whose outcome was not found out.
+        outages, failovers, watch_restarts, compactions: What went on since the start.
+        keys, replica_bytes, whole_kinds: Known by heart; kinds of which all keys are.
+        record_seq, record_revision, record_full: The witness log of this host: its end, how far it follows the cluster, and
+            whether its disk is full.
+        alarms: As etcd raises them: ``nospace``, ``corrupt``.
+        warnings: Versions that cannot be relied on.
+        endpoints: Each member.
+    """
+
+    state: str
+    reason: str
+    down_ms: int
+    revision: int
+    txns: int
+    requests: int
+    largest_batch: int
+    split: int
+    unknown: int
+    outages: int
+    failovers: int
+    watch_restarts: int
+    compactions: int
+    keys: int
+    replica_bytes: int
+    whole_kinds: int
+    leases: int
+    history_events: int
+    record_seq: int
+    record_revision: int
+    record_full: bool
+    alarms: list[str]
+    warnings: list[str]
+    endpoints: list[EndpointHealth]
+
+
+class EtcdStore:
+    """`ifbusd.store.base.Store` over etcd. Works while `run` does; before and after, every call is `Unavailable`."""
+
+    def __init__(
+        self,
+        log_path: Path,
+        *,
+        config: EtcdConfig,
+        wal_limit_bytes: int,
+        now_ms: Callable[[], int],
+        boottime_ms: Callable[[], int],
+    ) -> None:
+        """Open this host's witness log and make the channels; nothing is asked yet.
+
+        Args:
+            log_path: The witness log; its directory is locked by this daemon and has this host's name for the others.
+            wal_limit_bytes: What the log's write-ahead file is cut to.
+            now_ms: Wall clock, for the witness log.
+            boottime_ms: Steady clock that goes on through suspend, for leases.
+
+        Raises:
+            StoreFailed: The log cannot be used.
+            ConfigInvalid: A file that the configuration names cannot be read.
+        """
+        self._config = config
+        self._now_ms = now_ms
+        self._timeout_s = config.request_timeout_ms / 1000
+        self._cluster = Cluster(config)
+        self._log = RecordLog(log_path, wal_limit_bytes=wal_limit_bytes)
+        self.node = _node_of(log_path.parent)
+        self._keys = Keys(config.prefix, self.node)
+        self._replica = self._new_replica()
+        self._history = self._new_history(0)
+        self._told_revision = 0
+        self._seen = trio.lowlevel.ParkingLot()
+        self._commits = Commits(
+            self._cluster,
+            self._keys,
+            config,
+            now_ms=now_ms,
+            landed=self._landed,
+            note=lambda key, value, revision: self._replica.note(key, value, revision),
+            doubt=lambda keys: self._replica.forget(keys),
+        )
+        self._renewals = Renewals(self._cluster, timeout_s=self._timeout_s, boottime_ms=boottime_ms)
+        self._feed = Feed(
+            self._cluster,
+            "keys",
+            self._keys.data_range,
+            take=self._take,
+            read_anew=self._read_anew,
+            timeout_s=self._timeout_s,
+        )
+        self._record_feed = Feed(
+            self._cluster,
+            "records",
+            self._keys.record_range,
+            take=self._take_records,
+            read_anew=self._read_records_anew,
+            timeout_s=self._timeout_s,
+        )
+        self._unavailable = "the store is not running"
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    @property
+    def revision(self) -> int:
+        """The newest revision that the watch has shown."""
+        return self._replica.revision
+
+    @property
+    def told_revision(self) -> int:
+        """The newest revision that changed a key and that watches have told, or are about to."""
+        return self._told_revision
+
+    async def get(self, key: str) -> KeyValue | None:
+        """The key as it stands, None if absent: at least as new as all that this daemon has told or written."""
+        self._require_running()
+        check_key(key)
+        await self._commits.until_written(key)
+        try:
+            found = self._replica.find(key)
+        except NotAtHand:
+            request = etcdrpc.RangeRequest(key=self._keys.full(key))
+            answer = await self._call("Range", request, f"read {key}")
+            found = self._keys.key_value(answer.kvs[0]) if answer.kvs else None
+            self._replica.note(key, found, int(answer.header.revision))
+        else:
+            await trio.lowlevel.checkpoint()
+        return found
+
+    def peek(self, key: str) -> KeyValue | None:
+        """As `get`, at once, or not at all.
+
+        Raises:
+            NotAtHand: It is not known by heart, or being written by this daemon.
+        """
+        if self._unavailable:
+            raise Unavailable(self._unavailable)
+        if self._commits.is_writing(key):
+            raise NotAtHand(key)
+        found = self._replica.find(key)
+        if found is None:
+            check_key(key)
+        return found
+
+    async def range(self, prefix: str, *, after: str = "", limit: int = 1000) -> Page:
+        """The keys that start with `prefix` and sort after `after`, in key order; of a small kind from memory."""
+        self._require_running()
+        if limit < 1:
+            raise ValueError(f"cannot read a range of {limit} keys: at least 1")
+        page = self._replica.page(prefix, after, limit)
+        if page is not None:
+            await trio.lowlevel.checkpoint()
+            return Page(self._replica.revision, *page)
+        start, end = self._keys.bounds(prefix, after)
+        try:
+            answer = await self._read_page(start, end, limit, revision=0)
+        except EtcdFault as fault:
+            raise self._cluster.unavailable(fault, f"read keys under {prefix!r}") from fault
+        return Page(int(answer.header.revision), [self._keys.key_value(kv) for kv in answer.kvs], bool(answer.more))
+
+    async def _read_page(self, start: bytes, end: bytes, limit: int, *, revision: int, keys_only: bool = False) -> Any:
+        """A page of at most `limit` keys; of fewer where so many are too large for one answer."""
+        while True:
+            request = etcdrpc.RangeRequest(
+                key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only
+            )
+            try:
+                return await self._cluster.call("Range", request)
+            except EtcdFault as fault:
+                if fault.kind is not Kind.ANSWER_TOO_LARGE or limit == 1:
+                    raise
+                limit = max(1, limit // 4)
+
+    async def sync(self) -> None:
+        """Return once this daemon has seen everything that was committed anywhere before this call.
+
+        Raises:
+            Unavailable: etcd does not answer.
+        """
+        self._require_running()
+        request = etcdrpc.RangeRequest(key=self._keys.mark, count_only=True)
+        answer = await self._call("Range", request, "read what is newest")
+        await self._see(int(answer.header.revision))
+
+    async def barrier(self) -> None:
+        """Return at once: what was read is committed. Raises `Unavailable` where what was told cannot be shown now."""
+        self._require_running()
+        if not self._cluster.is_up and self._replica.revision < self._told_revision:
+            raise self._cluster.unavailable(EtcdFault(Kind.OUTAGE, self._cluster.down_reason), "read what is newest")
+
+    def watch(self, prefix: str, *, start_revision: int | None = None) -> EmbeddedWatch:
+        """Watch the keys that start with `prefix`, from `start_revision` on, or from now; goes on through outages."""
+        return EmbeddedWatch(self._history, prefix, start_revision, lambda: self._replica.revision)
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    async def txn(self, txn: Txn) -> TxnResult:
+        """Do a transaction; committed by etcd on return, and seen by this daemon. One that only reads is answered from memory.
+
+        Its witness entry goes into this host's log later (`head` is None); that of a transaction that writes nothing at once.
+
+        Raises:
+            Unavailable: etcd does not answer, and if `data["outcome"]` is ``unknown`` it may be committed all the same; or there is no
+                room, there or on this disk (`data["reason"]` is ``storage_full``).
+            LeaseNotFound: A put names a lease that has ended; nothing was changed.
+            LimitExceeded: It is larger than etcd takes.
+            ValueError, TypeError: No store can do this; nothing was changed.
+
+        Cancelled, it may have been committed: retry with the same idempotency key.
+        """
+        self._require_running()
+        check_txn(txn)
+        if is_only_reading(txn) and (known := self._read_here(txn)) is not None:
+            await trio.lowlevel.checkpoint()
+            return known
+        writes = any(type(op) is not Get for op in txn.then)
+        done = TxnResult(True, self.revision)
+        if writes or txn.compares or txn.then or txn.otherwise:
+            done = await self._commit(txn if writes else txn._replace(record=None))
+        if txn.record is None or writes or not done.succeeded:
+            return done
+        await self._until_recorded()
+        [head] = await self._log.append([(self._now_ms(), txn.record)], 0)
+        return done._replace(head=head)
+
+    def _read_here(self, txn: Txn) -> TxnResult | None:
+        """All the keys as of one revision from memory; None if that cannot be."""
+        keys = [op.key for op in txn.then]
+        if self._replica.is_ahead(keys) or any(map(self._commits.is_writing, keys)):
+            return None
+        try:
+            return TxnResult(True, self.revision, tuple(map(self._replica.find, keys)))
+        except NotAtHand:
+            return None
+
+    async def _commit(self, txn: Txn) -> TxnResult:
+        try:
+            return await self._commits.commit(txn)
+        except EtcdFault as fault:
+            error = self._cluster.unavailable(fault, "commit")
+            if isinstance(error, LeaseNotFound):
+                for op in (*txn.then, *txn.otherwise):
+                    if type(op) is Put and op.lease:
+                        self._renewals.forget(op.lease)
+            raise error from fault
+
+    async def _landed(self, revision: int, keys: Iterable[str]) -> None:
+        """Return once our own watch has told this revision, or it has to be read again."""
+        self._told_revision = max(self._told_revision, revision)
+        with trio.move_on_after(self._timeout_s) as waiting:
+            while self._replica.revision < revision:
+                await self._seen.park()
+        if waiting.cancelled_caught:
+            _log.warning("the watch does not tell a write of our own: it is begun anew", extra={"revision": revision})
+            self._replica.forget(keys, revision)
+            self._feed.restart()
+
+    async def _see(self, revision: int) -> None:
+        """Return once the watch has shown all changes up to a revision.
+
+        Raises:
+            Unavailable: It cannot.
+        """
+        with trio.move_on_after(_MARK_AFTER_S):
+            while self._replica.revision < revision:
+                await self._seen.park()
+        if self._replica.revision >= revision:
+            return
+        # It may be somebody else's write, of which the watch tells nothing: one of ours comes after it.
+        put = etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=self._keys.mark))
+        answer = await self._call("Txn", etcdrpc.TxnRequest(success=[put]), "read what is newest")
+        with trio.move_on_after(self._timeout_s):
+            while self._replica.revision < int(answer.header.revision):
+                await self._seen.park()
+            return
+        self._feed.restart()
+        raise self._cluster.unavailable(EtcdFault(Kind.OUTAGE, "the watch is behind"), "read what is newest")
+
+    # --- leases --------------------------------------------------------------------------------------
+
+    async def grant(self, ttl_ms: int) -> int:
+        """A new lease; it ends `ttl_ms` or up to 2 s more after its last renewal (etcd counts seconds, at least two)."""
+        self._require_running()
+        if ttl_ms < 1:
+            raise ValueError(f"cannot grant a lease of {ttl_ms} ms: at least 1")
+        try:
+            return await self._renewals.grant(ttl_ms)
+        except EtcdFault as fault:
+            raise self._cluster.unavailable(fault, "grant a lease") from fault
+
+    async def keep_alive(self, lease: int) -> int:
+        """Renew the lease; its full time in ms.
+
+        Raises:
+            LeaseNotFound: It has ended.
+        """
+        self._require_running()
+        try:
+            ttl_ms = await self._renewals.renew(lease)
+        except EtcdFault as fault:
+            raise self._cluster.unavailable(fault, f"renew lease {lease}") from fault
+        if not ttl_ms:
+            raise LeaseNotFound(f"cannot use lease {lease}: it has ended")
+        return ttl_ms
+
+    async def revoke(self, lease: int) -> None:
+        """End the lease now; its keys vanish in one revision, which this daemon has seen on return."""
+        self._require_running()
+        try:
+            revision = await self._renewals.revoke(lease)
+        except EtcdFault as fault:
+            raise self._cluster.unavailable(fault, f"revoke lease {lease}") from fault
+        await self._see(revision)
+
+    async def lease_left_ms(self, lease: int) -> int | None:
+        """Time until the lease ends unless renewed, None if it has ended; as far as this host knows, else as etcd says."""
+        self._require_running()
+        try:
+            return await self._renewals.left_ms(lease)
+        except EtcdFault as fault:
+            raise self._cluster.unavailable(fault, f"look at lease {lease}") from fault
+
+    # --- the witness log -----------------------------------------------------------------------------
+
+    async def log_head(self) -> LogHead:
+        """Where this host's witness log ends, with all that this daemon did before."""
+        self._require_running()
+        await self._until_recorded()
+        return self._log.head
+
+    async def read_log(self, *, after_seq: int = 0, limit: int = 1000) -> list[LogEntry]:
+        """Entries of this host's witness log after number `after_seq`, in order."""
+        self._require_running()
+        await self._until_recorded()
+        return await self._log.read(after_seq, limit)
+
+    async def _until_recorded(self) -> None:
+        # Bounded: with etcd away or the disk full, what is there is told.
+        with trio.move_on_after(self._timeout_s):
+            await self._log.until(self._commits.recorded_revision)
+
+    # --- running -------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Connect, read what is there, and follow it until cancelled.
+
+        Raises:
+            Unavailable: etcd did not answer within the start's time; later that is waited out.
+            StoreFailed: The disk of the witness log failed.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._log.run)
+                await self._cluster.connect()
+                try:
+                    revision = await self._load_first()
+                except EtcdFault as fault:
+                    raise self._cluster.unavailable(fault, "read what is stored") from fault
+                if not self._log.revision:
+                    await self._log.append([], revision)  # its record begins with its joining
+                nursery.start_soon(self._cluster.run)
+                nursery.start_soon(self._feed.run, revision + 1)
+                nursery.start_soon(self._record_feed.run, self._log.revision + 1)
+                nursery.start_soon(self._renewals.run)
+                await nursery.start(self._commits.run)
+                self._unavailable = ""
+                task_status.started()
+        finally:
+            self._unavailable = "the store is closed"
+            self._history.close(self._unavailable)
+            self._cluster.close()
+
+    def statistics(self) -> EtcdStatistics:
+        """A snapshot; asks nobody."""
+        health = self._cluster.health()
+        is_slow = any(each.in_use and each.latency_ms > self._config.slow_request_ms for each in health)
+        reason = self._cluster.down_reason or (
+            f"a request takes longer than {self._config.slow_request_ms} ms" if is_slow else ""
+        )
+        return EtcdStatistics(
+            state="ok" if not reason else "slow" if self._cluster.is_up else "unreachable",
+            reason=reason,
+            down_ms=self._cluster.down_ms,
+            revision=self.revision,
+            txns=self._commits.txns,
+            requests=self._commits.requests,
+            largest_batch=self._commits.largest,
+            split=self._commits.split,
+            unknown=self._commits.unknown,
+            outages=self._cluster.outages,
+            failovers=self._cluster.failovers,
+            watch_restarts=self._feed.restarts + self._record_feed.restarts,
+            compactions=self._feed.compactions + self._record_feed.compactions,
+            keys=len(self._replica),
+            replica_bytes=self._replica.size_bytes,
+            whole_kinds=self._replica.whole_kinds,
+            leases=len(self._renewals),
+            history_events=len(self._history),
+            record_seq=self._log.head.seq,
+            record_revision=self._log.revision,
+            record_full=self._log.is_full,
+            alarms=self._cluster.alarms,
+            warnings=self._cluster.warnings(),
+            endpoints=health,
+        )
+
+    def _require_running(self) -> None:
+        if self._unavailable:
+            raise Unavailable(self._unavailable)
+
+    async def _call(self, method: str, request: Any, what: str) -> Any:
+        try:
+            return await self._cluster.call(method, request)
+        except EtcdFault as fault:
+            raise self._cluster.unavailable(fault, what) from fault
+
+    # --- following -----------------------------------------------------------------------------------
+
+    def _new_replica(self) -> Replica:
+        return Replica(max_bytes=self._config.replica_bytes, max_value_bytes=self._config.replica_value_bytes)
+
+    def _new_history(self, revision: int) -> History:
+        return History(revision=revision, max_events=self._config.history_events, max_bytes=self._config.history_bytes)
+
+    async def _take(self, events: list[Any]) -> None:
+        """Take over changes of whole revisions: what is known by heart, who watches, who waits."""
+        told: list[WatchEvent] = []
+        size_bytes = 0
+        keys, replica = self._keys, self._replica
+        for event in events:
+            kv = event.kv
+            if not keys.is_data(kv.key):
+                continue
+            value = None if event.type else keys.key_value(kv)
+            change = WatchEvent(keys.short(kv.key), value, kv.mod_revision)
+            replica.told(*change)
+            told.append(change)
+            size_bytes += len(kv.value)
+        revision = events[-1].kv.mod_revision
+        replica.advance(revision)
+        if told:
+            self._told_revision = max(self._told_revision, told[-1].revision)
+            self._history.publish(told, size_bytes)
+        self._seen.unpark_all()
+        await trio.lowlevel.checkpoint()
+
+    async def _load_first(self) -> int:
+        """Read what is there, and where this host's next witness entry goes; the revision of it."""
+        own = self._keys.own_records
+        request = etcdrpc.RangeRequest(
+            key=own,
+            range_end=own[:-1] + b"0",
+            limit=1,
+            keys_only=True,
+            sort_order=etcdrpc.RangeRequest.DESCEND,
+            sort_target=etcdrpc.RangeRequest.MOD,
+        )
+        answer = await self._cluster.call("Range", request)
+        self._commits.begin_at(int(answer.kvs[0].key[len(own) :], 16) + 1 if answer.kvs else 0)
+        self._replica, revision = await self._load()
+        self._history = self._new_history(revision)
+        self._told_revision = revision
+        return revision
+
+    async def _read_anew(self) -> int:
+        """What the watch would tell next is no longer kept: read everything; watchers have to do so as well."""
+        self._replica, revision = await self._load()
+        self._told_revision = max(self._told_revision, revision)
+        self._history.forget(revision)
+        self._seen.unpark_all()
+        return revision
+
+    async def _load(self) -> tuple[Replica, int]:
+        """All keys as of one revision, as many as there is room for."""
+        while True:
+            replica = self._new_replica()
+            start, end = self._keys.bounds("", "")
+            revision = 0
+            try:
+                while True:
+                    page = await self._read_page(start, end, _LOAD_PAGE, revision=revision)
+                    if not revision:
+                        revision = int(page.header.revision)
+                        replica.start(revision)
+                    start = self._load_page(replica, page)
+                    if not page.more:
+                        replica.loaded()
+                        return replica, revision
+                    await trio.lowlevel.checkpoint()
+            except EtcdFault as fault:
+                if fault.kind is not Kind.COMPACTED:  # that went faster than we could read: again
+                    raise
+
+    def _load_page(self, replica: Replica, page: Any) -> bytes:
+        """Take a page over; where to read on."""
+        item = None
+        for kv in page.kvs:
+            item = self._keys.key_value(kv)
+            if not replica.load(item):
+                # Its kind has its share of the room: on with the next one.
+                return self._keys.full(item.key.partition("/")[0] + "0")
+        return b"" if item is None else self._keys.full(item.key) + b"\0"
+
+    async def _take_records(self, events: list[Any]) -> None:
+        """Move witness entries into this host's log, on the disk before the next ones are asked for."""
+        records = [record for event in events if not event.type and (record := _record_of(event.kv)) is not None]
+        await append_patiently(self._log, records, events[-1].kv.mod_revision)
+
+    async def _read_records_anew(self) -> int:
+        """The watch is too far behind: take what still stands there. What was written over since is lost to this host."""
+        start, end = self._keys.record_range
+        newest, revision, found = 0, 0, []
+        while True:
+            page = await self._read_page(start, end, _LOAD_PAGE, revision=revision)
+            revision = revision or int(page.header.revision)
+            found += [kv for kv in page.kvs if kv.mod_revision > self._log.revision]
+            if not page.more:
+                break
+            start = page.kvs[-1].key + b"\0"
+        found.sort(key=lambda kv: (kv.mod_revision, kv.key))
+        for kv in found:
+            newest = kv.mod_revision
+            record = _record_of(kv)
+            await append_patiently(self._log, [] if record is None else [record], newest)
+        _log.warning(
+            "this host's record was behind what etcd keeps: entries that were written over meanwhile are not in it",
+            extra={"entries": len(found), "revision": revision},
+        )
+        return revision
+
+
+def _record_of(kv: Any) -> tuple[int, bytes] | None:
+    try:
+        return unpack_record(kv.value)
+    except ValueError as error:
+        _log.warning("a witness entry cannot be read and is ignored", extra={"error": str(error)})
+        return None
+
+
+def _node_of(directory: Path) -> str:
+    """This host's name among the others', made at the first start: what it writes for them stands under it."""
+    path = directory / NODE_FILE
+    try:
+        found = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        found = ""
+    if not found:
+        found = secrets.token_hex(8)
+        path.write_text(f"{found}\n", encoding="ascii")
+        sync_names(directory)
+    return found
