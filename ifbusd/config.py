@@ -21,7 +21,7 @@ from ifbusd.chassis.model import ChassisConfig
 from ifbusd.coordinator.model import CoordinatorConfig
 from ifbusd.governor.model import Policy
 from ifbusd.rpc.limits import RpcLimits
-from ifbusd.store.config import EmbeddedConfig
+from ifbusd.store.config import StoreConfig
 
 if TYPE_CHECKING:
     # Where there is no file, a start goes without TOML and cattrs.
@@ -120,7 +120,7 @@ class Config:
     daemon: DaemonConfig = attrs.field(factory=DaemonConfig)
     operators: OperatorsConfig = attrs.field(factory=OperatorsConfig)
     rpc: RpcLimits = attrs.field(factory=RpcLimits)
-    store: EmbeddedConfig = attrs.field(factory=EmbeddedConfig)
+    store: StoreConfig = attrs.field(factory=StoreConfig)
     bus: BusConfig = attrs.field(factory=BusConfig)
     coordinator: CoordinatorConfig = attrs.field(factory=CoordinatorConfig)
     governor: Policy = attrs.field(factory=Policy)

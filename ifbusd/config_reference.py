@@ -174,9 +174,12 @@ def _first_paragraph(cls: type) -> str:
 
 
 def _meanings(cls: type) -> dict[str, str]:
-    """The entries under ``Attributes:``; one entry may be for several names."""
-    _, _, block = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    """The entries under ``Attributes:``, also of what the class extends; one entry may be for several names."""
     found: dict[str, str] = {}
+    for base in cls.__bases__:
+        if attrs.has(base):
+            found |= _meanings(base)
+    _, _, block = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     for entry in re.split(r"^    (?=\S)", block, flags=re.MULTILINE):
         names, _, text = entry.partition(":")
         found.update(dict.fromkeys(re.split(r",\s*", names.strip()), _flow(text)))

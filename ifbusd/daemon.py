@@ -16,12 +16,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
 
-from ifbus.errors import Unavailable
+from ifbus.errors import ConfigInvalid, Unavailable
 from ifbus.version import VERSION
 from ifbusd.bus.local import LocalBus
 from ifbusd.chassis.launch import Launched
@@ -49,7 +49,11 @@ from ifbusd.status import Status
 from ifbusd.store.base import Put, Store, Txn
 from ifbusd.store.dirlock import lock_directory
 from ifbusd.store.embedded import EmbeddedStore
+from ifbusd.store.etcd.config import NODE_FILE
 from ifbusd.witness.service import IFWitness
+
+if TYPE_CHECKING:
+    from ifbusd.store.etcd.store import EtcdStore
 
 DATABASE: Final = "ifbusd.db"
 # What the daemon measures of itself, by operation; each from its first read to what is durable and told.
@@ -100,7 +104,7 @@ async def serve(
     with lock_directory(state_dir):
         async with AsyncExitStack() as stack:
             started_at_ms = now_ms()
-            store = EmbeddedStore(state_dir / DATABASE, config=config.store, now_ms=now_ms, boottime_ms=boottime_ms)
+            store = _open_store(config, state_dir)
             await _start(stack, store.run)
 
             bus, claims = LocalBus(), Claims()
@@ -160,7 +164,7 @@ async def serve(
                     "pid": os.getpid(),
                     "socket": where,
                     "state_dir": str(state_dir),
-                    "backend": "embedded",
+                    "backend": config.store.backend,
                 },
                 started_at_ms=started_at_ms,
                 now_ms=now_ms,
@@ -245,6 +249,31 @@ async def _start(stack: AsyncExitStack, run: Run) -> None:
     stack.callback(nursery.cancel_scope.cancel)
 
 
+def _open_store(config: Config, state_dir: Path) -> EmbeddedStore | EtcdStore:
+    """The configured store.
+
+    Raises:
+        ConfigInvalid: The state directory is another backend's, or a file of the configuration cannot be read.
+        StoreFailed: The file in it cannot be used.
+    """
+    if config.store.backend == "embedded":
+        if (state_dir / NODE_FILE).exists():
+            raise ConfigInvalid(
+                f'cannot start: {state_dir} belongs to a daemon with store.backend = "etcd", and this one has "embedded"',
+                data={"key": "store.backend"},
+            )
+        return EmbeddedStore(state_dir / DATABASE, config=config.store, now_ms=now_ms, boottime_ms=boottime_ms)
+    from ifbusd.store.etcd.store import EtcdStore  # with gRPC, which a single host need not load
+
+    return EtcdStore(
+        state_dir / DATABASE,
+        config=config.store.etcd,
+        wal_limit_bytes=2 * config.store.checkpoint_wal_bytes,
+        now_ms=now_ms,
+        boottime_ms=boottime_ms,
+    )
+
+
 async def _meet_others(
     stack: AsyncExitStack, config: Config, store: Store, bus: LocalBus, daemon_id: str, started_at_ms: int
 ) -> tuple[News | None, Peers | None, Callable[[], dict[str, Any]]]:
@@ -261,7 +290,7 @@ async def _meet_others(
     for run in (peers.run, news.run, hints.run):
         await _start(stack, run)
     nursery = await stack.enter_async_context(trio.open_nursery())
-    nursery.start_soon(news.follow_hints, lambda _: store.barrier())
+    nursery.start_soon(news.follow_hints, lambda _: store.sync())
     stack.callback(nursery.cancel_scope.cancel)
     return news, peers, lambda: {**hints.statistics(), **bus.statistics(), **attrs.asdict(news.statistics())}
 

@@ -1,4 +1,4 @@
-"""Settings of the embedded store, each with its unit and the reason for its default."""
+"""Settings of the store, each with its unit and the reason for its default; those of etcd are in `etcd/config.py`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Literal
 
 import attrs
 from attrs.validators import ge, in_
+
+from ifbusd.store.etcd.config import EtcdConfig
 
 
 @attrs.frozen(kw_only=True)
@@ -41,3 +43,17 @@ class EmbeddedConfig:
     history_bytes: int = attrs.field(default=4 * 1024 * 1024, validator=ge(1))
     max_leases: int = attrs.field(default=65536, validator=ge(1))
     lease_tick_ms: int = attrs.field(default=100, validator=ge(1))
+
+
+@attrs.frozen(kw_only=True)
+class StoreConfig(EmbeddedConfig):
+    """Where everything is kept. Apart from `backend`, this section is about the embedded store; etcd has the next one.
+
+    Attributes:
+        backend: `embedded` is a file on this host, for this host; `etcd` is a cluster's, for all hosts that use it. A state
+            directory serves one of them.
+        etcd: Where etcd is, and how to talk to it.
+    """
+
+    backend: Literal["embedded", "etcd"] = attrs.field(default="embedded", validator=in_(("embedded", "etcd")))
+    etcd: EtcdConfig = attrs.field(factory=EtcdConfig)

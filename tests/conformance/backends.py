@@ -19,7 +19,6 @@ from ifbusd.store.embedded import EmbeddedStore
 from ifbusd.store.etcd.config import EtcdConfig
 from ifbusd.store.etcd.store import EtcdStore
 
-
 StoreT = TypeVar("StoreT", EmbeddedStore, EtcdStore)
 
 

@@ -1,4 +1,4 @@
-"""The store over a real etcd, for many hosts (ADR 0018). Only `backend = "etcd"` imports what is in here, and with it gRPC.
+"""The store over a real etcd, for many hosts (ADR 0020). Only `backend = "etcd"` imports what is in here, and with it gRPC.
 
 ========== ==========================================================================================================
 config     ``[store.etcd]``

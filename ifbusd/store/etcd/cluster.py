@@ -1,4 +1,4 @@
-"""The way to etcd: a channel to each member, which one is used, whether it answers; calls and streams from trio (ADR 0018).
+"""The way to etcd: a channel to each member, which one is used, whether it answers; calls and streams from trio (ADR 0020).
 
 gRPC works in threads of its own. A call is started with `future` and wakes its trio task from gRPC's thread, without a thread of
 ours; a stream has one reader thread. One member is used at a time; when it fails, calls fail at once until a probe has found

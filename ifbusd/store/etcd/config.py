@@ -9,6 +9,8 @@ from typing import Any, Final
 import attrs
 from attrs.validators import and_, ge, le
 
+# In the state directory of a daemon on etcd: its name among the others'.
+NODE_FILE: Final = "node-id"
 _ENDPOINT: Final = re.compile(r"(https?://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _PREFIX: Final = re.compile(r"/(?:[A-Za-z0-9._-]+/)+")
 

@@ -53,6 +53,11 @@ class RecordLog:
         """
         self._path = path
         self._connection = open_database(path, cache_bytes=_CACHE_BYTES, wal_limit_bytes=wal_limit_bytes)
+        if self._connection.execute("select starts from state").get:
+            self._connection.close()
+            raise StoreFailed(
+                f'cannot open {path}: it holds an embedded store; store.backend = "etcd" needs a state directory of its own'
+            )
         seq, digest, logged = self._connection.execute(
             "select seq, hash, revision from log order by seq desc limit 1"
         ).get or (0, GENESIS, 0)

@@ -1,4 +1,4 @@
-"""The etcd store: `ifbusd.store.base.Store` over a cluster that many daemons share (ADR 0018).
+"""The etcd store: `ifbusd.store.base.Store` over a cluster that many daemons share (ADR 0020).
 
 A decision reads what this daemon knows by heart (`replica`), and etcd itself where that does not suffice; every write compares
 what was read, so a replica that is behind costs another try and never a wrong promise. A write has been told by our own
@@ -37,7 +37,7 @@ from ifbusd.store.base import (
 from ifbusd.store.checks import check_key, check_txn
 from ifbusd.store.etcd.cluster import Cluster, EndpointHealth
 from ifbusd.store.etcd.commits import Commits, is_only_reading
-from ifbusd.store.etcd.config import EtcdConfig
+from ifbusd.store.etcd.config import NODE_FILE, EtcdConfig
 from ifbusd.store.etcd.faults import EtcdFault, Kind
 from ifbusd.store.etcd.feed import Feed
 from ifbusd.store.etcd.keys import Keys, unpack_record
@@ -45,6 +45,7 @@ from ifbusd.store.etcd.records import RecordLog, append_patiently
 from ifbusd.store.etcd.renewals import Renewals
 from ifbusd.store.etcd.replica import Replica
 from ifbusd.store.fsync import sync_names
+from ifbusd.store.schema import StoreFailed
 from ifbusd.store.watches import EmbeddedWatch, History
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,6 @@ _LOAD_PAGE: Final = 500
 _MARK_AFTER_S: Final = 0.05
 # Events handled between two looks at the scheduler.
 _EVENTS_AT_ONCE: Final = 1_000
-NODE_FILE: Final = "node-id"
 
 
 @attrs.frozen(kw_only=True)
@@ -422,6 +422,11 @@ class EtcdStore:
                     revision = await self._load_first()
                 except EtcdFault as fault:
                     raise self._cluster.unavailable(fault, "read what is stored") from fault
+                if self._log.revision > revision:
+                    raise StoreFailed(
+                        f"cannot go on with {self._log.path}: its record goes to revision {self._log.revision}, etcd is at"
+                        f" {revision}: another cluster, or one from a backup; use a state directory of its own"
+                    )
                 if not self._log.revision:
                     await self._log.append([], revision)  # its record begins with its joining
                 nursery.start_soon(self._cluster.run)
@@ -507,6 +512,7 @@ class EtcdStore:
         if told:
             self._told_revision = max(self._told_revision, told[-1].revision)
             self._history.publish(told, size_bytes)
+            self._history.deliver()
         self._seen.unpark_all()
         await trio.lowlevel.checkpoint()
 
@@ -533,6 +539,7 @@ class EtcdStore:
         self._replica, revision = await self._load()
         self._told_revision = max(self._told_revision, revision)
         self._history.forget(revision)
+        self._history.deliver()
         self._seen.unpark_all()
         return revision
 
