@@ -272,7 +272,7 @@ class Claiming(Resources):
                         "claim": self._claim_answer(task_id, task, holder, session),
                         "token": held.create_revision,
                     }
-                lease_left_ms = tx.obtain("lease_left", lambda: self._store.lease_left_ms(held.lease))
+                lease_left_ms = tx.obtain(f"left of lease {held.lease}", lambda: self._store.lease_left_ms(held.lease))
                 raise rules.already_claimed(
                     task_id, holder, held.create_revision, now_ms=self._now_ms(), lease_left_ms=lease_left_ms
                 )

@@ -209,7 +209,7 @@ class Tasks(Resources):
                 ClaimRecord.from_bytes(held.value),
                 held.create_revision,
                 now_ms=self._now_ms(),
-                lease_left_ms=tx.obtain("lease_left", lambda: self._store.lease_left_ms(held.lease)),
+                lease_left_ms=tx.obtain(f"left of lease {held.lease}", lambda: self._store.lease_left_ms(held.lease)),
             )
         checks.append(rules.check_result("free", free, "nobody holds it"))
         done = ", ".join(task.depends_on) + " completed" if task.depends_on else "waits for nothing"
