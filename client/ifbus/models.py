@@ -550,6 +550,7 @@ class BlockerAlert(Model):
         severity: ``low``, ``medium``, ``high`` or ``critical``.
         needs: Capabilities that would help.
         helpers: Swarms that were asked to help, best first.
+        escalated_at_ms: When it was brought before people, because it was open for too long.
     """
 
     blocker_id: str
@@ -561,6 +562,7 @@ class BlockerAlert(Model):
     needs: tuple[str, ...] = attrs.field(default=(), converter=to_strings, validator=_capabilities)
     helpers: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     at_ms: int = 0
+    escalated_at_ms: int | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False)

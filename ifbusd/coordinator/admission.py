@@ -92,6 +92,11 @@ class Admission(Protocol):
         """Whether the swarm's overlap reaches the threshold and it is neither tripped nor broke, from the governor's view (no I/O)."""
         ...
 
+    @property
+    def max_swarms_per_task(self) -> int:
+        """So many swarms are called to help with one task at a time (policy)."""
+        ...
+
     def orchestrators(self) -> list[str]:
         """Swarm ids registered as orchestrators."""
         ...

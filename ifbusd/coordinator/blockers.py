@@ -6,15 +6,13 @@ from typing import Any
 
 from ifbus.errors import InvalidParams, NotFound, PermissionDenied
 from ifbus.models import check_capabilities, check_identifier
-from ifbusd.codec import how_many_fit
+from ifbusd.codec import how_many_fit, unpack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded
 from ifbusd.coordinator.model import TASKS, BlockerRecord, MessageRecord
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
-# DESIGN's max_swarms_per_task in its first form: so many helpers are asked.
-_HELPERS = 3
 # So many orchestrators hear of a blocker by letter; everybody else can list it. etcd takes 128 operations.
 _ORCHESTRATORS = 64
 _INFO_KEYS = ("reason", "task_id", "token", "severity", "needs", "release")
@@ -55,8 +53,9 @@ class Blockers(Core):
                     after = rules.after_claim(task, claim, swarm_id, blocker.token, spent)
                     note = blocker.reason[: rules.MAX_NOTE]
                     tx.put(TASKS + blocker.task_id, after.evolve(blocker=blocker_id, note=note).to_map())
-            helpers = self._governor.rank(needs, limit=_HELPERS, exclude=frozenset({swarm_id})) if needs else []
-            record = blocker.evolve(helpers=helpers)
+            helpers = self._call_helpers(tx, swarm_id, blocker.task_id, needs) if needs else []
+            due_at_ms = blocker.at_ms + self._escalation_ms(blocker.severity)
+            record = blocker.evolve(helpers=helpers, due_at_ms=due_at_ms)
             tx.put(rules.blocker_key(blocker_id), record.to_map())
             alert = rules.blocker_view(blocker_id, record)
             urgent = blocker.severity in ("high", "critical")
@@ -80,6 +79,38 @@ class Blockers(Core):
         if own_lease:
             self._retired.add(own_lease)
         return answer
+
+    def _call_helpers(self, tx: Tx, swarm_id: str, task_id: str, needs: frozenset[str]) -> list[str]:
+        """The best qualified swarms, as many as the policy has room for on this task beside those that its other blockers called."""
+        key = rules.helpers_key(swarm_id, task_id)
+        stored = tx.get(key)
+        called: list[str] = [] if stored is None else unpack(stored)
+        room = self._governor.max_swarms_per_task - len(called)
+        if room <= 0:
+            return []
+        helpers = self._governor.rank(needs, limit=room, exclude=frozenset({swarm_id, *called}))
+        if helpers:
+            tx.put(key, [*called, *helpers])
+        return helpers
+
+    def _let_helpers_go(self, tx: Tx, blocker: BlockerRecord) -> None:
+        key = rules.helpers_key(blocker.swarm_id, blocker.task_id)
+        stored = tx.get(key)
+        left = [] if stored is None else [name for name in unpack(stored) if name not in blocker.helpers]
+        if left:
+            tx.put(key, left)
+        else:
+            tx.delete(key)
+
+    def _escalation_ms(self, severity: str) -> int:
+        config = self._config
+        by_severity = {
+            "low": config.escalate_low_ms,
+            "medium": config.escalate_medium_ms,
+            "high": config.escalate_high_ms,
+            "critical": config.escalate_critical_ms,
+        }
+        return by_severity[severity]
 
     def _orchestrators(self) -> list[str]:
         """Those that hear of a blocker by letter: the live ones first, as many as one transaction takes."""
@@ -113,6 +144,8 @@ class Blockers(Core):
                     would_change=[{"by": "other", "what": "one of these resolves it, or an operator"}],
                 )
             tx.delete(rules.blocker_key(blocker_id))
+            if blocker.helpers:
+                self._let_helpers_go(tx, blocker)
             if blocker.task_id:
                 task = self._task(tx, blocker.task_id)
                 if task.blocker == blocker_id:

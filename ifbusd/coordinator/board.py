@@ -16,6 +16,7 @@ import trio
 from ifbus.errors import Unavailable
 from ifbusd.codec import unpack
 from ifbusd.coordinator.bindings import Bindings
+from ifbusd.coordinator.deadlines import Deadlines
 from ifbusd.coordinator.locks.rules import Lock
 from ifbusd.coordinator.locks.view import Locks
 from ifbusd.coordinator.mailboxes import Mailboxes
@@ -105,6 +106,7 @@ class Board:
         self.waits = Waits()
         self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
+        self.blockers_due = Deadlines()
         self.alarms: dict[str, dict[str, Any]] = {}  # as they were told, by key
         self._claims: dict[str, Held] = {}
         self._dependants: dict[str, set[str]] = {}
@@ -159,6 +161,7 @@ class Board:
         self.waits.clear()
         self.offers.clear()
         self.blockers.clear()
+        self.blockers_due.clear()
         self.alarms.clear()
         self._claims.clear()
         self._dependants.clear()
@@ -303,7 +306,11 @@ class Board:
             letter = (item.create_revision, MessageRecord.from_bytes(item.value))
             self.mail.put(swarm_id, item.key, letter, len(item.value))
         elif kind == "blockers":
-            self.blockers[name] = BlockerRecord.from_bytes(item.value)
+            self.blockers[name] = blocker = BlockerRecord.from_bytes(item.value)
+            if blocker.due_at_ms and not blocker.escalated_at_ms:
+                self.blockers_due.put(name, blocker.due_at_ms)
+            else:
+                self.blockers_due.drop(name)
         elif kind == "alarms":
             self.alarms[item.key] = unpack(item.value)
         elif kind in ("questions", "approvals"):
@@ -330,6 +337,7 @@ class Board:
             self.mail.drop(swarm_id, key)
         elif kind == "blockers":
             self.blockers.pop(name, None)
+            self.blockers_due.drop(name)
         elif kind == "alarms":
             self.alarms.pop(key, None)
         elif kind in ("questions", "approvals"):

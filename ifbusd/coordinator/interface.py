@@ -480,6 +480,9 @@ class Coordinator(Protocol):
     async def detect_blocker(self, caller: Caller, swarm_id: str, info: dict[str, Any]) -> Answer:
         """Report that a swarm cannot go on: orchestrators and operators hear it, the best qualified swarms are asked to help.
 
+        It stays open until it is resolved. After a time by its severity it is brought before people again, once: an escalation
+        ``blocker_escalated``. So many swarms are asked to help with one task at a time as the policy's ``max_swarms_per_task`` says.
+
         Args:
             info: ``{"reason": text, "task_id"?: id, "token"?: fence, "severity"?: Severity, "needs"?: [capability],
                 "release"?: bool}``. With a task, its token is needed; ``release`` gives the claim back, and the task stays

@@ -6,6 +6,7 @@
 ``sessions/<swarm>``        `SessionRecord`, on the session's lease: there while the swarm is alive
 ``inbox/<swarm>/<id>``      `MessageRecord`; its create-revision is the message's ``seq``
 ``blockers/<id>``           `BlockerRecord`, gone when resolved
+``helpers/<whose>``         swarms that open blockers of a task (or of a swarm, ``@<swarm>``) have called, as a list
 ``alarms/<kind>/<whose>``   an open alarm (`clocks`), as it was told
 ``locks/<resource>``         `LockRecord`, on the lease of its claim or session, or its own; its create-revision is the fence
 ``questions/<id>``          `QuestionRecord` that a swarm is to answer; ``approvals/<id>``: a person; ``answers/<id>``: with its answer
@@ -31,6 +32,7 @@ SESSIONS: Final = "sessions/"
 INBOX: Final = "inbox/"
 BLOCKERS: Final = "blockers/"
 ALARMS: Final = "alarms/"
+HELPERS: Final = "helpers/"
 LOCKS: Final = "locks/"
 QUESTIONS: Final = "questions/"
 APPROVALS: Final = "approvals/"
@@ -82,6 +84,8 @@ class CoordinatorConfig:
         open_tasks: Tasks that are not final yet.
         blockers: Open blockers.
         blockers_per_uid: The same of one user, so that nobody keeps the others from reporting.
+        escalate_low_ms, escalate_medium_ms, escalate_high_ms, escalate_critical_ms: A blocker of this severity that is open for so
+            long is brought before people. 24 h, 1 h, 10 min, at once.
         leases_per_uid: Sessions of one user, and claims with a lease of their own. 16,384: a quarter of the store's
             `max_leases`, without which nobody can begin a session.
         resources_per_uid: Resources that one user's swarms hold. 4096: about 1 MiB of memory, and nobody holds all that others name.
@@ -107,6 +111,10 @@ class CoordinatorConfig:
     open_tasks: int = attrs.field(default=1_000_000, validator=and_(ge(1), le(10_000_000)))
     blockers: int = attrs.field(default=10_000, validator=and_(ge(1), le(100_000)))
     blockers_per_uid: int = attrs.field(default=1_000, validator=and_(ge(1), le(100_000)))
+    escalate_low_ms: int = attrs.field(default=24 * 3_600_000, validator=and_(ge(0), le(365 * 24 * 3_600_000)))
+    escalate_medium_ms: int = attrs.field(default=3_600_000, validator=and_(ge(0), le(365 * 24 * 3_600_000)))
+    escalate_high_ms: int = attrs.field(default=600_000, validator=and_(ge(0), le(365 * 24 * 3_600_000)))
+    escalate_critical_ms: int = attrs.field(default=0, validator=and_(ge(0), le(365 * 24 * 3_600_000)))
     leases_per_uid: int = attrs.field(default=16_384, validator=ge(1))
     resources_per_uid: int = attrs.field(default=4_096, validator=and_(ge(1), le(1_000_000)))
     questions_per_uid: int = attrs.field(default=1_024, validator=and_(ge(1), le(100_000)))
@@ -321,7 +329,12 @@ class MessageRecord(_Record):
 
 @attrs.frozen(kw_only=True, slots=False)
 class BlockerRecord(_Record):
-    """An open blocker."""
+    """An open blocker.
+
+    Attributes:
+        due_at_ms: When it is brought before people if it is open still; 0: never.
+        escalated_at_ms: When it was; 0: it was not.
+    """
 
     swarm_id: str
     reason: str
@@ -332,3 +345,5 @@ class BlockerRecord(_Record):
     needs: list[str] = attrs.field(factory=list)
     helpers: list[str] = attrs.field(factory=list)
     at_ms: int = 0
+    due_at_ms: int = 0
+    escalated_at_ms: int = 0

@@ -16,6 +16,7 @@ from ifbusd.coordinator.model import (
     BLOCKERS,
     COMPLETED,
     FAILED,
+    HELPERS,
     LEASE,
     OPEN,
     SESSION,
@@ -422,7 +423,14 @@ def blocker_view(blocker_id: str, blocker: BlockerRecord) -> dict[str, Any]:
     }
     if blocker.task_id:
         view.update(task_id=blocker.task_id, token=blocker.token)
+    if blocker.escalated_at_ms:
+        view["escalated_at_ms"] = blocker.escalated_at_ms
     return view
+
+
+def helpers_key(swarm_id: str, task_id: str) -> str:
+    """Where it stands whom the open blockers of a task have called; of a swarm where there is no task, which no task's name can be."""
+    return HELPERS + (task_id or f"@{swarm_id}")
 
 
 def check_result(check: str, error: IfbusError | None, ok_message: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ifbusd.coordinator.alarms import Alarms
 from ifbusd.coordinator.blockers import Blockers
 from ifbusd.coordinator.claiming import Claiming
 from ifbusd.coordinator.core import Answer
+from ifbusd.coordinator.escalating import Escalating
 from ifbusd.coordinator.freeing import Freeing
 from ifbusd.coordinator.holding import Holding
 from ifbusd.coordinator.inbox import Inbox
@@ -47,7 +48,7 @@ class CoordinatorStatistics:
     processes: int
 
 
-class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers, Questions, Alarms):
+class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers, Escalating, Questions, Alarms):
     """Implements `interface.Coordinator`. Start `run` before the first call."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -62,6 +63,7 @@ class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers
             nursery.start_soon(self.look_after_bindings)
             await nursery.start(self.handle_lost_claims)
             nursery.start_soon(self.watch_clocks)
+            nursery.start_soon(self.escalate_blockers)
             task_status.started()
 
     async def attention(self, caller: Caller, swarm_id: str) -> list[Answer]:

@@ -84,6 +84,11 @@ class Admissions:
 
     # --- Admission -----------------------------------------------------------------------------------
 
+    @property
+    def max_swarms_per_task(self) -> int:
+        """So many swarms are called to help with one task at a time (policy)."""
+        return self._policy.max_swarms_per_task
+
     def require_owner(self, tx: Tx, caller: Caller, swarm_id: str) -> None:
         """Return if the swarm exists and is the caller's; else raise not_found or permission_denied."""
         require_owner(self._read_profile(tx, swarm_id), caller)

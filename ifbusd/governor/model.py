@@ -47,6 +47,7 @@ class Policy:
         failures_to_trip: So many failed tasks in a row trip the breaker.
         budget_low_ratio: The swarm and the operators hear of it once when this share of the budget is spent.
         max_holds: Reservations of one swarm at a time, and as many claims that only count costs; bounds its record (about 60 bytes each).
+        max_swarms_per_task: So many swarms are called to help with one task at a time. 3: more would do the same work twice.
         max_swarms: Names in the registry; about 2 KiB of memory each.
         max_swarms_per_uid: The same for one user, so that nobody shuts the others out.
     """
@@ -57,6 +58,7 @@ class Policy:
     failures_to_trip: int = attrs.field(default=3, validator=[ge(1), le(100)])
     budget_low_ratio: float = attrs.field(default=0.8, validator=[gt(0), le(1)])
     max_holds: int = attrs.field(default=256, validator=ge(1))
+    max_swarms_per_task: int = attrs.field(default=3, validator=[ge(0), le(100)])
     max_swarms: int = attrs.field(default=100_000, validator=ge(1))
     max_swarms_per_uid: int = attrs.field(default=10_000, validator=ge(1))
 

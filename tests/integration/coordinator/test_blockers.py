@@ -1,11 +1,16 @@
 """Blockers: heard by those who decide and those who can help; the task waits if it was given back."""
 
+from pathlib import Path
+
 import pytest
+import trio
+from trio.testing import MockClock
 
 from ifbus.errors import InvalidParams, LimitExceeded, NotFound, NotReady, PermissionDenied
 from ifbus.models import BlockerAlert
 from ifbusd.coordinator.blockers import _ORCHESTRATORS
 from ifbusd.coordinator.model import CoordinatorConfig
+from ifbusd.governor.model import Policy
 from tests.integration.coordinator.world import STRANGER, World, open_world
 
 
@@ -142,3 +147,104 @@ async def test_blockers_are_bounded_however_many_listen(tmp_path: object) -> Non
         assert refused.value.data.items() >= {"limit": "blockers", "used": 3, "allowed": 3}.items()
         assert refused.value.would_change
         assert (await world.outcomes("detect_blocker"))[-1] == "limit_exceeded"
+
+
+def escalations_told(world: World) -> list[tuple[str, str]]:
+    """What operators of this daemon hear from now on: kind and blocker."""
+    told: list[tuple[str, str]] = []
+    world.bus.subscribe("escalations", lambda _, message: told.append((message["kind"], message["blocker_id"])))
+    return told
+
+
+async def report(world: World, swarm_id: str = "docs", **info: object) -> str:
+    """The id of a new blocker."""
+    answer = await world.it.detect_blocker(world.me, swarm_id, {"reason": "stuck", **info})
+    blocker_id: str = answer["blocker"]["blocker_id"]
+    return blocker_id
+
+
+async def test_what_nobody_resolves_is_brought_before_people(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """After the time of its severity, once; what was resolved in time is not."""
+    config = CoordinatorConfig(escalate_low_ms=50_000, escalate_medium_ms=20_000, escalate_high_ms=5_000)
+    async with open_world(tmp_path, config=config) as world:
+        await world.swarm("docs", lease_ms=3_600_000)
+        told = escalations_told(world)
+        now, high, medium, resolved, low = [
+            await report(world, severity=severity) for severity in ("critical", "high", "medium", "medium", "low")
+        ]
+        await trio.sleep(1)
+        assert [blocker_id for kind, blocker_id in told if kind == "blocker_escalated"] == [now]
+        await trio.sleep(5)
+        await world.it.resolve_blocker(world.me, resolved)
+        await trio.sleep(60)
+        escalated = [blocker_id for kind, blocker_id in told if kind == "blocker_escalated"]
+        assert escalated == [now, high, medium, low]
+        listed = (await world.it.list_blockers(world.me))["blockers"]
+        assert all(blocker["escalated_at_ms"] for blocker in listed)
+        assert await world.outcomes("escalate_blocker") == ["ok"] * 4
+
+
+async def test_an_escalation_survives_a_restart(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Due while nobody was there, it comes right after the start; told before it, it is not told again."""
+    config = CoordinatorConfig(escalate_high_ms=5_000, escalate_low_ms=20_000)
+    async with open_world(tmp_path, config=config) as world:
+        await world.swarm("docs", lease_ms=3_600_000)
+        first = await report(world, severity="high")
+        second = await report(world, severity="low")
+        await trio.sleep(10)
+        assert await world.outcomes("escalate_blocker") == ["ok"]
+    await trio.sleep(60)
+    async with open_world(tmp_path, config=config) as world:
+        with trio.fail_after(5):
+            while len(await world.outcomes("escalate_blocker")) < 2:
+                await trio.sleep(0.01)
+        await trio.sleep(120)
+        targets = [entry["target"] for entry in await world.record() if entry["op"] == "coordinator.escalate_blocker"]
+        assert targets == [first, second]
+
+
+async def test_two_daemons_escalate_once(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Both see that it is due; it is told and recorded once."""
+    config = CoordinatorConfig(escalate_high_ms=5_000)
+    async with (
+        open_world(tmp_path, config=config, host="a") as one,
+        open_world(tmp_path, config=config, host="b", beside=one) as other,
+    ):
+        await one.swarm("docs", lease_ms=3_600_000)
+        for number in range(20):
+            await report(one if number % 2 else other, severity="high")
+        await trio.sleep(60)
+        assert await one.outcomes("escalate_blocker") == ["ok"] * 20
+
+
+async def test_a_task_has_so_many_helpers_at_a_time(tmp_path: Path) -> None:
+    """However many blockers are reported at once for one task, the policy's number of swarms is called, each once; resolving makes room."""
+    async with open_world(tmp_path, policy=Policy(max_swarms_per_task=4)) as world:
+        await world.swarm("docs")
+        for number in range(12):
+            await world.swarm(f"gpu-{number}", "gpu:cuda")
+        await world.task("T-1")
+        await world.task("T-2")
+        token, other = await world.token("T-1", "docs"), await world.token("T-2", "docs")
+        blockers: list[str] = []
+
+        async def one(task_id: str, token: int) -> None:
+            blockers.append(await report(world, task_id=task_id, token=token, needs=["gpu:cuda"]))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(one, "T-1", token)
+            nursery.start_soon(one, "T-2", other)
+
+        async def helpers_of(task_id: str) -> list[str]:
+            listed = (await world.it.list_blockers(world.me))["blockers"]
+            return [name for blocker in listed if blocker["task_id"] == task_id for name in blocker["helpers"]]
+
+        helpers = await helpers_of("T-1")
+        assert len(helpers) == len(set(helpers)) == 4
+        assert len(await helpers_of("T-2")) == 4
+        for blocker_id in blockers:
+            await world.it.resolve_blocker(world.me, blocker_id)
+        assert not [key for key in await world.stored() if key.startswith("helpers/")]
+        await one("T-1", token)
+        assert len(await helpers_of("T-1")) == 4
