@@ -27,12 +27,8 @@ class Footprint:
 
     __slots__ = ("length", "reads", "size_bytes", "writes")
 
-    def __init__(self, txn: Txn, *, with_gets: bool) -> None:
-        """Look at it.
-
-        Args:
-            with_gets: Whether what was compared is read when the compares fail.
-        """
+    def __init__(self, txn: Txn) -> None:
+        """Look at it."""
         reads = {key for key, _ in txn.compares}
         writes = set()
         size_bytes = sum(map(len, reads)) + (0 if txn.record is None else len(txn.record))
@@ -48,8 +44,7 @@ class Footprint:
         self.writes = writes
         self.size_bytes = size_bytes
         then = len(txn.then) + (txn.record is not None)
-        otherwise = len(txn.otherwise) + (len(txn.compares) if with_gets else 0)
-        self.length = max(len(txn.compares), then, otherwise)
+        self.length = max(len(txn.compares), then, len(txn.otherwise))
 
 
 class Group:

@@ -31,7 +31,7 @@ _OWN_FAULT: Final = frozenset((Kind.TOO_LARGE, Kind.LEASE_NOT_FOUND, Kind.INVALI
 class Commit:
     """A transaction on its way: what it touches, what is sent, and what came of it."""
 
-    __slots__ = ("_compared", "_done", "_ops", "error", "footprint", "is_sent", "record", "request", "result", "txn")
+    __slots__ = ("_done", "error", "footprint", "is_sent", "record", "request", "result", "txn")
 
     def __init__(self, txn: Txn, keys: Keys, *, slot: int, record: bytes | None) -> None:
         """Build it.
@@ -40,11 +40,7 @@ class Commit:
             slot, record: Where the witness entry goes, as it stands in etcd; None for none.
         """
         self.txn = txn
-        compared = [key for key, _ in txn.compares]
-        # What was compared is read when it differs, so that the next decision is made on what is there.
-        with_gets = len(txn.otherwise) + len(compared) < 64
-        self._compared = compared if with_gets else []
-        self.footprint = Footprint(txn, with_gets=with_gets)
+        self.footprint = Footprint(txn)
         self.record = None if record is None else (slot, record)
         success = keys.ops(txn.then)
         if record is not None:
@@ -52,7 +48,7 @@ class Commit:
         self.request = etcdrpc.TxnRequest(
             compare=[keys.compare(compare) for compare in txn.compares],
             success=success,
-            failure=[*keys.ops(txn.otherwise), *(keys.get(key) for key in self._compared)],
+            failure=keys.ops(txn.otherwise),
         )
         self.is_sent = False
         self.result: TxnResult | None = None
@@ -68,21 +64,19 @@ class Commit:
         self.result, self.error = result, error
         self._done.set()
 
-    def read(self, answer: Any, revision: int, keys: Keys) -> tuple[TxnResult, bool, list[tuple[str, KeyValue | None]]]:
-        """What etcd's answer says: the result, whether a store's key changed, and what was found where compares failed."""
-        taken = self.txn.then if answer.succeeded else self.txn.otherwise
+    def read(self, answer: Any, revision: int, keys: Keys) -> tuple[TxnResult, bool]:
+        """What etcd's answer says: the result, and whether a store's key changed."""
         values: list[KeyValue | None] = []
         has_changed = False
+        taken = self.txn.then if answer.succeeded else self.txn.otherwise
         for op, response in zip(taken, answer.responses, strict=False):
-            if type(op) is Get:
+            if type(op) is Put:
+                has_changed = True
+            elif type(op) is Get:
                 values.append(_found(response, keys))
             else:
-                has_changed |= type(op) is Put or response.response_delete_range.deleted > 0
-        found = []
-        if not answer.succeeded and self._compared:
-            reads = answer.responses[len(taken) :]
-            found = [(key, _found(response, keys)) for key, response in zip(self._compared, reads, strict=True)]
-        return TxnResult(bool(answer.succeeded), revision, tuple(values)), has_changed, found
+                has_changed |= response.response_delete_range.deleted > 0
+        return TxnResult(bool(answer.succeeded), revision, tuple(values)), has_changed
 
 
 def _found(response: Any, keys: Keys) -> KeyValue | None:
@@ -101,14 +95,15 @@ class Commits:
         *,
         now_ms: Callable[[], int],
         landed: Callable[[int, Iterable[str]], Awaitable[None]],
-        note: Callable[[str, KeyValue | None, int], None],
+        lost: Callable[[int, Iterable[str]], Awaitable[None]],
         doubt: Callable[[Iterable[str]], None],
     ) -> None:
         """Wire it up.
 
         Args:
             landed: Awaited with a revision and the keys that it changed: returns when this daemon knows them.
-            note: Told what was found where a compare failed, and as of which revision.
+            lost: Awaited with a revision and the keys of which one was not as compared then: returns when this daemon knows
+                better, so that the next decision is made on what is there.
             doubt: Told the keys that may have been written.
         """
         self._cluster = cluster
@@ -116,7 +111,7 @@ class Commits:
         self._config = config
         self._now_ms = now_ms
         self._landed = landed
-        self._note = note
+        self._lost = lost
         self._doubt = doubt
         self._waiting: list[Commit] = []
         self._writing: Counter[str] = Counter()
@@ -239,17 +234,19 @@ class Commits:
         self.largest = max(self.largest, len(group))
         answers = [answer] if len(group) == 1 else [each.response_txn for each in answer.responses]
         revision = int(answer.header.revision)
-        results, changed = [], False
+        results, changed, lost = [], False, []
         for commit, each in zip(group, answers, strict=True):
-            result, has_changed, found = commit.read(each, revision, self._keys)
+            result, has_changed = commit.read(each, revision, self._keys)
             changed |= has_changed
-            if result.succeeded and commit.record is not None:
-                self.recorded_revision = max(self.recorded_revision, revision)
             results.append(result)
-            for key, value in found:
-                self._note(key, value, revision)
+            if not result.succeeded:
+                lost += [key for key, _ in commit.txn.compares]
+            elif commit.record is not None:
+                self.recorded_revision = max(self.recorded_revision, revision)
         if changed:
             await self._landed(revision, (key for commit in group for key in commit.footprint.writes))
+        if lost:
+            await self._lost(revision, lost)
         for commit, result in zip(group, results, strict=True):
             commit.finish(result=result)
 

@@ -143,7 +143,7 @@ class EtcdStore:
             config,
             now_ms=now_ms,
             landed=self._landed,
-            note=lambda key, value, revision: self._replica.note(key, value, revision),
+            lost=self._lost,
             doubt=lambda keys: self._replica.forget(keys),
         )
         self._renewals = Renewals(self._cluster, timeout_s=self._timeout_s, boottime_ms=boottime_ms)
@@ -320,6 +320,14 @@ class EtcdStore:
             _log.warning("the watch does not tell a write of our own: it is begun anew", extra={"revision": revision})
             self._replica.forget(keys, revision)
             self._feed.restart()
+
+    async def _lost(self, revision: int, keys: Iterable[str]) -> None:
+        """Return once what is known of these keys is as of this revision, or has to be read again."""
+        with trio.move_on_after(_MARK_AFTER_S):
+            while self._replica.revision < revision:
+                await self._seen.park()
+            return
+        self._replica.forget(keys)  # somebody else's writes, under another prefix, may have made this revision
 
     async def _see(self, revision: int) -> None:
         """Return once the watch has shown all changes up to a revision.
