@@ -9,7 +9,7 @@ something has to be waited for first (`Tx.obtain`), the decision is made again, 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -32,6 +32,7 @@ from ifbusd.store.base import (
     Txn,
     TxnResult,
 )
+from ifbusd.store.checks import MAX_TXN_OPS
 
 Body = Callable[["Tx"], dict[str, Any]]
 
@@ -242,13 +243,13 @@ class Operations:
         for _ in range(MAX_TRIES):
             if idempotency or news is not None:
                 await self._ensure_window()
-            try:
-                tx, answer, earlier = await self._decide(idempotency, body, obtained)
-            except Momentary:
-                raise
-            except IfbusError as refusal:
-                await self.witness_refusal(caller, op, target, refusal)
-                raise
+            tx, answer, earlier = await self._decide(idempotency, body, obtained)
+            if isinstance(answer, IfbusError):
+                # On several hosts what was read may be old: a refusal stands only if it is still so.
+                if await self._witness_refusal(caller, op, target, answer, tx.compares[:MAX_TXN_OPS]):
+                    raise answer
+                obtained = {name: found for name, found in obtained.items() if type(name) is str}
+                continue
             if earlier is not None:
                 return await self._replay(caller, op, target, earlier)
             if idempotency:
@@ -283,15 +284,25 @@ class Operations:
 
     async def _decide(
         self, idempotency: str, body: Body, obtained: dict[Hashable, Any]
-    ) -> tuple[Tx, dict[str, Any], KeyValue | None]:
-        """The decision with its transaction and answer, or the record of the first time that this was asked."""
+    ) -> tuple[Tx, dict[str, Any] | IfbusError, KeyValue | None]:
+        """The decision with its transaction and answer or refusal, or the record of the first time that this was asked."""
         while True:
             tx = Tx(self._store, self.decoded, obtained)
             try:
                 earlier = tx.get_stored(idempotency) if idempotency else None
                 return tx, {} if earlier is not None else body(tx), earlier
             except _Pending as pending:
-                obtained[pending.name] = await pending.fetch()
+                waits_for = pending
+            except Momentary:
+                raise
+            except IfbusError as refusal:
+                return tx, refusal, None
+            try:
+                obtained[waits_for.name] = await waits_for.fetch()
+            except Momentary:
+                raise
+            except IfbusError as refusal:
+                return tx, refusal, None
 
     async def look(self, look: Callable[[Tx], T]) -> T:
         """What a function reads through a `Tx`, without an operation: nothing is written, witnessed or waited for but the reads.
@@ -319,9 +330,16 @@ class Operations:
 
     async def witness_refusal(self, caller: Caller, op: str, target: str, refusal: IfbusError) -> None:
         """Put a refused operation on record; nothing else is written. The refusal's data gets the ``receipt``."""
+        await self._witness_refusal(caller, op, target, refusal, ())
+
+    async def _witness_refusal(
+        self, caller: Caller, op: str, target: str, refusal: IfbusError, compares: Sequence[Compare]
+    ) -> bool:
         detail = {key: value for key, value in refusal.data.items() if key != "would_change"}
-        done = await self._store.txn(Txn(record=self._record(caller, op, target, refusal.code, detail)))
-        refusal.data["receipt"] = _receipt(done)
+        done = await self._store.txn(Txn(compares, record=self._record(caller, op, target, refusal.code, detail)))
+        if done.succeeded:
+            refusal.data["receipt"] = _receipt(done)
+        return done.succeeded
 
     async def _replay(self, caller: Caller, op: str, target: str, earlier: KeyValue) -> dict[str, Any]:
         body_hash, first_op, answer = unpack(earlier.value)
