@@ -63,6 +63,9 @@ class AsyncClient(AsyncLink):
     create_task = _awaiting(calls.create_task)
     get_task = _awaiting(calls.get_task)
     list_tasks = _awaiting(calls.list_tasks)
+    cancel_task = _awaiting(calls.cancel_task)
+    requeue_task = _awaiting(calls.requeue_task)
+    list_dead_letters = _awaiting(calls.list_dead_letters)
     claim_task = _awaiting(calls.claim_task)
     claim_next = _awaiting(calls.claim_next)
     renew_claim = _awaiting(calls.renew_claim)
@@ -490,16 +493,26 @@ class AsyncClaim(ClaimCore[S], Generic[S]):
     async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         await _say_in_parting(self.leave_steps(error), self._perform, error)
 
-    async def progress(self, percent: int, note: str | None = None) -> Task:
-        """Say how far it is, 0 to 100; the task as it stands. Raises LeaseLost."""
-        return await drive_async(self.progress_steps(percent, note), self._perform)
+    async def progress(
+        self, percent: int, note: str | None = None, *, artefacts: Sequence[Mapping[str, Any]] | None = None
+    ) -> Task:
+        """Say how far it is, 0 to 100; the task as it stands. Raises LeaseLost.
+
+        Args:
+            artefacts: What is left for whoever holds the task next, ``{"name", "sha256", "bytes"}`` each.
+        """
+        return await drive_async(self.progress_steps(percent, note, artefacts=artefacts), self._perform)
 
     async def complete(self, result: Any = None) -> ClaimEnd:
         """End the task with a result, any plain value of at most 32 KiB. Raises LeaseLost."""
         return await drive_async(self.complete_steps(result), self._perform)
 
-    async def fail(self, error: str, *, retry: bool = False) -> ClaimEnd:
-        """End the claim with a failure, and the task too, unless it is to be offered again. Raises LeaseLost."""
+    async def fail(self, error: str, *, retry: bool | None = None) -> ClaimEnd:
+        """End the claim with a failure, and the task too, unless it is to be offered again. Raises LeaseLost.
+
+        Args:
+            retry: Whether to offer it again while it has attempts left; not given: if it has ``max_attempts``.
+        """
         return await drive_async(self.fail_steps(error, retry=retry), self._perform)
 
     async def release(self, note: str | None = None) -> ClaimEnd:

@@ -63,6 +63,7 @@ R = TypeVar("R")
 Usd = str | int | Decimal
 Similarity = Literal["jaccard", "coverage"]
 Severity = Literal["low", "medium", "high", "critical"]
+OnDependencyFailure = Literal["wait", "cancel", "run"]
 Dimension = Literal["swarm", "task", "operation", "model", "hour"]
 
 
@@ -155,6 +156,14 @@ def create_task(
     payload: Mapping[str, Any] | None = None,
     milestones: Sequence[Any] | None = None,
     resources: Sequence[str] | None = None,
+    not_before_at_ms: int | None = None,
+    deadline_at_ms: int | None = None,
+    lease_ms: int | None = None,
+    max_attempts: int | None = None,
+    backoff: Mapping[str, Any] | None = None,
+    unique_key: str | None = None,
+    retention_ms: int | None = None,
+    on_dependency_failure: OnDependencyFailure | None = None,
     **options: Unpack[Options],
 ) -> Call[Task]:
     """Create a task; waiting swarms that qualify hear of it at once.
@@ -170,6 +179,15 @@ def create_task(
         payload: Anything the holder should know, at most 32 KiB packed.
         milestones: ``[percent, text]`` each, at most 32.
         resources: What it needs for itself while it is claimed, such as ``gpu:0`` or ``file:src/a.py``, at most 16.
+        not_before_at_ms: Scheduled start, epoch ms.
+        deadline_at_ms: Expiry, epoch ms: not ended by then it becomes ``expired``, and its holder must stop.
+        lease_ms: Lease of a claim that asks for none of its own.
+        max_attempts: A failed or lost attempt is tried again after a backoff until so many have gone wrong; then it is ``dead``.
+        backoff: ``{"base_ms", "factor", "cap_ms", "jitter"}``, any of them; 1 s, 2, 5 min and 0.5 if not given.
+        unique_key: While an open task of this user has it, that one is the answer, with `Task.existing`.
+        retention_ms: How long it is kept with its result once it is final.
+        on_dependency_failure: When one that it depends on ends without being completed: ``wait`` on (the default), be cancelled too
+            (``cancel``), or ``run``.
 
     Raises:
         AlreadyExists: A task has this id.
@@ -188,8 +206,51 @@ def create_task(
         payload=None if payload is None else dict(payload),
         milestones=_list(milestones),
         resources=_list(resources),
+        not_before_at_ms=not_before_at_ms,
+        deadline_at_ms=deadline_at_ms,
+        lease_ms=lease_ms,
+        max_attempts=max_attempts,
+        backoff=None if backoff is None else dict(backoff),
+        unique_key=unique_key,
+        retention_ms=retention_ms,
+        on_dependency_failure=on_dependency_failure,
     )
     return Call("coordinator.create_task", params, _task, options)
+
+
+def cancel_task(task_id: str, *, reason: str | None = None, **options: Unpack[Options]) -> Call[Task]:
+    """End an open task without a result, for its creator and operators; its holder is told to stop.
+
+    Raises:
+        NotReady: It has ended in another way.
+        PermissionDenied: The caller is neither its creator nor an operator.
+    """
+    return Call("coordinator.cancel_task", _given(task_id=task_id, reason=reason), _task, options)
+
+
+def requeue_task(
+    task_id: str, *, reason: str | None = None, deadline_at_ms: int | None = None, **options: Unpack[Options]
+) -> Call[Task]:
+    """Open a task again that is dead, failed, cancelled or expired, for its creator and operators; its attempts count anew.
+
+    Args:
+        reason: Goes on record.
+        deadline_at_ms: A new deadline; otherwise an old one that has passed is dropped.
+
+    Raises:
+        NotReady: It is open or completed.
+        PermissionDenied: The caller is neither its creator nor an operator.
+    """
+    params = _given(task_id=task_id, reason=reason, deadline_at_ms=deadline_at_ms)
+    return Call("coordinator.requeue_task", params, _task, options)
+
+
+def list_dead_letters(
+    *, after: str | None = None, limit: int | None = None, **options: Unpack[Options]
+) -> Call[TaskPage]:
+    """Tasks whose attempts are used up, those that died first at the front, each with the `Task.errors` of its attempts."""
+    params = _given(after=after, limit=limit)
+    return Call("coordinator.list_dead_letters", params, _answer("TaskPage"), options)
 
 
 def _list(values: Sequence[Any] | None) -> list[Any] | None:
@@ -310,10 +371,22 @@ def bind_claim(
 
 
 def report_progress(
-    task_id: str, swarm_id: str, token: int, percent: int, *, note: str | None = None, **options: Unpack[Options]
+    task_id: str,
+    swarm_id: str,
+    token: int,
+    percent: int,
+    *,
+    note: str | None = None,
+    artefacts: Sequence[Mapping[str, Any]] | None = None,
+    **options: Unpack[Options],
 ) -> Call[Progress]:
-    """Record how far the holder is (0 to 100) and renew its lease. Raises StaleToken, NotOwner."""
-    params = _given(task_id=task_id, swarm_id=swarm_id, token=token, percent=percent, note=note)
+    """Record how far the holder is (0 to 100) and renew its lease. Raises StaleToken, NotOwner.
+
+    Args:
+        artefacts: What it leaves for whoever holds the task next, ``{"name", "sha256", "bytes"}`` each; the newest 16 are kept.
+    """
+    left = None if artefacts is None else [dict(artefact) for artefact in artefacts]
+    params = _given(task_id=task_id, swarm_id=swarm_id, token=token, percent=percent, note=note, artefacts=left)
     return Call("coordinator.report_progress", params, _answer("Progress"), options)
 
 
@@ -335,7 +408,7 @@ def fail_task(
 
     Args:
         error: Why, at most 4 KiB.
-        retry: Offer the task again instead of ending it.
+        retry: Whether to offer the task again while it has attempts left; not given: if it has `max_attempts`.
     """
     params = _given(task_id=task_id, swarm_id=swarm_id, token=token, error=error, retry=retry)
     return Call("coordinator.fail_task", params, _answer("ClaimEnd"), options)

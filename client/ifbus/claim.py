@@ -173,9 +173,16 @@ class ClaimCore(Generic[S]):
             self._end()
             raise LeaseLost(error.message, data=error.data) from error
 
-    def progress_steps(self, percent: int, note: str | None = None) -> Steps[Task]:
+    @property
+    def handover(self) -> dict[str, Any]:
+        """What earlier owners left: ``attempts``, ``percent``, ``note``, ``spent_usd``, ``artefacts``, ``errors``, ``last``; empty without one."""
+        return self._grant.handover or {}
+
+    def progress_steps(
+        self, percent: int, note: str | None = None, *, artefacts: Sequence[Mapping[str, Any]] | None = None
+    ) -> Steps[Task]:
         """Say how far it is, 0 to 100; the task as it stands. Raises LeaseLost."""
-        call = calls.report_progress(self.task_id, self.swarm_id, self.token, percent, note=note)
+        call = calls.report_progress(self.task_id, self.swarm_id, self.token, percent, note=note, artefacts=artefacts)
         return (yield from self._as_holder(call)).task
 
     def complete_steps(self, result: Any = None) -> Steps[ClaimEnd]:
@@ -184,7 +191,7 @@ class ClaimCore(Generic[S]):
         self._end()
         return end
 
-    def fail_steps(self, error: str, *, retry: bool = False) -> Steps[ClaimEnd]:
+    def fail_steps(self, error: str, *, retry: bool | None = None) -> Steps[ClaimEnd]:
         """End the claim with a failure, and the task too, unless it is to be offered again. Raises LeaseLost."""
         text = error[:MAX_ERROR_CHARS]
         end = yield from self._as_holder(calls.fail_task(self.task_id, self.swarm_id, self.token, text, retry=retry))

@@ -392,7 +392,8 @@ class Task(Model):
     """One task as the board shows it.
 
     Attributes:
-        state: ``waiting`` (for `waits_for`), ``ready``, ``claimed``, ``blocked``, ``completed`` or ``failed``.
+        state: ``waiting`` (for `waits_for`), ``scheduled`` (for its start, or backing off), ``ready``, ``claimed``, ``blocked``; or final:
+            ``completed``, ``failed``, ``dead``, ``cancelled``, ``expired``.
         capabilities: What a swarm must be able to do.
         depends_on: Tasks that must be completed first.
         waits_for: Those of them that are not completed yet.
@@ -406,6 +407,13 @@ class Task(Model):
         holder, token: The swarm that holds it and its fencing token.
         result: What it was completed with.
         error: Why its last attempt failed.
+        not_before_at_ms, deadline_at_ms, lease_ms, max_attempts, backoff, unique_key, retention_ms, on_dependency_failure: As it was created.
+        existing: It was there already, with the unique key that was asked for.
+        failures: Attempts that failed or were lost since it was created or requeued.
+        retry_at_ms: Until then it rests after a failure.
+        errors: Of the newest of them: ``attempt``, ``at_ms``, ``swarm_id``, ``token``, ``reason``, ``error``.
+        artefacts: What its holders have left: ``name``, ``sha256``, ``bytes``.
+        reason: Why it was cancelled or has expired.
         clocks: Of its claim, from `get_task`: ``alive`` (True while what it is bound to lives and is watched), ``beat_ms`` since its lease was
             renewed, ``progress_ms`` and ``spent_usd`` since it came further, and what they are measured by.
     """
@@ -434,6 +442,20 @@ class Task(Model):
     result: Any = None
     error: str | None = None
     ended_at_ms: int | None = None
+    not_before_at_ms: int | None = None
+    deadline_at_ms: int | None = None
+    lease_ms: int | None = None
+    max_attempts: int | None = None
+    backoff: dict[str, Any] | None = None
+    unique_key: str | None = None
+    retention_ms: int | None = None
+    on_dependency_failure: str = "wait"
+    existing: bool = False
+    failures: int = 0
+    retry_at_ms: int | None = None
+    errors: tuple[dict[str, Any], ...] = attrs.field(default=(), converter=to_strings)
+    artefacts: tuple[dict[str, Any], ...] = attrs.field(default=(), converter=to_strings)
+    reason: str | None = None
     clocks: dict[str, Any] | None = None
     resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     busy_resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
@@ -450,6 +472,7 @@ class TaskClaim(Model):
         bound_to: ``process``, ``connection``, ``session`` or ``lease``.
         bound: What frees it at once, as ``{"kind", "pid", "name", "watched"}``; None: its lease alone.
         resources: That were taken with it; their fence is `token`.
+        handover: What earlier owners left, None without one: ``attempts``, ``percent``, ``note``, ``spent_usd``, ``artefacts``, ``errors``, ``last``.
     """
 
     task_id: str
@@ -462,6 +485,7 @@ class TaskClaim(Model):
     bound_to: str = "lease"
     bound: dict[str, Any] | None = None
     resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
+    handover: dict[str, Any] | None = None
     receipt: Receipt | None = attrs.field(default=None, metadata={"model": Receipt})
 
     @property

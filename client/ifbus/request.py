@@ -25,6 +25,7 @@ KEYLESS: Final = frozenset(
         "chassis.execute_task",
         "coordinator.get_task",
         "coordinator.list_tasks",
+        "coordinator.list_dead_letters",
         "coordinator.renew_claim",
         "coordinator.renew_session",
         "coordinator.list_blockers",

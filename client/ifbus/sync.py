@@ -51,6 +51,9 @@ class Client(Link):
     create_task = _blocking(calls.create_task)
     get_task = _blocking(calls.get_task)
     list_tasks = _blocking(calls.list_tasks)
+    cancel_task = _blocking(calls.cancel_task)
+    requeue_task = _blocking(calls.requeue_task)
+    list_dead_letters = _blocking(calls.list_dead_letters)
     claim_task = _blocking(calls.claim_task)
     claim_next = _blocking(calls.claim_next)
     renew_claim = _blocking(calls.renew_claim)
@@ -376,16 +379,26 @@ class Claim(ClaimCore[S], Generic[S]):
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         drive(self.leave_steps(error), self._perform)
 
-    def progress(self, percent: int, note: str | None = None) -> Task:
-        """Say how far it is, 0 to 100; the task as it stands. Raises LeaseLost."""
-        return drive(self.progress_steps(percent, note), self._perform)
+    def progress(
+        self, percent: int, note: str | None = None, *, artefacts: Sequence[Mapping[str, Any]] | None = None
+    ) -> Task:
+        """Say how far it is, 0 to 100; the task as it stands. Raises LeaseLost.
+
+        Args:
+            artefacts: What is left for whoever holds the task next, ``{"name", "sha256", "bytes"}`` each.
+        """
+        return drive(self.progress_steps(percent, note, artefacts=artefacts), self._perform)
 
     def complete(self, result: Any = None) -> ClaimEnd:
         """End the task with a result, any plain value of at most 32 KiB. Raises LeaseLost."""
         return drive(self.complete_steps(result), self._perform)
 
-    def fail(self, error: str, *, retry: bool = False) -> ClaimEnd:
-        """End the claim with a failure, and the task too, unless it is to be offered again. Raises LeaseLost."""
+    def fail(self, error: str, *, retry: bool | None = None) -> ClaimEnd:
+        """End the claim with a failure, and the task too, unless it is to be offered again. Raises LeaseLost.
+
+        Args:
+            retry: Whether to offer it again while it has attempts left; not given: if it has ``max_attempts``.
+        """
         return drive(self.fail_steps(error, retry=retry), self._perform)
 
     def release(self, note: str | None = None) -> ClaimEnd:

@@ -7,7 +7,9 @@ try, never a double owner.
 
 from __future__ import annotations
 
+import bisect
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
@@ -17,6 +19,8 @@ from ifbus.errors import Unavailable
 from ifbusd.codec import unpack
 from ifbusd.coordinator.bindings import Bindings
 from ifbusd.coordinator.deadlines import Deadlines
+from ifbusd.coordinator.life import rules as life
+from ifbusd.coordinator.life.timers import Timers
 from ifbusd.coordinator.locks.rules import Lock
 from ifbusd.coordinator.locks.view import Locks
 from ifbusd.coordinator.mailboxes import Mailboxes
@@ -27,7 +31,8 @@ from ifbusd.coordinator.model import (
     BLOCKERS,
     CLAIMS,
     COMPLETED,
-    FAILED,
+    DEAD,
+    EXPIRED,
     INBOX,
     LOCKS,
     OPEN,
@@ -79,7 +84,8 @@ class LostClaim:
     """A claim that ended, as it seems without a verdict: its lease ran out or its session was replaced.
 
     Attributes:
-        token: 0 where a crash came in between and only the money that it held is left.
+        swarm_id: ``""`` where the task knows.
+        token: 0 where a crash came in between and only the money that it held, or the attempt, is left.
     """
 
     task_id: str
@@ -91,8 +97,21 @@ class LostClaim:
 class Board:
     """The view. The mutable state of the coordinator is in here and in the store, nowhere else."""
 
-    def __init__(self, store: Store, decoded: Decoded, bindings: Bindings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        decoded: Decoded,
+        bindings: Bindings,
+        *,
+        now_ms: Callable[[], int],
+        retention_ms: int,
+        retained_tasks: int,
+    ) -> None:
+        """See `CoordinatorConfig` for how long final tasks are kept, and how many. `now_ms` is the wall clock."""
         self._store = store
+        self._now_ms = now_ms
+        self._retention_ms = retention_ms
+        self._retained_tasks = retained_tasks
         self._decoded = decoded
         self._bindings = bindings
         self.revision = 0
@@ -121,6 +140,17 @@ class Board:
         # Everything was read anew, so a claim may have come and gone unseen; whoever has looked for those sets it back.
         self.has_gap = False
         self._to_clean = trio.lowlevel.ParkingLot()
+        # Dead tasks as (end, number, id), in that order.
+        self.dead: list[tuple[int, int, str]] = []
+        self._dead_places: dict[str, tuple[int, int, str]] = {}
+        self._ending: set[str] = (
+            set()
+        )  # those whose claims count as attempts, while they are held and until that has been settled
+        # What time or another task's end asks for, by task: ``expire``, ``cancel`` or ``remove``; the store decides.
+        self._due: dict[str, str] = {}
+        self._timers = Timers()  # of open tasks
+        self._kept = Timers()  # of final ones: when to remove them
+        self._to_tend = trio.lowlevel.ParkingLot()
 
     # --- feeding -------------------------------------------------------------------------------------
 
@@ -165,6 +195,12 @@ class Board:
         self.alarms.clear()
         self._claims.clear()
         self._dependants.clear()
+        self.dead.clear()
+        self._dead_places.clear()
+        self._ending.clear()
+        self._due.clear()
+        self._timers.replace(())
+        self._kept.replace(())
         revision = 0
         for prefix in (CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS, LOCKS, QUESTIONS, APPROVALS, ANSWERS, WAITS):
             after = ""
@@ -212,6 +248,12 @@ class Board:
             now = self._claims.get(task_id)
             if now is None or now.token != suspect.token:
                 self._note_lost(suspect)
+        lost = {task_id for task_id, _ in self.lost}
+        for task_id in self._ending - lost - self._claims.keys():
+            self._note_lost(LostClaim(task_id=task_id, swarm_id="", token=0))
+        # Only a completed task is removed while others depend on it, and none is created that depends on what is not there.
+        for name in [name for name in self._dependants if name not in self.tasks]:
+            self._release_dependants(name)
         self.mail.deliver_all()
         self.locks.wake_all()
         self.waits.wake_all()
@@ -326,7 +368,9 @@ class Board:
                 self.tasks[task_id].busy |= {name}
 
     def _delete(self, kind: str, name: str, key: str) -> None:
-        if kind == "claims":
+        if kind == "tasks":
+            self._drop_task(name)
+        elif kind == "claims":
             former = self._forget_claim(name)
             if former is not None and former.claim.bound:
                 self._bindings.move(key, former.claim.bound.get("id", ""), "")
@@ -354,13 +398,9 @@ class Board:
     def _put_task(self, task_id: str, item: KeyValue) -> None:
         record = self._decoded.peek(item, TaskRecord.from_bytes)
         entry = self.tasks.get(task_id)
+        before = None if entry is None else entry.state
         if entry is None:
-            unmet = _NOTHING
-            if record.depends_on and record.state == OPEN:
-                unmet = frozenset(name for name in record.depends_on if not self._is_completed(name))
-            for name in unmet:
-                self._dependants.setdefault(name, set()).add(task_id)
-            self.tasks[task_id] = Entry(
+            entry = self.tasks[task_id] = Entry(
                 task_id=task_id,
                 n=record.n,
                 title=record.title,
@@ -371,11 +411,11 @@ class Board:
                 estimate_micro_usd=record.estimate_micro_usd,
                 blocker=record.blocker,
                 route=record.route,
-                unmet=unmet,
+                unmet=_NOTHING,
                 resources=tuple(record.resources),
             )
             if record.resources and record.state == OPEN:
-                self._want(self.tasks[task_id])
+                self._want(entry)
         else:
             entry.state, entry.blocker, entry.route = record.state, record.blocker, record.route
             if entry.resources:
@@ -383,12 +423,92 @@ class Board:
                     self._want(entry)
                 else:
                     self.locks.unwant(task_id, entry.resources)
-        if record.state == COMPLETED:
-            for name in self._dependants.pop(task_id, ()):
-                dependant = self.tasks[name]
-                dependant.unmet -= {task_id}
-                if not dependant.unmet:
-                    self._refresh(name)
+        if record.options or record.history or entry.start_at_ms or entry.deadline_at_ms or entry.is_ending:
+            self._put_life(entry, record)
+        if record.state != before:
+            if record.depends_on:
+                self._put_dependencies(entry, record)
+            if record.state == COMPLETED:
+                self._release_dependants(task_id)
+            elif record.state != OPEN or before is not None:
+                self._tell_dependants(entry)
+            if record.state != OPEN:
+                entry.due_at_ms = life.removable_at_ms(record, self._retention_ms)
+                self._kept.add(entry.due_at_ms, task_id)
+                if self._kept.next_at_ms == entry.due_at_ms:
+                    self._to_tend.unpark_all()
+            if before == DEAD:
+                self._forget_dead(task_id)
+            if record.state == DEAD:
+                place = self._dead_places[task_id] = (record.ended_at_ms, entry.n, task_id)
+                bisect.insort(self.dead, place)
+
+    def _put_life(self, entry: Entry, record: TaskRecord) -> None:
+        entry.start_at_ms, entry.deadline_at_ms = life.start_at_ms(record), life.deadline_at_ms(record)
+        entry.on_dependency_failure = record.options.get("on_dependency_failure", "wait")
+        entry.is_ending = "attempt" in record.history
+        (self._ending.add if entry.is_ending else self._ending.discard)(entry.task_id)
+
+    def _put_dependencies(self, entry: Entry, record: TaskRecord) -> None:
+        """Note what an open task waits for; one that is final waits no more."""
+        if record.state != OPEN:
+            for name in record.depends_on:
+                if (dependants := self._dependants.get(name)) is not None:
+                    dependants.discard(entry.task_id)
+                    if not dependants:
+                        del self._dependants[name]
+            return
+        pending = [name for name in record.depends_on if not self._is_completed(name)]
+        for name in pending:
+            self._dependants.setdefault(name, set()).add(entry.task_id)
+        failed = [name for name in pending if self._has_failed(name)]
+        entry.unmet = frozenset(pending)
+        if failed and entry.on_dependency_failure == "run":
+            entry.unmet -= frozenset(failed)
+        elif failed and entry.on_dependency_failure == "cancel":
+            self._note_due(entry.task_id, "cancel")
+
+    def _release_dependants(self, task_id: str) -> None:
+        for name in self._dependants.pop(task_id, ()):
+            dependant = self.tasks[name]
+            dependant.unmet -= {task_id}
+            if not dependant.unmet:
+                self._refresh(name)
+
+    def _tell_dependants(self, entry: Entry) -> None:
+        """A task ended without being completed, or is open again: what each that depends on it has chosen for that."""
+        for name in self._dependants.get(entry.task_id, ()):
+            dependant = self.tasks[name]
+            if dependant.on_dependency_failure == "run":
+                dependant.unmet = (
+                    dependant.unmet | {entry.task_id} if entry.state == OPEN else dependant.unmet - {entry.task_id}
+                )
+                self._refresh(name)
+            elif dependant.on_dependency_failure == "cancel" and entry.state != OPEN:
+                self._note_due(name, "cancel")
+
+    def _has_failed(self, task_id: str) -> bool:
+        entry = self.tasks.get(task_id)
+        return entry is not None and entry.state not in (OPEN, COMPLETED)
+
+    def _drop_task(self, task_id: str) -> None:
+        """A final task was removed."""
+        entry = self.tasks.pop(task_id, None)
+        if entry is None:
+            return
+        if entry.shown:
+            self.counts[entry.shown] -= 1
+        entry.shown = ""  # somebody may still hold it in a list of offers
+        self._due.pop(task_id, None)
+        self._release_dependants(task_id)
+        self._ending.discard(task_id)
+        if entry.resources:
+            self.locks.unwant(task_id, entry.resources)
+        if entry.state == DEAD:
+            self._forget_dead(task_id)
+
+    def _forget_dead(self, task_id: str) -> None:
+        del self.dead[bisect.bisect_left(self.dead, self._dead_places.pop(task_id))]
 
     def _want(self, entry: Entry) -> None:
         entry.busy = frozenset(self.locks.busy(entry.resources))
@@ -437,14 +557,22 @@ class Board:
         held = self._claims.get(task_id)
         if held is not entry.held:
             entry.held, entry.is_taken = held, False
+        now_ms = 0
+        if entry.state == OPEN and (entry.start_at_ms or entry.deadline_at_ms):
+            now_ms = self._now_ms()
+            self._set_timer(entry, now_ms)
         if entry.state != OPEN:
             shown = entry.state
+        elif 0 < entry.deadline_at_ms <= now_ms:
+            shown = EXPIRED
         elif entry.blocker:
-            shown = "blocked"
-        elif entry.held is not None:
-            shown = "claimed"
+            shown = life.BLOCKED
+        elif entry.held is not None or entry.is_ending:
+            shown = life.CLAIMED
+        elif entry.unmet or entry.busy:
+            shown = life.WAITING
         else:
-            shown = "waiting" if entry.unmet or entry.busy else "ready"
+            shown = life.SCHEDULED if entry.start_at_ms > now_ms else life.READY
         if shown == entry.shown:
             return
         if entry.shown:
@@ -453,8 +581,86 @@ class Board:
         entry.shown = shown
         if shown == "ready":
             self.offers.add(entry)
-        elif entry.state != OPEN:
+        elif shown in life.FINAL_STATES:
             self.offers.wake_ended(task_id)
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def _set_timer(self, entry: Entry, now_ms: int) -> None:
+        if 0 < entry.deadline_at_ms <= now_ms:
+            self._note_due(entry.task_id, "expire")
+            return
+        due_at_ms = min((at for at in (entry.start_at_ms, entry.deadline_at_ms) if at > now_ms), default=0)
+        if due_at_ms and due_at_ms != entry.due_at_ms:
+            if self._timers.is_crowded(len(self.tasks)):
+                self._timers.replace(
+                    (other.due_at_ms, task_id)
+                    for task_id, other in self.tasks.items()
+                    if other.due_at_ms and other.state == OPEN
+                )
+            self._timers.add(due_at_ms, entry.task_id)
+            if self._timers.next_at_ms == due_at_ms:
+                self._to_tend.unpark_all()
+        entry.due_at_ms = due_at_ms
+
+    def _note_due(self, task_id: str, what: str) -> None:
+        self._due[task_id] = what
+        self._to_tend.unpark_all()
+
+    def refresh(self, task_id: str) -> None:
+        """Look at a task's time again: the store judged by another one."""
+        self._refresh(task_id)
+
+    def take_due(self, most: int) -> list[tuple[str, str]]:
+        """Tasks whose time has come, and what that asks for; a start that is reached is shown and offered by this itself."""
+        now_ms = self._now_ms()
+        while (at_ms := self._timers.next_at_ms) is not None and at_ms <= now_ms:
+            at_ms, task_id = self._timers.pop()
+            entry = self.tasks.get(task_id)
+            if entry is not None and entry.state == OPEN and entry.due_at_ms == at_ms:
+                self._refresh(task_id)
+        while len(self._due) < most and (at_ms := self._kept.next_at_ms) is not None:
+            if at_ms > now_ms and self._final_tasks() - len(self._due) <= self._retained_tasks:
+                break
+            at_ms, task_id = self._kept.pop()
+            entry = self.tasks.get(task_id)
+            if entry is not None and entry.state != OPEN and entry.due_at_ms == at_ms:
+                self._due[task_id] = "remove"
+        taken = list(self._due.items())[:most]
+        for task_id, _ in taken:
+            del self._due[task_id]
+        return taken
+
+    def keep(self, task_id: str, until_ms: int) -> None:
+        """Look again later whether a final task can be removed."""
+        if (entry := self.tasks.get(task_id)) is not None and entry.state != OPEN:
+            entry.due_at_ms = until_ms
+            self._kept.add(until_ms, task_id)
+
+    async def wait_due(self, longest_s: float) -> None:
+        """Return when a task's time may have come, at the latest after so long: the wall clock may have been set."""
+        if self._due:
+            await trio.lowlevel.checkpoint()
+            return
+        times = [at_ms for at_ms in (self._timers.next_at_ms, self._kept.next_at_ms) if at_ms is not None]
+        if not times:
+            await self._to_tend.park()
+            return
+        left_s = (min(times) - self._now_ms()) / 1000
+        with trio.move_on_after(max(0.0, min(left_s, longest_s))):
+            await self._to_tend.park()
+
+    @property
+    def is_overfull(self) -> bool:
+        """Whether there are more final tasks than are to be kept."""
+        return self._final_tasks() > self._retained_tasks
+
+    def dead_place(self, task_id: str) -> tuple[int, int, str] | None:
+        """Where a dead task stands in `dead`; None if it is none."""
+        return self._dead_places.get(task_id)
+
+    def _final_tasks(self) -> int:
+        return sum(self.counts.get(state, 0) for state in life.FINAL_STATES)
 
     def _advance(self, revision: int) -> None:
         self.revision = max(self.revision, revision)
@@ -517,7 +723,7 @@ class Board:
 
     def open_tasks(self) -> int:
         """Tasks that are not final."""
-        return len(self.tasks) - self.counts.get(COMPLETED, 0) - self.counts.get(FAILED, 0)
+        return len(self.tasks) - self._final_tasks()
 
 
 def _lost(task_id: str, held: Held) -> LostClaim:

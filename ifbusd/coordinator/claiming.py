@@ -12,11 +12,10 @@ from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer
+from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.locks.rules import check_resources
 from ifbusd.coordinator.model import (
     CLAIMS,
-    COMPLETED,
-    FAILED,
     INBOX,
     SESSIONS,
     TASKS,
@@ -101,7 +100,7 @@ class Claiming(Resources):
                 try:
                     answer = await self._try(caller, task_id, swarm_id, terms, waiter)
                 except (NotReady, ResourceBusy) as error:
-                    if error.data.get("state") in (COMPLETED, FAILED):
+                    if error.data.get("state") in life.FINAL_STATES:
                         raise
                     refusal = error
                 if refusal is None and answer["claimed"]:
@@ -244,6 +243,9 @@ class Claiming(Resources):
             answer = await self._claim(caller, task_id, swarm_id, terms)
             is_done = answer["claimed"] and "replayed" not in answer["receipt"]
             return answer
+        except NotReady:
+            self.board.refresh(task_id)  # by the time, perhaps: the wall clock was set
+            raise
         finally:
             if entry is not None and not is_done:
                 self.board.offers.give_up(entry, waiter)
@@ -276,7 +278,8 @@ class Claiming(Resources):
                 raise rules.already_claimed(
                     task_id, holder, held.create_revision, now_ms=self._now_ms(), lease_left_ms=lease_left_ms
                 )
-            refusal = rules.not_ready(task_id, task, self._waits_for(tx, task))
+            now_ms = self._now_ms()
+            refusal = rules.not_ready(task_id, task, self._waits_for(tx, task), now_ms)
             if refusal is not None:
                 raise refusal
             needed = [*task.resources, *terms.resources]
@@ -284,11 +287,12 @@ class Claiming(Resources):
             # What an earlier claim of this swarm spent, if its end is not on record yet; `admit` forgets it.
             spent = self._governor.spent_on(tx, swarm_id, task_id)
             self._governor.admit(tx, swarm_id, task_id, frozenset(task.capabilities), task.estimate_micro_usd)
-            own, bound = rules.hang_on(session, terms)
+            asked = rules.terms_on(task, terms) if task.options else terms
+            own, bound = rules.hang_on(session, asked)
             if not own and session is not None and session_stored is not None:
                 lease, span_ms = session_stored.lease, session.lease_ms
             else:
-                span_ms = terms.lease_ms or self._config.lease_ms
+                span_ms = asked.lease_ms or self._config.lease_ms
                 self._require_lease(caller.uid, f"claim {task_id}")
                 lease = tx.obtain("lease", partial(grant, span_ms))
                 used[:] = granted
@@ -297,7 +301,7 @@ class Claiming(Resources):
                 incarnation=session.incarnation if session else 0,
                 uid=caller.uid,
                 lease_ms=span_ms,
-                claimed_at_ms=self._now_ms(),
+                claimed_at_ms=now_ms,
                 own_lease=own,
                 reserved_micro_usd=task.estimate_micro_usd,
                 percent=task.percent,
@@ -310,9 +314,11 @@ class Claiming(Resources):
             tx.put(CLAIMS + task_id, record.to_map(), lease=lease, decoded=record)
             if task.route:
                 tx.delete(f"{INBOX}{task.route}/task-{task_id}")
-            if task.route or spent:
+            counts = bool(task.options) and life.counts_attempts(task)
+            if task.route or spent or counts:
                 task = task.evolve(route="", spent_micro_usd=task.spent_micro_usd + spent)
-                tx.put(TASKS + task_id, task.to_map())
+                stored = life.begin_attempt(task, swarm_id) if counts else task
+                tx.put(TASKS + task_id, stored.to_map())
             tx.detail["swarm"] = swarm_id
             if bound:
                 tx.detail["bound_to"] = rules.describe_bound(bound)
@@ -338,7 +344,11 @@ class Claiming(Resources):
         self, task_id: str, task: TaskRecord, claim: ClaimRecord, session: SessionRecord | None
     ) -> Answer:
         view = rules.claim_view(task_id, claim, bound=self._bound_view(rules.bound_of(claim, session)))
-        view["task"] = rules.task_view(task_id, task, claim=claim)
+        view["task"] = rules.task_view(task_id, task, now_ms=0, claim=claim)
+        if task.attempts and (pack := life.handover(task)) is not None:
+            view["handover"] = pack
+            for name in ("errors", "artefacts"):  # they are in there
+                view["task"].pop(name, None)
         return view
 
     def _check_claim(self, swarm_id: str, wait_ms: int, lease_ms: int | None) -> None:

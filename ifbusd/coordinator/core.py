@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -22,6 +23,7 @@ from ifbusd.coordinator.model import (
     CLAIMS,
     COMPLETED,
     INBOX,
+    OPEN,
     TASKS,
     ClaimRecord,
     CoordinatorConfig,
@@ -29,8 +31,8 @@ from ifbusd.coordinator.model import (
     MessageRecord,
     TaskRecord,
 )
-from ifbusd.identity import Caller
-from ifbusd.operation import Operations, Tx
+from ifbusd.identity import ITSELF, Caller
+from ifbusd.operation import Body, Operations, Tx
 from ifbusd.peers import Peers
 from ifbusd.store.base import Get, KeyValue, Store, Txn
 
@@ -38,6 +40,11 @@ Answer = dict[str, Any]
 
 # So many tasks are read in one transaction, with their claims; etcd takes 128 operations.
 _READ_AT_ONCE = 60
+_RETRY_S: Final = 0.5
+
+
+class NothingToDo(Exception):
+    """What was to be put on record is no more so, or is on record already; leaves an operation without a trace."""
 
 
 class Core:
@@ -49,6 +56,7 @@ class Core:
         new_id: A fresh id, unique and sortable by time, of at most 40 characters of an identifier.
         new_secret: A fresh unguessable string of at most 64 characters.
         peers: The daemons that share the store; None where this is the only one that ever uses it.
+        chance: A random number from 0 to 1, for what must not happen to all at once.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class Core:
         new_id: Callable[[], str],
         new_secret: Callable[[], str],
         peers: Peers | None = None,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
         self._bus = bus
@@ -75,10 +84,18 @@ class Core:
         self._new_id = new_id
         self._new_secret = new_secret
         self._peers = peers
+        self._chance = chance
         # Which daemon watches it shows in a binding's id, so that the others can say whether anybody does.
         binding_id = new_id if peers is None else lambda: f"{peers.daemon_id}/{new_id()}"
         self._bindings = Bindings(limit=config.bindings, limit_per_uid=config.bindings_per_uid, new_id=binding_id)
-        self.board = Board(store, operations.decoded, self._bindings)
+        self.board = Board(
+            store,
+            operations.decoded,
+            self._bindings,
+            now_ms=now_ms,
+            retention_ms=config.retention_ms,
+            retained_tasks=config.retained_tasks,
+        )
         self._retired = RetiredLeases(store)
 
     def _task(self, tx: Tx, task_id: str) -> TaskRecord:
@@ -110,9 +127,13 @@ class Core:
         waiting = {}
         for name in task.depends_on:
             record = tx.read(TASKS + name, TaskRecord.from_bytes)
-            if record is None or record.state != COMPLETED:
-                entry = self.board.tasks.get(name)
-                waiting[name] = "missing" if record is None else entry.shown if entry else record.state
+            # Of those that others depend on only completed ones are ever removed.
+            if record is None or record.state == COMPLETED:
+                continue
+            if record.state != OPEN and task.options and task.options.get("on_dependency_failure") == "run":
+                continue
+            entry = self.board.tasks.get(name)
+            waiting[name] = entry.shown if entry else record.state
         return waiting
 
     def _view(
@@ -121,6 +142,7 @@ class Core:
         return rules.task_view(
             task_id,
             task,
+            now_ms=self._now_ms(),
             claim=claim,
             token=token,
             waits_for=self.board.waits_for(task_id),
@@ -164,6 +186,24 @@ class Core:
         if not error.retryable:
             await self._operations.witness_refusal(caller, f"coordinator.{op}", target, error)
         return error
+
+    def _goes_first(self) -> bool:
+        """Whether to do at once what every daemon of a cluster sees that has to be done."""
+        return self._peers is None or self._peers.is_first
+
+    async def _surely(self, op: str, target: str, body: Body) -> bool:
+        """Do what nobody else will, however long the store takes; False if there was nothing to do."""
+        while True:
+            try:
+                await self._operations.run(ITSELF, op, target, body)
+            except NothingToDo:
+                return False
+            except IfbusError as error:
+                if not error.retryable:
+                    return False  # the task is gone, and with it whatever was held; the refusal is on record
+                await trio.sleep(_RETRY_S)  # the store has no room, or does not answer: it must come back or end us
+            else:
+                return True
 
     async def _bind(
         self, caller: Caller, bind: str | None, op: str, target: str

@@ -6,24 +6,31 @@ from typing import Final
 
 import trio
 
-from ifbus.errors import IfbusError, Unavailable
+from ifbus.errors import Unavailable
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.bindings import Binding
 from ifbusd.coordinator.board import LostClaim
-from ifbusd.coordinator.core import Answer, Core
-from ifbusd.coordinator.model import CLAIMS, SESSION, SESSIONS, TASKS, ClaimRecord, SessionRecord
-from ifbusd.identity import ITSELF
-from ifbusd.operation import Body, Tx
+from ifbusd.coordinator.core import Answer, Core, NothingToDo
+from ifbusd.coordinator.life import rules as life
+from ifbusd.coordinator.model import (
+    CLAIMS,
+    DEAD,
+    OPEN,
+    SESSION,
+    SESSIONS,
+    TASKS,
+    ClaimRecord,
+    SessionRecord,
+    TaskHistory,
+    TaskRecord,
+)
+from ifbusd.operation import Tx
 from ifbusd.peers import STAND_BY_S
 
 # So many claims are put on record at a time; the store commits them together.
 _AT_ONCE: Final = 64
 _RETRY_S: Final = 0.5
-
-
-class _NothingLost(Exception):
-    """The claim ended with a verdict, or its end is on record already; leaves the operation without a trace."""
 
 
 class Freeing(Core):
@@ -85,35 +92,59 @@ class Freeing(Core):
                     nursery.start_soon(record, one)
         return recorded
 
-    def _goes_first(self) -> bool:
-        """Whether to do at once what every daemon of a cluster sees that has to be done."""
-        return self._peers is None or self._peers.is_first
-
     async def _record_lost(self, lost: LostClaim) -> bool:
         """Whether there was anything to give back or to record. However many daemons try, one of them does it."""
+        chance = self._chance()
 
         def expire(tx: Tx) -> Answer:
             task = self._task(tx, lost.task_id)
             held = tx.get_stored(CLAIMS + lost.task_id)
             holder = None if held is None else ClaimRecord.from_bytes(held.value).swarm_id
+            attempt = TaskHistory.of(task).attempt
+            swarm_id = lost.swarm_id or attempt.get("swarm_id", "")
             given_back = spent = 0
             # A new claim by the same swarm has taken the hold over: leave it alone.
-            if holder != lost.swarm_id:
-                spent = self._governor.spent_on(tx, lost.swarm_id, lost.task_id)
-                given_back = self._governor.claim_ended(tx, lost.swarm_id, lost.task_id, outcome="neutral")
-            if lost.token > task.last_token:
-                task = rules.after_claim(task, lost.claim, lost.swarm_id, lost.token, spent)
+            if swarm_id and holder != swarm_id:
+                spent = self._governor.spent_on(tx, swarm_id, lost.task_id)
+                given_back = self._governor.claim_ended(tx, swarm_id, lost.task_id, outcome="neutral")
+            session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes) if swarm_id else None
+            reason = rules.why_lost(lost.claim, session)
+            # Where attempts count, the task knows of one that is not settled yet, and nobody claims it until then.
+            is_new = held is None and bool(attempt) if life.counts_attempts(task) else lost.token > task.last_token
+            if is_new:
+                token = lost.token or task.last_token
+                task = rules.after_claim(task, lost.claim, swarm_id, token, spent)
+                task = self._after_loss(task, swarm_id, token, reason, chance)
             elif given_back or spent:  # later claims have come to their end meanwhile, or a crash hid which one it was
                 task = task.evolve(attempts=task.attempts + 1, spent_micro_usd=task.spent_micro_usd + spent)
             else:
-                raise _NothingLost
+                raise NothingToDo
             tx.put(TASKS + lost.task_id, task.to_map())
-            session = tx.read(SESSIONS + lost.swarm_id, SessionRecord.from_bytes)
-            reason = rules.why_lost(lost.claim, session)
-            self._tell_freed(tx, lost.task_id, lost.swarm_id, lost.token, given_back, reason)
+            self._tell_freed(tx, lost.task_id, swarm_id, lost.token, given_back, reason)
+            if task.state == DEAD:
+                self._tell_dead(tx, lost.task_id, swarm_id)
             return {}
 
         return await self._surely("coordinator.expire_claim", lost.task_id, expire)
+
+    def _after_loss(self, task: TaskRecord, swarm_id: str, token: int, reason: str, chance: float) -> TaskRecord:
+        """The task with the lost attempt; one that has ended otherwise meanwhile stays so."""
+        if task.state != OPEN:
+            return task
+        return life.after_failure(
+            task,
+            event="lose",
+            reason=reason,
+            error="",
+            swarm_id=swarm_id,
+            token=token,
+            now_ms=self._now_ms(),
+            chance=chance,
+        )
+
+    def _tell_dead(self, tx: Tx, task_id: str, swarm_id: str) -> None:
+        tx.detail["state"] = DEAD
+        self._publish_board(tx, DEAD, task_id, swarm_id=swarm_id)
 
     def _tell_freed(self, tx: Tx, task_id: str, swarm_id: str, token: int, given_back: int, reason: str) -> None:
         """Put the end of a claim without a verdict on record, and tell the board and the holder."""
@@ -122,20 +153,6 @@ class Freeing(Core):
         tx.publish(
             f"attention.{swarm_id}", {"kind": "lease_lost", "task_id": task_id, "token": token, "reason": reason}
         )
-
-    async def _surely(self, op: str, target: str, body: Body) -> bool:
-        """Do what nobody else will, however long the store takes; False if there was nothing to do."""
-        while True:
-            try:
-                await self._operations.run(ITSELF, op, target, body)
-            except _NothingLost:
-                return False
-            except IfbusError as error:
-                if not error.retryable:
-                    return False  # the task is gone, and with it whatever was held; the refusal is on record
-                await trio.sleep(_RETRY_S)  # the store has no room, or does not answer: it must come back or end us
-            else:
-                return True
 
     # --- claims and sessions whose process or connection has ended -----------------------------------
 
@@ -189,6 +206,7 @@ class Freeing(Core):
 
     async def _free_claim(self, task_id: str, binding: Binding, leases: list[int]) -> None:
         own_lease = 0
+        chance = self._chance()
 
         def free(tx: Tx) -> Answer:
             nonlocal own_lease
@@ -196,18 +214,22 @@ class Freeing(Core):
             stored = tx.get_stored(CLAIMS + task_id)
             claim = tx.read(CLAIMS + task_id, ClaimRecord.from_bytes)
             if stored is None or claim is None:
-                raise _NothingLost
+                raise NothingToDo
             session = tx.read(SESSIONS + claim.swarm_id, SessionRecord.from_bytes)
             if rules.bound_of(claim, session).get("id") != binding.holder.id:
-                raise _NothingLost
+                raise NothingToDo
             own_lease = stored.lease if claim.own_lease else 0
             swarm_id, token = claim.swarm_id, stored.create_revision
             spent = self._governor.spent_on(tx, swarm_id, task_id)
             given_back = self._governor.claim_ended(tx, swarm_id, task_id, outcome="neutral")
-            tx.put(TASKS + task_id, rules.after_claim(task, claim, swarm_id, token, spent).to_map())
+            after = rules.after_claim(task, claim, swarm_id, token, spent)
+            after = self._after_loss(after, swarm_id, token, binding.reason, chance)
+            tx.put(TASKS + task_id, after.to_map())
             self._drop_claim(tx, task_id, claim)
             tx.detail["bound_to"] = rules.describe_bound(binding.holder.to_stored())
             self._tell_freed(tx, task_id, swarm_id, token, given_back, binding.reason)
+            if after.state == DEAD:
+                self._tell_dead(tx, task_id, swarm_id)
             return {}
 
         if await self._surely("coordinator.expire_claim", task_id, free) and own_lease:
@@ -221,7 +243,7 @@ class Freeing(Core):
             stored = tx.get_stored(SESSIONS + swarm_id)
             session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
             if stored is None or session is None or session.bound.get("id") != binding.holder.id:
-                raise _NothingLost
+                raise NothingToDo
             lease = stored.lease
             tx.delete(SESSIONS + swarm_id)
             bound_to = rules.describe_bound(session.bound)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ifbus.errors import NotOwner, StaleToken
 from ifbus.models import check_identifier
-from ifbusd.coordinator.model import CLAIMS, SESSIONS, ClaimRecord, SessionRecord
+from ifbusd.coordinator.life import rules as life
+from ifbusd.coordinator.model import CLAIMS, OPEN, SESSIONS, TASKS, ClaimRecord, SessionRecord, TaskRecord
 from ifbusd.operation import Tx
 from ifbusd.store.base import KeyValue
 
@@ -24,11 +25,17 @@ class Claims:
         stored = tx.get_stored(CLAIMS + task_id)
         claim = tx.read(CLAIMS + task_id, ClaimRecord.from_bytes)
         if stored is None or claim is None:
+            task = tx.read(TASKS + task_id, TaskRecord.from_bytes)
+            why = life.why_ended(task, token)
+            told = f" ({life.in_words(why)})" if why else ""
+            is_over = task is not None and task.state != OPEN
             raise StaleToken(
-                f"cannot act on {task_id}@{token}: that claim has ended and nobody holds {task_id} now; nothing was written",
-                data={"task_id": task_id, "token": token, "owner": None},
+                f"cannot act on {task_id}@{token}: that claim has ended{told} and nobody holds {task_id} now; nothing was written",
+                data={"task_id": task_id, "token": token, "owner": None, **why},
                 would_change=[
-                    {
+                    {"by": "self", "what": "stop this work and take another task", "call": "ifbus task next"}
+                    if is_over
+                    else {
                         "by": "self",
                         "what": "stop this work; claim the task again",
                         "call": f"ifbus task claim {task_id}",

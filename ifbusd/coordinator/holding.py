@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import attrs
+
 from ifbus.errors import IfbusError
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, packed_size
+from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.model import (
     CLAIMS,
     COMPLETED,
+    DEAD,
     FAILED,
     OPEN,
     SESSION,
@@ -23,6 +27,35 @@ from ifbusd.coordinator.model import (
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 from ifbusd.store.base import KeyValue, LeaseNotFound
+
+
+@attrs.frozen
+class Ending:
+    """A claim's end by its holder's word.
+
+    Attributes:
+        verdict: ``complete``, ``fail`` or ``release``.
+        retry: As `interface.Coordinator.fail_task`.
+        chance: From 0 to 1, for the backoff.
+    """
+
+    verdict: Literal["complete", "fail", "release"]
+    task_id: str
+    swarm_id: str
+    token: int
+    result: Any = attrs.field(default=None, kw_only=True)
+    error: str = attrs.field(default="", kw_only=True)
+    note: str = attrs.field(default="", kw_only=True)
+    retry: bool | None = attrs.field(default=None, kw_only=True)
+    chance: float = attrs.field(default=0.0, kw_only=True)
+
+    @property
+    def finals(self) -> tuple[str, ...]:
+        """How the task stands if this very end is on record already."""
+        return _FINALS[self.verdict]
+
+
+_FINALS = {"complete": (COMPLETED,), "fail": (FAILED, DEAD), "release": ()}
 
 
 class Holding(Core):
@@ -50,22 +83,36 @@ class Holding(Core):
             raise rules.lease_over(task_id, token) from None
 
     async def report_progress(
-        self, caller: Caller, task_id: str, swarm_id: str, token: int, percent: int, *, note: str = ""
+        self,
+        caller: Caller,
+        task_id: str,
+        swarm_id: str,
+        token: int,
+        percent: int,
+        *,
+        note: str = "",
+        artefacts: list[Any] | None = None,
     ) -> Answer:
         """See `interface.Coordinator.report_progress`."""
         rules.check_percent(percent)
         rules.check_text("note", note, rules.MAX_NOTE)
+        left = life.check_artefacts(artefacts or [])
 
         def progress(tx: Tx) -> Answer:
             self._governor.require_owner(tx, caller, swarm_id)
             stored, claim = self._claims.require_holder(tx, task_id, swarm_id, token)
             task = self._task(tx, task_id)
+            self._require_in_time(task_id, token, task)
             lease_ms = tx.obtain("renewed", lambda: self._renew(stored, task_id, token))
             now = claim.evolve(percent=percent, note=note, progress_at_ms=self._now_ms())
             if rules.is_evidence(claim, percent, note):
                 spent = self._governor.spent_on(tx, swarm_id, task_id)
                 now = now.evolve(evidence_at_ms=now.progress_at_ms, evidence_micro_usd=spent)
             tx.put(CLAIMS + task_id, now.to_map(), lease=stored.lease, decoded=now)
+            if left:  # with the task: they outlive the claim, however it ends
+                task = life.with_artefacts(task, left)
+                tx.put(TASKS + task_id, task.to_map(), decoded=task)
+                tx.detail["artefacts"] = [artefact["name"] for artefact in left]
             tx.detail.update(swarm=swarm_id, token=token, percent=percent)
             self._publish_board(tx, "progress", task_id, swarm_id=swarm_id, percent=percent, note=note)
             return {"task": self._view(task_id, task, now, token), "lease_ms": lease_ms}
@@ -107,87 +154,102 @@ class Holding(Core):
     ) -> Answer:
         """See `interface.Coordinator.complete_task`."""
         rules.check_result_size(packed_size(result), 0)
-        return await self._end(caller, "complete_task", task_id, swarm_id, token, result=result)
+        return await self._end(caller, Ending("complete", task_id, swarm_id, token, result=result))
 
     async def fail_task(
-        self, caller: Caller, task_id: str, swarm_id: str, token: int, error: str, *, retry: bool = False
+        self, caller: Caller, task_id: str, swarm_id: str, token: int, error: str, *, retry: bool | None = None
     ) -> Answer:
         """See `interface.Coordinator.fail_task`."""
         rules.check_text("error", error, rules.MAX_ERROR)
-        return await self._end(
-            caller, "release_task" if retry else "fail_task", task_id, swarm_id, token, error=error, is_failure=True
-        )
+        ending = Ending("fail", task_id, swarm_id, token, error=error, retry=retry, chance=self._chance())
+        return await self._end(caller, ending)
 
     async def release_task(self, caller: Caller, task_id: str, swarm_id: str, token: int, *, note: str = "") -> Answer:
         """See `interface.Coordinator.release_task`."""
         rules.check_text("note", note, rules.MAX_NOTE)
-        return await self._end(caller, "release_task", task_id, swarm_id, token, note=note)
+        return await self._end(caller, Ending("release", task_id, swarm_id, token, note=note))
 
-    async def _end(
-        self,
-        caller: Caller,
-        verdict: str,
-        task_id: str,
-        swarm_id: str,
-        token: int,
-        *,
-        result: Any = None,
-        error: str = "",
-        note: str = "",
-        is_failure: bool = False,
-    ) -> Answer:
-        check_identifier(task_id, "task_id")
-        state = {"complete_task": COMPLETED, "fail_task": FAILED, "release_task": OPEN}[verdict]
-        own_lease = 0
+    async def _end(self, caller: Caller, ending: Ending) -> Answer:
+        check_identifier(ending.task_id, "task_id")
+        leases: list[int] = []
 
         def end(tx: Tx) -> Answer:
-            nonlocal own_lease
-            own_lease = 0
-            self._governor.require_owner(tx, caller, swarm_id)
-            task = self._task(tx, task_id)
-            if state != OPEN and task.state == state and (task.last_token, task.last_holder) == (token, swarm_id):
-                tx.detail.update(swarm=swarm_id, token=token, replayed=True)
-                return self._ended(task_id, task, 0) | {"replayed": True}
-            stored, claim = self._claims.require_holder(tx, task_id, swarm_id, token)
-            outcome: Literal["ok", "failed", "neutral"] = (
-                "ok" if state == COMPLETED else "failed" if is_failure else "neutral"
-            )
-            spent = self._governor.spent_on(tx, swarm_id, task_id)
-            given_back = self._governor.claim_ended(tx, swarm_id, task_id, outcome=outcome)
-            ended = rules.after_claim(task, claim, swarm_id, token, spent).evolve(
-                state=state,
-                percent=100 if state == COMPLETED else claim.percent,
-                note=note or claim.note,
-                result=result,
-                error=error,
-                ended_at_ms=self._now_ms() if state != OPEN else 0,
-            )
-            if result is not None:
-                rules.check_result_size(packed_size(result), packed_size(ended.evolve(result=None).to_map()))
-            tx.put(TASKS + task_id, ended.to_map(), decoded=ended)
-            self._drop_claim(tx, task_id, claim)
-            if claim.own_lease:
-                own_lease = stored.lease
-            tx.detail.update(swarm=swarm_id, token=token)
-            if error:
-                tx.detail["error"] = error[:200]
-            event = {COMPLETED: "completed", FAILED: "failed", OPEN: "released"}[state]
-            self._publish_board(tx, event, task_id, swarm_id=swarm_id)
-            return self._ended(task_id, ended, given_back)
+            leases.clear()
+            self._governor.require_owner(tx, caller, ending.swarm_id)
+            tx.detail.update(swarm=ending.swarm_id, token=ending.token)
+            return self._end_claim(tx, ending, leases)
 
-        answer = await self._operations.run(caller, f"coordinator.{verdict}", task_id, end)
-        if own_lease:
-            self._retired.add(own_lease)
+        answer = await self._operations.run(caller, f"coordinator.{ending.verdict}_task", ending.task_id, end)
+        for lease in leases:
+            self._retired.add(lease)
         if answer.pop("replayed", False):
             answer["receipt"]["replayed"] = True
         return answer
+
+    def _end_claim(self, tx: Tx, ending: Ending, leases: list[int]) -> Answer:
+        """End a claim by its holder's word, within an operation; the leases that it lived on alone are added to `leases`.
+
+        Writes nothing if it refuses.
+        """
+        task_id, swarm_id, token = ending.task_id, ending.swarm_id, ending.token
+        task = self._task(tx, task_id)
+        if task.state in ending.finals and (task.last_token, task.last_holder) == (token, swarm_id):
+            tx.detail["replayed"] = True
+            return self._ended(task_id, task, 0) | {"replayed": True}
+        stored, claim = self._claims.require_holder(tx, task_id, swarm_id, token)
+        self._require_in_time(task_id, token, task)
+        spent = self._governor.spent_on(tx, swarm_id, task_id)
+        ended = rules.after_claim(task, claim, swarm_id, token, spent)
+        outcome: Literal["ok", "failed", "neutral"] = "neutral"
+        if ending.verdict == "complete":
+            outcome = "ok"
+            ended = life.move(
+                ended, "complete", COMPLETED, percent=100, error="", result=ending.result, ended_at_ms=self._now_ms()
+            )
+            if ending.result is not None:
+                ended = rules.with_result(ended, packed_size(ending.result), packed_size)
+        elif ending.verdict == "fail":
+            outcome = "failed"
+            ended = life.after_failure(
+                ended,
+                event="fail",
+                reason="failed",
+                error=ending.error,
+                swarm_id=swarm_id,
+                token=token,
+                now_ms=self._now_ms(),
+                chance=ending.chance,
+                retry=ending.retry,
+            )
+            tx.detail["error"] = ending.error[:200]
+            if ended.state != FAILED:
+                tx.detail["state"] = ended.state
+        else:
+            note = ending.note or claim.note
+            ended = life.move(
+                life.end_attempt(ended, token, "released", ending.note), "release", OPEN, note=note, error=""
+            )
+        given_back = self._governor.claim_ended(tx, swarm_id, task_id, outcome=outcome)
+        tx.put(TASKS + task_id, ended.to_map(), decoded=ended)
+        self._drop_claim(tx, task_id, claim)
+        if claim.own_lease:
+            leases.append(stored.lease)
+        answer = self._ended(task_id, ended, given_back)
+        event = "released" if ended.state == OPEN else ended.state
+        more = {"unblocked": answer["unblocked"]} if answer["unblocked"] else {}
+        self._publish_board(tx, event, task_id, swarm_id=swarm_id, **more)
+        return answer
+
+    def _require_in_time(self, task_id: str, token: int, task: TaskRecord) -> None:
+        if task.options and life.is_overdue(task, self._now_ms()):
+            raise rules.overdue(task_id, token, life.deadline_at_ms(task))
 
     def _ended(self, task_id: str, task: TaskRecord, given_back: int) -> Answer:
         unblocked = []
         if task.state == COMPLETED:
             freed = (name for name in self.board.dependants_of(task_id) if self.board.tasks[name].unmet <= {task_id})
             unblocked = sorted(freed)[: rules.MAX_UNBLOCKED]
-        view = rules.task_view(task_id, task)
+        view = rules.task_view(task_id, task, now_ms=self._now_ms())
         view["claimed_at_ms"] = task.last_claimed_at_ms  # of the claim that ended, also where the task goes on
         return {
             "task": view,

@@ -13,6 +13,7 @@ from ifbusd.identity import Caller
 
 Answer = dict[str, Any]
 Severity = Literal["low", "medium", "high", "critical"]
+OnDependencyFailure = Literal["wait", "cancel", "run"]
 
 
 class Coordinator(Protocol):
@@ -33,6 +34,14 @@ class Coordinator(Protocol):
         payload: dict[str, Any] | None = None,
         milestones: list[Any] | None = None,
         resources: list[str] | None = None,
+        not_before_at_ms: int | None = None,
+        deadline_at_ms: int | None = None,
+        lease_ms: int | None = None,
+        max_attempts: int | None = None,
+        backoff: dict[str, Any] | None = None,
+        unique_key: str | None = None,
+        retention_ms: int | None = None,
+        on_dependency_failure: OnDependencyFailure | None = None,
     ) -> Answer:
         """Create a task; waiting swarms that qualify hear of it at once.
 
@@ -49,6 +58,20 @@ class Coordinator(Protocol):
             milestones: ``[percent, text]`` each, at most 32.
             resources: What it needs for itself while it is claimed, such as ``gpu:0`` or ``file:src/a.py``, at most 16; a claim takes
                 them with it or is refused. While somebody holds one, the task is ``waiting``.
+            not_before_at_ms: Scheduled start, epoch ms: until then it is ``scheduled`` and nobody gets it.
+            deadline_at_ms: Expiry, epoch ms: not ended by then it becomes ``expired``; its holder is told and the claim is void.
+            lease_ms: Lease of a claim that asks for none of its own; within the daemon's limits.
+            max_attempts: 1 to 100. A failure is tried again after a backoff until so many attempts have failed or were lost (its
+                lease ran out, its process died); then the task is ``dead``. Giving it back is no failed attempt. Without it the
+                first failure is final (``failed``) and a lost claim costs nothing.
+            backoff: ``{"base_ms", "factor", "cap_ms", "jitter"}``, any of them: after the n-th failure it rests for base x factor^(n-1),
+                at most cap, shortened by up to the share `jitter` at random; 1 s, 2, 5 min and 0.5 if not given.
+            unique_key: At most 128 characters. While an open task of this user has it, creating another one answers that, with
+                ``"existing": true`` in the task, and changes nothing.
+            retention_ms: How long it is kept with its result once it is final; then it is removed. The configuration has the
+                default, and the number of final tasks that are kept at most.
+            on_dependency_failure: What becomes of it when one that it depends on ends without being completed: it waits on, because
+                that may be requeued (``wait``, the default), it is cancelled too (``cancel``), or that one counts as done (``run``).
 
         Returns:
             ``{"task": Task, "receipt": Receipt}``.
@@ -56,7 +79,51 @@ class Coordinator(Protocol):
         Raises:
             already_exists: A task has this id.
             not_found: A task in `depends_on` does not exist.
-            invalid_params: Something is out of its range.
+            invalid_params: Something is out of its range; a dependency on itself, with the ``cycle``.
+            limit_exceeded: Too many tasks are open.
+        """
+        ...
+
+    async def cancel_task(self, caller: Caller, task_id: str, *, reason: str = "") -> Answer:
+        """End an open task without a result, for its creator and operators. Cancelling twice is fine.
+
+        Its holder hears it as ``attention [{"kind": "cancelled", "task_id", "token", "handle", "reason", "message"}]`` on every
+        connection of its swarm, and finds it in the inbox; what it still does with its token is refused with ``stale_token``.
+
+        Returns:
+            ``{"task": Task, "released_usd": given back to the holder's budget, "receipt": ...}``.
+
+        Raises:
+            not_ready: It has ended in another way.
+            permission_denied: The caller is neither its creator nor an operator.
+        """
+        ...
+
+    async def list_dead_letters(self, caller: Caller, *, after: str = "", limit: int = 50) -> Answer:
+        """Tasks whose attempts are used up (``dead``), those that died first at the front, each with the errors of its attempts.
+
+        ``{"tasks": [Task with "errors": [{"attempt", "at_ms", "swarm_id", "token", "reason", "error"}]], "total", "next"}``; `after` and `limit`
+        as `list_tasks`. The newest 16 errors of a task are kept, 400 bytes of each.
+        """
+        ...
+
+    async def requeue_task(
+        self, caller: Caller, task_id: str, *, reason: str = "", deadline_at_ms: int | None = None
+    ) -> Answer:
+        """Open a task again that is ``dead``, ``failed``, ``cancelled`` or ``expired``, for its creator and operators.
+
+        Its attempts count anew; its errors stay.
+
+        Args:
+            reason: Goes on record.
+            deadline_at_ms: A new deadline; otherwise an old one that has passed is dropped.
+
+        Returns:
+            ``{"task": Task, "receipt": ...}``.
+
+        Raises:
+            not_ready: It is open or completed; or one that it is to be cancelled with has not been requeued.
+            permission_denied: The caller is neither its creator nor an operator.
             limit_exceeded: Too many tasks are open.
         """
         ...
@@ -130,13 +197,14 @@ class Coordinator(Protocol):
             "held_ms": ..., "percent": ..., "lease_left_ms": ..., "would_change": [...]}}}``: losing a race is no error.
             Claiming again what this session holds already gives the same claim. `TaskClaim` has ``bound_to``: ``process``,
             ``connection``, ``session`` or ``lease``; and, if anything frees it at once, ``bound``: ``{"kind": "process" or "connection",
-            "pid", "name"?, "watched": bool}``;
-            and the names of its ``resources``, whose fence is the claim's token.
+            "pid", "name"?, "watched": bool}``; and the names of its ``resources``, whose fence is the claim's token. If somebody held it before,
+            ``handover`` has what they left: ``{"attempts", "percent", "note"?, "progress_at_ms"?, "spent_usd", "artefacts"?, "errors"?,
+            "last": {"swarm_id", "token", "reason"?, "why"?}}``.
 
         Raises:
             resource_busy: Somebody holds a resource that it needs; `wait_ms` waits for that, too.
             not_found, permission_denied: No such task or swarm; the swarm belongs to another user.
-            not_ready: It waits for other tasks, is blocked, or is final.
+            not_ready: It waits for other tasks or its start, is blocked, or is final.
             not_qualified, breaker_tripped, budget_exceeded: The governor's no.
             stale_token: The session of `resume_token` has ended.
             limit_exceeded: Too many processes are watched, or the daemon's descriptors run short.
@@ -189,9 +257,21 @@ class Coordinator(Protocol):
         ...
 
     async def report_progress(
-        self, caller: Caller, task_id: str, swarm_id: str, token: int, percent: int, *, note: str = ""
+        self,
+        caller: Caller,
+        task_id: str,
+        swarm_id: str,
+        token: int,
+        percent: int,
+        *,
+        note: str = "",
+        artefacts: list[Any] | None = None,
     ) -> Answer:
         """Record how far the holder is (0 to 100) and renew its lease: ``{"task": Task, "lease_ms": ..., "receipt": ...}``.
+
+        Args:
+            artefacts: What it leaves for whoever holds the task next, ``{"name", "sha256", "bytes"}`` each; one of the same name takes the
+                other's place, the newest 16 are kept.
 
         Raises:
             stale_token, not_owner: The claim has ended; it is another swarm's.
@@ -215,13 +295,14 @@ class Coordinator(Protocol):
         ...
 
     async def fail_task(
-        self, caller: Caller, task_id: str, swarm_id: str, token: int, error: str, *, retry: bool = False
+        self, caller: Caller, task_id: str, swarm_id: str, token: int, error: str, *, retry: bool | None = None
     ) -> Answer:
         """End the claim with a failure; counts against the swarm's breaker. Answers as `complete_task`.
 
         Args:
             error: Why, at most 4 KiB.
-            retry: Offer the task again instead of ending it.
+            retry: Whether to offer the task again, after its backoff, while it has attempts left. Not given: if it has
+                `max_attempts`. False: no other attempt would go better, so it ends now.
         """
         ...
 

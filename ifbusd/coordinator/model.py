@@ -13,6 +13,7 @@
 ``waits/<id>``              `WaitRecord`, on a lease of its own, while somebody waits
 ``counters/waits``          how many edges were ever added to the wait-for graph
 ``counters/tasks``          how many tasks were ever created
+``unique/<uid>/<key>``      id of the task that a user's unique key was last given to
 ==========================  =====================================================================================
 """
 
@@ -40,8 +41,11 @@ ANSWERS: Final = "answers/"
 WAITS: Final = "waits/"
 WAITS_COUNTER: Final = "counters/waits"
 TASK_COUNTER: Final = "counters/tasks"
+UNIQUE: Final = "unique/"
 
+# What is stored of a task's state; what an open one is at the moment follows from the rest (`life.rules`).
 OPEN, COMPLETED, FAILED = "open", "completed", "failed"
+DEAD, CANCELLED, EXPIRED = "dead", "cancelled", "expired"
 
 # What a claim or a session can be bound to.
 PROCESS: Final = "process"
@@ -99,7 +103,10 @@ class CoordinatorConfig:
         silent_ratio: A session or claim that was not renewed for this share of its lease is reported as silent. 0.7: two of
             three heartbeats were missed.
         starving_ms: A live swarm that leaves a letter unread for so long is reported as starving. 10 min.
-        clock_tick_ms: How often these three are looked at.
+        clock_tick_ms: How often these three are looked at, and at the latest whether a task's time has come.
+        retention_ms: How long a task is kept once it is final, with its result, unless it says so itself. 7 days.
+        retained_tasks: Final tasks that are kept at most; beyond it those go first whose time is over first. A million: with as many
+            open ones about 1 GiB of the daemon's memory.
     """
 
     lease_ms: int = attrs.field(default=30_000, validator=and_(ge(100), le(24 * 3_600_000)))
@@ -126,6 +133,8 @@ class CoordinatorConfig:
     silent_ratio: float = attrs.field(default=0.7, validator=and_(gt(0), le(1)))
     starving_ms: int = attrs.field(default=600_000, validator=and_(ge(100), le(30 * 24 * 3_600_000)))
     clock_tick_ms: int = attrs.field(default=1_000, validator=and_(ge(10), le(60_000)))
+    retention_ms: int = attrs.field(default=7 * 24 * 3_600_000, validator=and_(ge(1_000), le(3650 * 24 * 3_600_000)))
+    retained_tasks: int = attrs.field(default=1_000_000, validator=and_(ge(1), le(10_000_000)))
 
     def __attrs_post_init__(self) -> None:
         if not self.min_lease_ms <= self.lease_ms <= self.max_lease_ms:
@@ -202,6 +211,72 @@ class TaskRecord(_Record):
     last_holder: str = ""
     last_token: int = 0
     last_claimed_at_ms: int = 0
+    options: dict[str, Any] = attrs.field(factory=dict)
+    history: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class TaskOptions(_Record):
+    """What its creator asked for the task's life, `TaskRecord.options`. Most tasks ask for nothing, and pay one empty map.
+
+    Attributes:
+        not_before_at_ms: Nobody gets it before; 0: at once.
+        deadline_at_ms: Not completed by then, it has expired; 0: never.
+        lease_ms: Lease of a claim that asks for none; 0: the session's, or the daemon's default.
+        max_attempts: Failed or lost attempts after which it is dead; 0: no retry rule, the first failure is final.
+        backoff: ``base_ms``, ``factor``, ``cap_ms``, ``jitter`` as far as they were given.
+        unique_key: At most one open task of its user has it; ``""``: none.
+        retention_ms: Kept so long once it is final; None: the configuration's.
+        on_dependency_failure: ``wait``, ``cancel`` or ``run`` when one that it depends on ends without being completed.
+    """
+
+    not_before_at_ms: int = 0
+    deadline_at_ms: int = 0
+    lease_ms: int = 0
+    max_attempts: int = 0
+    backoff: dict[str, Any] = attrs.field(factory=dict)
+    unique_key: str = ""
+    retention_ms: int | None = None
+    on_dependency_failure: str = "wait"
+
+    @classmethod
+    def of(cls, task: TaskRecord) -> TaskOptions:
+        """The options of a task."""
+        return cls(**task.options) if task.options else _NO_OPTIONS
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class TaskHistory(_Record):
+    """What became of a task's attempts, `TaskRecord.history`. Empty until something did not go straight.
+
+    Attributes:
+        failures: Failed and lost attempts since it was created or requeued.
+        retry_at_ms: Backing off until then.
+        errors: Of the newest of them, oldest first: ``{"attempt", "at_ms", "swarm_id", "token", "reason", "error"}``.
+        artefacts: What holders have left: ``{"name", "sha256", "bytes"}``.
+        ended: Why the last claim ended early: ``{"token", "reason", "why"?}``.
+        attempt: Who holds it, where a lost attempt counts: still there without a claim, the loss is not on record yet.
+        reason: Why it is final without a verdict.
+        awaited_at_ms: When, final and not completed, it last got a dependant.
+    """
+
+    failures: int = 0
+    retry_at_ms: int = 0
+    errors: list[dict[str, Any]] = attrs.field(factory=list)
+    artefacts: list[dict[str, Any]] = attrs.field(factory=list)
+    ended: dict[str, Any] = attrs.field(factory=dict)
+    attempt: dict[str, Any] = attrs.field(factory=dict)
+    reason: str = ""
+    awaited_at_ms: int = 0
+
+    @classmethod
+    def of(cls, task: TaskRecord) -> TaskHistory:
+        """The history of a task."""
+        return cls(**task.history) if task.history else _NO_HISTORY
+
+
+_NO_OPTIONS: Final = TaskOptions()
+_NO_HISTORY: Final = TaskHistory()
 
 
 @attrs.frozen(kw_only=True, slots=False)

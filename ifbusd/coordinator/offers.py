@@ -40,6 +40,10 @@ class Entry:
         is_queued: Stands in a heap of ready tasks.
         is_taken: Somebody's claim is under way, or is committed and not shown yet: others need not try.
         offered_to: Who was woken for it and has not looked yet; nobody overtakes them.
+        on_dependency_failure: As in `model.TaskOptions`.
+        start_at_ms, deadline_at_ms: When it may be claimed, when it expires; 0: at once, never.
+        due_at_ms: When to look at it next, or, once it is final, when to remove it; 0: never.
+        is_ending: Its last claim has been lost, which is not on record yet.
     """
 
     task_id: str
@@ -60,6 +64,11 @@ class Entry:
     is_queued: bool = False
     is_taken: bool = False
     offered_to: Waiter | None = None
+    on_dependency_failure: str = "wait"
+    start_at_ms: int = 0
+    deadline_at_ms: int = 0
+    due_at_ms: int = 0
+    is_ending: bool = False
 
     def is_free_for(self, waiter: Waiter) -> bool:
         """Whether it is worth a try."""

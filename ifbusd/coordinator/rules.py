@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -11,11 +12,12 @@ import attrs
 from ifbus.errors import AlreadyClaimed, IfbusError, InvalidParams, InvalidRequest, NotReady, StaleToken
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import to_usd
+from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.locks.rules import resources_of
 from ifbusd.coordinator.model import (
     BLOCKERS,
     COMPLETED,
-    FAILED,
+    EXPIRED,
     HELPERS,
     LEASE,
     OPEN,
@@ -43,7 +45,6 @@ MAX_DEPENDENCIES = 100
 MAX_NOTE = 1_000
 MAX_ERROR = 4 << 10
 MAX_PAGE = 200
-STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
 
 
 def check_new_task(
@@ -79,6 +80,15 @@ def check_new_task(
         )
 
 
+def cycle(names: list[str]) -> InvalidParams:
+    """The refusal of tasks that wait for one another in a circle, which ends where it began."""
+    return InvalidParams(
+        f"cannot create tasks that wait for one another: {' -> '.join(names)}",
+        data={"param": "depends_on", "cycle": names},
+        would_change=[{"by": "self", "what": "one of these dependencies is left out"}],
+    )
+
+
 def check_task_size(used: int) -> None:
     """Raise InvalidParams if a new task is too long for an answer, as stored."""
     if used > MAX_TASK_BYTES:
@@ -98,6 +108,24 @@ def check_result_size(result_bytes: int, task_bytes: int) -> None:
             data={"param": "result", "used": result_bytes, "allowed": allowed},
             would_change=[{"by": "self", "what": "a shorter result; it can name where more is"}],
         )
+
+
+def with_result(task: TaskRecord, result_bytes: int, size_of: Callable[[Any], int]) -> TaskRecord:
+    """A completed task with a result that fits into an answer with it: for that the errors of earlier attempts are dropped.
+
+    Args:
+        task: With its result.
+        size_of: Bytes as stored.
+
+    Raises:
+        InvalidParams: The result is too long even so.
+    """
+    task_bytes = size_of(task.evolve(result=None).to_map())
+    if result_bytes + task_bytes > MAX_COMPLETED_BYTES and "errors" in task.history:
+        task = task.evolve(history={name: value for name, value in task.history.items() if name != "errors"})
+        task_bytes = size_of(task.evolve(result=None).to_map())
+    check_result_size(result_bytes, task_bytes)
+    return task
 
 
 def check_text(param: str, text: str, longest: int) -> None:
@@ -125,18 +153,7 @@ def _require(param: str, is_fine: bool, expected: str) -> None:
         raise InvalidParams(f"{param} must be {expected}", data={"param": param, "expected": expected})
 
 
-def task_state(task: TaskRecord, *, is_claimed: bool, is_waiting: bool) -> str:
-    """The state that people see: what is stored only says open or final."""
-    if task.state != OPEN:
-        return task.state
-    if task.blocker:
-        return "blocked"
-    if is_claimed:
-        return "claimed"
-    return "waiting" if is_waiting else "ready"
-
-
-def not_ready(task_id: str, task: TaskRecord, waits_for: dict[str, str]) -> NotReady | None:
+def not_ready(task_id: str, task: TaskRecord, waits_for: dict[str, str], now_ms: int) -> NotReady | None:
     """Why an unclaimed task cannot be claimed now, None if it can.
 
     Args:
@@ -170,7 +187,7 @@ def not_ready(task_id: str, task: TaskRecord, waits_for: dict[str, str]) -> NotR
                 {"by": "self", "what": "take another task", "call": "ifbus task next"},
             ],
         )
-    return None
+    return life.not_due(task_id, task, now_ms) if task.options or task.history else None
 
 
 @attrs.frozen(kw_only=True)
@@ -188,6 +205,12 @@ class Terms:
     holder: Holder | None = None
     resume_token: str | None = None
     resources: tuple[str, ...] = ()
+
+
+def terms_on(task: TaskRecord, terms: Terms) -> Terms:
+    """The terms of a claim of this task: its own lease, if the task has one and the claim asks for none."""
+    lease_ms = task.options.get("lease_ms")
+    return terms if lease_ms is None or terms.lease_ms is not None else attrs.evolve(terms, lease_ms=lease_ms)
 
 
 def session_ended(swarm_id: str) -> StaleToken:
@@ -260,6 +283,22 @@ def is_evidence(claim: ClaimRecord, percent: int, note: str) -> bool:
     return percent > claim.percent or (bool(note) and note != claim.note)
 
 
+def overdue(task_id: str, token: int, deadline_at_ms: int) -> StaleToken:
+    """The refusal of an act on a task whose deadline has passed, before that is on record."""
+    return StaleToken(
+        f"cannot act on {task_id}@{token}: the deadline of {task_id} has passed and the claim is void; nothing was written",
+        data={
+            "task_id": task_id,
+            "token": token,
+            "owner": None,
+            "reason": EXPIRED,
+            "state": EXPIRED,
+            "deadline_at_ms": deadline_at_ms,
+        },
+        would_change=[{"by": "self", "what": "stop this work and take another task", "call": "ifbus task next"}],
+    )
+
+
 def lives_on_session(task_id: str, swarm_id: str, token: int) -> InvalidRequest:
     """The refusal to bind a claim apart from the session whose lease it lives on."""
     return InvalidRequest(
@@ -309,6 +348,7 @@ def already_claimed(
 
 def after_claim(task: TaskRecord, claim: ClaimRecord | None, swarm_id: str, token: int, spent: int) -> TaskRecord:
     """The task with what any end of a claim leaves on it: how far it came, what it cost, whose it was and since when."""
+    task = life.forget_attempt(task)
     if claim is not None:
         task = task.evolve(
             percent=claim.percent,
@@ -337,6 +377,7 @@ def task_view(
     task_id: str,
     task: TaskRecord,
     *,
+    now_ms: int,
     claim: ClaimRecord | None = None,
     token: int | None = None,
     waits_for: list[str] | None = None,
@@ -346,7 +387,7 @@ def task_view(
     view: dict[str, Any] = {
         "task_id": task_id,
         "title": task.title,
-        "state": task_state(task, is_claimed=claim is not None, is_waiting=bool(waits_for or busy)),
+        "state": life.state_of(task, is_claimed=claim is not None, is_waiting=bool(waits_for or busy), now_ms=now_ms),
         "capabilities": task.capabilities,
         "depends_on": task.depends_on,
         "filler": task.filler,
@@ -372,11 +413,13 @@ def task_view(
         "route": task.route,
     }
     view.update({name: value for name, value in optional.items() if value})
+    if task.options or task.history:
+        view.update(life.shown(task))
     if task.state == COMPLETED:
         view["result"] = task.result
     if claim is not None:
         view.update(holder=claim.swarm_id, token=token, claimed_at_ms=claim.claimed_at_ms)
-    elif task.state in (COMPLETED, FAILED) and task.last_holder:
+    elif task.state != OPEN and task.last_holder:
         view.update(holder=task.last_holder, token=task.last_token)
         if task.last_claimed_at_ms:
             view["claimed_at_ms"] = task.last_claimed_at_ms
@@ -385,7 +428,7 @@ def task_view(
 
 def drop_heavy(view: dict[str, Any]) -> None:
     """Leave out of a task's view what makes it long, for lists; `get_task` has it."""
-    for heavy in ("description", "payload", "result", "milestones"):
+    for heavy in ("description", "payload", "result", "milestones", "errors", "artefacts"):
         view.pop(heavy, None)
 
 

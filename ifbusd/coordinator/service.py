@@ -12,6 +12,7 @@ from ifbusd.coordinator.alarms import Alarms
 from ifbusd.coordinator.blockers import Blockers
 from ifbusd.coordinator.claiming import Claiming
 from ifbusd.coordinator.core import Answer
+from ifbusd.coordinator.creating import Creating
 from ifbusd.coordinator.escalating import Escalating
 from ifbusd.coordinator.freeing import Freeing
 from ifbusd.coordinator.holding import Holding
@@ -19,6 +20,7 @@ from ifbusd.coordinator.inbox import Inbox
 from ifbusd.coordinator.questions import Questions
 from ifbusd.coordinator.sessions import Sessions
 from ifbusd.coordinator.tasks import Tasks
+from ifbusd.coordinator.timekeeping import Timekeeping
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
@@ -27,6 +29,8 @@ _HANDLES: Final = 200
 # Of what is not in here, alarms, the place is second.
 _URGENCY: Final = {"breaker_tripped": 0, "budget_low": 3, "holding": 4, "mail": 5}
 _ALARM: Final = 1
+# Letters to a holder whose claim somebody else ended: as urgent as alarms, so that whoever only asks now and then stops.
+_CLAIM_ENDS: Final = frozenset(("cancelled", "expired"))
 _URGENT_MAIL: Final = 2
 
 
@@ -48,7 +52,9 @@ class CoordinatorStatistics:
     processes: int
 
 
-class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers, Escalating, Questions, Alarms):
+class IFCoordinator(
+    Creating, Tasks, Claiming, Holding, Timekeeping, Freeing, Sessions, Inbox, Blockers, Escalating, Questions, Alarms
+):
     """Implements `interface.Coordinator`. Start `run` before the first call."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -64,6 +70,7 @@ class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers
             await nursery.start(self.handle_lost_claims)
             nursery.start_soon(self.watch_clocks)
             nursery.start_soon(self.escalate_blockers)
+            nursery.start_soon(self.keep_time)
             task_status.started()
 
     async def attention(self, caller: Caller, swarm_id: str) -> list[Answer]:
@@ -86,6 +93,7 @@ class IFCoordinator(Tasks, Claiming, Holding, Freeing, Sessions, Inbox, Blockers
             for handle in self.board.handles_of(swarm_id)[:_HANDLES]
         ]
         letters = [message for _, message in self.board.mail.letters(swarm_id)]
+        items += [letter.body for letter in letters if letter.body.get("kind") in _CLAIM_ENDS][:_HANDLES]
         urgent = sum(1 for message in letters if message.urgent)
         if letters:
             items.append(

@@ -126,7 +126,10 @@ class Sessions(Core):
             if stored is not None:
                 task = TaskRecord.from_bytes(stored.value)
                 view = claim_view(task_id, held.claim, bound=self._bound_now(held.claim))
-                view.update(token=held.token, task=task_view(task_id, task, claim=held.claim, token=held.token))
+                view.update(
+                    token=held.token,
+                    task=task_view(task_id, task, now_ms=self._now_ms(), claim=held.claim, token=held.token),
+                )
                 views.append(view)
         # Many claims do not fit into one answer with all that their tasks say, nor do very many at all: `get_task` has the
         # rest, `renew_session` names them all.

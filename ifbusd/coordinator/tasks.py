@@ -1,20 +1,17 @@
-"""The board's verbs for everybody: create a task, look at one, list them, explain what a claim would meet."""
+"""The board's verbs for everybody: look at a task, list them, explain what a claim would meet."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import trio
 
-from ifbus.errors import AlreadyExists, IfbusError, InvalidParams, NotFound, ResourceBusy
+from ifbus.errors import IfbusError, InvalidParams, NotFound, ResourceBusy
 from ifbus.models import check_identifier
-from ifbus.money import NO_MONEY, MicroUsd
-from ifbusd.codec import how_many_fit, unpack
+from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.clocks import rules as clocks
-from ifbusd.coordinator.core import Answer, limit_exceeded, packed_size
-from ifbusd.coordinator.locks.rules import check_resources
-from ifbusd.coordinator.model import CLAIMS, TASK_COUNTER, TASKS, ClaimRecord, TaskRecord
+from ifbusd.coordinator.core import Answer
+from ifbusd.coordinator.life import rules as life
+from ifbusd.coordinator.model import CLAIMS, ClaimRecord, TaskRecord
 from ifbusd.coordinator.offers import Entry
 from ifbusd.coordinator.resources import Resources
 from ifbusd.identity import Caller
@@ -27,83 +24,6 @@ _LOOKED_AT = 1_000
 
 class Tasks(Resources):
     """Tasks as such."""
-
-    async def create_task(
-        self,
-        caller: Caller,
-        title: str,
-        *,
-        task_id: str | None = None,
-        description: str = "",
-        capabilities: list[str] | None = None,
-        depends_on: list[str] | None = None,
-        filler: bool = False,
-        priority: int = 0,
-        estimate_usd: MicroUsd = NO_MONEY,
-        payload: dict[str, Any] | None = None,
-        milestones: list[Any] | None = None,
-        resources: list[str] | None = None,
-    ) -> Answer:
-        """See `interface.Coordinator.create_task`."""
-        named = check_resources(resources) if resources else []
-        wanted, needed = sorted(set(capabilities or ())), list(dict.fromkeys(depends_on or ()))
-        rules.check_new_task(
-            title=title,
-            description=description,
-            capabilities=wanted,
-            depends_on=needed,
-            priority=priority,
-            payload_bytes=packed_size(payload or {}),
-            milestones=milestones or [],
-        )
-        if task_id is not None:
-            check_identifier(task_id, "task_id")
-
-        await self.board.show_told()
-
-        def create(tx: Tx) -> Answer:
-            used, allowed = self.board.open_tasks(), self._config.open_tasks
-            if used >= allowed:
-                raise limit_exceeded("create a task", "open_tasks", used, allowed, "complete or fail some of them")
-            counted = tx.get(TASK_COUNTER)
-            n = (unpack(counted) if counted else 0) + 1
-            name = task_id if task_id is not None else f"T-{n}"
-            while tx.get_stored(TASKS + name) is not None:
-                if task_id is not None:
-                    raise AlreadyExists(
-                        f"cannot create task {name}: there is one",
-                        data={"task_id": name},
-                        would_change=[{"by": "self", "what": "another id, or none", "call": f"ifbus task show {name}"}],
-                    )
-                n += 1  # somebody gave a task this very name
-                name = f"T-{n}"
-            for dependency in needed:
-                self._task(tx, dependency)
-            record = TaskRecord(
-                n=n,
-                title=title,
-                description=description,
-                capabilities=wanted,
-                depends_on=needed,
-                resources=named,
-                filler=filler,
-                priority=priority,
-                estimate_micro_usd=estimate_usd,
-                payload=payload or {},
-                milestones=milestones or [],
-                created_at_ms=self._now_ms(),
-                uid=caller.uid,
-            )
-            rules.check_task_size(packed_size(record.to_map()))
-            tx.put(TASK_COUNTER, n)
-            tx.put(TASKS + name, record.to_map(), decoded=record)
-            tx.detail["title"] = title
-            self._publish_board(tx, "created", name)
-            waiting = self._waits_for(tx, record)
-            busy = self.board.locks.busy(named)
-            return {"task": rules.task_view(name, record, waits_for=sorted(waiting), busy=busy)}
-
-        return await self._operations.run(caller, "coordinator.create_task", task_id or "", create)
 
     async def get_task(self, caller: Caller, task_id: str) -> Answer:
         """See `interface.Coordinator.get_task`."""
@@ -144,9 +64,9 @@ class Tasks(Resources):
         """See `interface.Coordinator.list_tasks`."""
         rules.check_limit(limit)
         for state in states or ():
-            if state not in rules.STATES:
+            if state not in life.STATES:
                 raise InvalidParams(
-                    f"states must be among {', '.join(rules.STATES)}, got {state!r:.40}", data={"param": "states"}
+                    f"states must be among {', '.join(life.STATES)}, got {state!r:.40}", data={"param": "states"}
                 )
         await self.board.catch_up()
         start = 0
@@ -155,7 +75,7 @@ class Tasks(Resources):
             if entry is None:
                 raise self._no_task(after)
             start = entry.n
-        wanted, word = frozenset(states or rules.STATES), grep.casefold()
+        wanted, word = frozenset(states or life.STATES), grep.casefold()
         matching: list[Entry] = []
         entries = list(self.board.tasks.values())
         for first in range(0, len(entries), _LOOKED_AT):
@@ -213,7 +133,8 @@ class Tasks(Resources):
             )
         checks.append(rules.check_result("free", free, "nobody holds it"))
         done = ", ".join(task.depends_on) + " completed" if task.depends_on else "waits for nothing"
-        checks.append(rules.check_result("ready", rules.not_ready(task_id, task, self._waits_for(tx, task)), done))
+        not_ready = rules.not_ready(task_id, task, self._waits_for(tx, task), self._now_ms())
+        checks.append(rules.check_result("ready", not_ready, done))
         if task.resources:
             busy: IfbusError | None = None
             try:

@@ -14,6 +14,7 @@ NO_SWARM: Final = "no swarm"
 NO_MODULE: Final = "no module"
 NO_BLOCKER: Final = "no blocker"
 NO_QUESTION: Final = "no question"
+NO_TASK: Final = "no task"
 
 
 class Row(NamedTuple):
@@ -41,6 +42,7 @@ _OWNER: Final = Row(OK, DENIED, NO_SWARM)
 _READER: Final = Row(OK, OK, NO_SWARM)
 # A name belongs to whoever takes it first.
 _NAMING: Final = Row(OK, DENIED, OK)
+_CREATOR: Final = Row(OK, DENIED, NO_TASK, operator_another=OK)
 _OPERATOR: Final = Row(DENIED, DENIED, DENIED, OK, OK, NO_SWARM)
 
 POLICY: Final[dict[str, Row]] = {
@@ -50,6 +52,10 @@ POLICY: Final[dict[str, Row]] = {
     "daemon.status": _EVERYBODY,
     "daemon.describe": _EVERYBODY,
     "coordinator.create_task": _EVERYBODY,
+    # Not whose swarm, but whose task it is.
+    "coordinator.cancel_task": _CREATOR,
+    "coordinator.requeue_task": _CREATOR,
+    "coordinator.list_dead_letters": _EVERYBODY,
     "coordinator.get_task": _EVERYBODY,
     "coordinator.list_tasks": _EVERYBODY,
     "coordinator.claim_task": _OWNER,

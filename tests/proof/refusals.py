@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 import select
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -565,6 +566,47 @@ def approval_by_no_operator(w: World) -> Told:
 @case
 def help_for_nothing(w: World) -> Told:
     return w.ask("coordinator.request_help", swarm_id=w.swarm())
+
+
+@case
+def before_its_start(w: World) -> Told:
+    swarm_id, task_id = w.swarm(), w.task(not_before_at_ms=int(time.time() * 1000) + 500)
+    yield w.ask("coordinator.claim_task", task_id=task_id, swarm_id=swarm_id)
+    yield w.call("coordinator.claim_task", task_id=task_id, swarm_id=swarm_id, wait_ms=60_000)["claimed"]
+
+
+@case
+def end_of_anothers_task(w: World) -> Told:
+    task_id = w.stranger.call("coordinator.create_task", title="x")["task"]["task_id"]
+    yield w.ask("coordinator.cancel_task", task_id=task_id)
+    yield w.operator.ask("coordinator.cancel_task", task_id=task_id).code == "ok"
+
+
+@case
+def requeue_of_an_open_task(w: World) -> Told:
+    return w.ask("coordinator.requeue_task", task_id=w.task())
+
+
+@case
+def requeue_before_its_dependency(w: World) -> Told:
+    first = w.task()
+    second = w.task(depends_on=[first], on_dependency_failure="cancel")
+    w.call("coordinator.cancel_task", task_id=first)
+    while w.call("coordinator.get_task", task_id=second)["task"]["state"] != "cancelled":
+        pass
+    yield w.ask("coordinator.requeue_task", task_id=second)
+    w.call("coordinator.requeue_task", task_id=first)
+    yield w.client.ask("coordinator.requeue_task", task_id=second).code == "ok"
+
+
+@case
+def task_that_waits_for_itself(w: World) -> Told:
+    return w.ask("coordinator.create_task", title="x", task_id="T-itself", depends_on=["T-itself"])
+
+
+@case
+def bad_backoff(w: World) -> Told:
+    return w.ask("coordinator.create_task", title="x", backoff={"base": 1})
 
 
 @case

@@ -16,7 +16,7 @@ import pytest
 
 from ifbusd.rpc.methods import ROWS, Role
 from tests.proof.actor import Actor
-from tests.proof.identity_policy import CALLERS, DENIED, NO_BLOCKER, NO_MODULE, NO_QUESTION, NO_SWARM, POLICY
+from tests.proof.identity_policy import CALLERS, DENIED, NO_BLOCKER, NO_MODULE, NO_QUESTION, NO_SWARM, NO_TASK, POLICY
 from tests.proof.opened import opened
 from tests.proof.plain import Answer
 from tests.proof.records import Proof
@@ -76,6 +76,15 @@ class Situation:
             return {"task_id": task_id, "token": 1, "swarm_id": self.swarm_id}
         answer = self.owner.call("coordinator.claim_task", task_id=task_id, swarm_id=self.swarm_id)
         return {"task_id": task_id, "token": answer["claim"]["token"], "swarm_id": self.swarm_id}
+
+    def task(self, *, is_cancelled: bool = False) -> str:
+        """A task that the swarm's user has created."""
+        if self.owner is None:
+            return "none"
+        task_id: str = self.owner.call("coordinator.create_task", title="a task")["task"]["task_id"]
+        if is_cancelled:
+            self.owner.call("coordinator.cancel_task", task_id=task_id)
+        return task_id
 
     def reservation(self) -> str:
         """Money that the swarm has set aside."""
@@ -154,6 +163,9 @@ QUESTIONS: dict[str, Callable[[Situation], dict[str, Any]]] = {
     "daemon.status": _nothing,
     "daemon.describe": _nothing,
     "coordinator.create_task": lambda it: {"title": "a task"},
+    "coordinator.cancel_task": lambda it: {"task_id": it.task()},
+    "coordinator.requeue_task": lambda it: {"task_id": it.task(is_cancelled=True)},
+    "coordinator.list_dead_letters": _nothing,
     "coordinator.get_task": lambda it: {"task_id": it.world.task()},
     "coordinator.list_tasks": lambda it: {"holder": it.swarm_id},
     "coordinator.claim_task": lambda it: {"task_id": it.world.task(), **_swarm(it)},
@@ -218,7 +230,13 @@ def outcome(answer: Answer) -> str:
     if answer.error is None or answer.code != "not_found":
         return answer.code
     data = answer.error["data"]
-    named = {"module_sha256": NO_MODULE, "blocker_id": NO_BLOCKER, "reply_id": NO_QUESTION, "swarm_id": NO_SWARM}
+    named = {
+        "module_sha256": NO_MODULE,
+        "blocker_id": NO_BLOCKER,
+        "reply_id": NO_QUESTION,
+        "swarm_id": NO_SWARM,
+        "task_id": NO_TASK,
+    }
     return next((what for name, what in named.items() if name in data), str(answer.error))
 
 

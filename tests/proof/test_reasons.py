@@ -48,6 +48,11 @@ EXCUSED: Final[dict[tuple[str, str], str]] = {
     ("ifbusd/chassis/service.py", ""): _DISK,
     ("ifbusd/coordinator/holder.py", "cannot act on "): "an earlier incarnation's claim ends within the registration",
     ("ifbusd/coordinator/rules.py", "cannot renew "): _RACE,
+    ("ifbusd/coordinator/rules.py", "cannot act on "): "takes an act between a deadline and its record",
+    (
+        "ifbusd/coordinator/life/rules.py",
+        "cannot claim ",
+    ): "takes a claim between a deadline, or a loss, and its record",
     ("ifbusd/coordinator/bindings.py", "cannot bind anything without"): "every client has a connection",
     ("ifbusd/coordinator/inbox.py", "cannot subscribe without"): "every client has a connection",
     ("ifbusd/processes.py", "cannot bind: this kernel"): _HOST,

@@ -50,8 +50,8 @@ function _shtab_ifbus_using
   test "$_shtab_ifbus_cmdpath" = "$argv"
 end
 
-set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --answer --bind --budget-usd --by --can --color --cost-per-hour-usd --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --milestone --model --need --note --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --severity --since --socket --state --swarm --target --task --text --until --usd-per-hour --wait -o
+set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
+set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --budget-usd --by --can --color --cost-per-hour-usd --deadline --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --max-attempts --milestone --model --need --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -63,7 +63,7 @@ complete -c ifbus -n '_shtab_ifbus_using status' -l check -d 'exit 8 if an alarm
 complete -c ifbus -n '_shtab_ifbus_using status' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using status' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using status' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a task -d 'add, ls, show, next, claim, progress, complete, fail, release, blocked, unblock, import'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a task -d 'add, ls, show, next, claim, progress, complete, fail, release, blocked, unblock, import, cancel, dead, requeue'
 complete -c ifbus -n '_shtab_ifbus_using task' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a add -d 'Create a task; waiting swarms that qualify hear of it at once'
 complete -c ifbus -n '_shtab_ifbus_using task add' -s h -l help -d 'show this help message and exit'
@@ -77,6 +77,14 @@ complete -c ifbus -n '_shtab_ifbus_using task add' -l priority -x -d 'higher goe
 complete -c ifbus -n '_shtab_ifbus_using task add' -l filler -d 'only while nothing better is ready'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l resource -xka "(ifbus __complete swarm 2>/dev/null)" -d 'what it needs for itself, such as gpu:0; again or A,B'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l milestone -x -d 'again for more'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l start -x -d 'nobody gets it before: a span from now, or a time in ISO 8601'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l deadline -x -d 'not ended by then it expires: a span from now, or a time'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l lease -x -d 'lease of a claim that asks for none'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l max-attempts -x -d 'try again after failures, N attempts in all'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l backoff -x -d 'rest between attempts: {"base_ms", "factor", "cap_ms", "jitter"}, any of them'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l unique -x -d 'while an open task has this key, that one is the answer'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l retention -x -d 'keep it so long once it has ended'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l on-dependency-failure -xka "wait cancel run" -d 'when one that it depends on ends without being completed'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l dry-run -d 'show what would be sent, send nothing'
 complete -c ifbus -n '_shtab_ifbus_using task add' -s q -l quiet -d 'ids only'
@@ -85,7 +93,7 @@ complete -c ifbus -n '_shtab_ifbus_using task add' -l color -xka "auto always ne
 complete -c ifbus -n '_shtab_ifbus_using task add' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List tasks in order of creation'
 complete -c ifbus -n '_shtab_ifbus_using task ls' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using task ls' -l state -x -d 'only these: waiting,ready,claimed,blocked,completed,failed'
+complete -c ifbus -n '_shtab_ifbus_using task ls' -l state -x -d 'only these: waiting,scheduled,ready,claimed,blocked,completed,failed,dead,cancelled,expired'
 complete -c ifbus -n '_shtab_ifbus_using task ls' -l holder -xka "(ifbus __complete swarm 2>/dev/null)" -d 'only what this swarm holds'
 complete -c ifbus -n '_shtab_ifbus_using task ls' -l grep -x -d 'only where id or title contains this'
 complete -c ifbus -n '_shtab_ifbus_using task ls' -l limit -x -d 'at most N, 1 to 200 (50)'
@@ -133,6 +141,7 @@ complete -c ifbus -n '_shtab_ifbus_using task claim' -l socket -xka "(__fish_com
 complete -c ifbus -n '_shtab_ifbus_using task claim; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d TASK
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a progress -d 'Say how far the work is; renews the claim'"'"'s lease'
 complete -c ifbus -n '_shtab_ifbus_using task progress' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task progress' -l artefact -xka "(__fish_complete_path (commandline -ct))" -d 'leave name, size and SHA-256 of this file to the next holder'
 complete -c ifbus -n '_shtab_ifbus_using task progress' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
 complete -c ifbus -n '_shtab_ifbus_using task progress' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
 complete -c ifbus -n '_shtab_ifbus_using task progress' -l dry-run -d 'show what would be sent, send nothing'
@@ -150,7 +159,8 @@ complete -c ifbus -n '_shtab_ifbus_using task complete' -l color -xka "auto alwa
 complete -c ifbus -n '_shtab_ifbus_using task complete' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a fail -d 'End the claim with a failure; counts against the swarm'"'"'s breaker'
 complete -c ifbus -n '_shtab_ifbus_using task fail' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using task fail' -l retry -d 'offer the task again'
+complete -c ifbus -n '_shtab_ifbus_using task fail' -l retry -d 'offer the task again while it has attempts left'
+complete -c ifbus -n '_shtab_ifbus_using task fail' -l final -d 'no other attempt would go better: end it now'
 complete -c ifbus -n '_shtab_ifbus_using task fail' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
 complete -c ifbus -n '_shtab_ifbus_using task fail' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
 complete -c ifbus -n '_shtab_ifbus_using task fail' -l dry-run -d 'show what would be sent, send nothing'
@@ -195,6 +205,38 @@ complete -c ifbus -n '_shtab_ifbus_using task import' -l json -d 'one JSON docum
 complete -c ifbus -n '_shtab_ifbus_using task import' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using task import' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task import; and test $_shtab_ifbus_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a Markdown board, '"'"'-'"'"' for stdin'
+complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a cancel -d 'End an open task without a result: for its creator and operators'
+complete -c ifbus -n '_shtab_ifbus_using task cancel' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task cancel' -l reason -x -d 'goes on record, and to whoever holds it'
+complete -c ifbus -n '_shtab_ifbus_using task cancel' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using task cancel' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using task cancel' -l fields -x -d 'only these fields'
+complete -c ifbus -n '_shtab_ifbus_using task cancel' -s q -l quiet -d 'ids only'
+complete -c ifbus -n '_shtab_ifbus_using task cancel' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using task cancel' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using task cancel' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using task cancel; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d T-7
+complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a dead -d 'List the tasks whose attempts are used up, with the errors of each'
+complete -c ifbus -n '_shtab_ifbus_using task dead' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task dead' -l limit -x -d 'at most N, 1 to 200 (50)'
+complete -c ifbus -n '_shtab_ifbus_using task dead' -l after -x -d 'go on after this one'
+complete -c ifbus -n '_shtab_ifbus_using task dead' -l fields -x -d 'only these fields'
+complete -c ifbus -n '_shtab_ifbus_using task dead' -s q -l quiet -d 'ids only'
+complete -c ifbus -n '_shtab_ifbus_using task dead' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using task dead' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using task dead' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a requeue -d 'Open a dead, failed, cancelled or expired task again: for its creator and operators'
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -l reason -x -d 'goes on record, and to whoever holds it'
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -l deadline -x -d 'a new deadline: a span from now, or a time in ISO 8601'
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -l fields -x -d 'only these fields'
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -s q -l quiet -d 'ids only'
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using task requeue' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using task requeue; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d T-7
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'ls, show, register'
 complete -c ifbus -n '_shtab_ifbus_using swarm' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using swarm; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List swarms by name'

@@ -151,7 +151,7 @@ async def test_every_change_is_on_record(world: World) -> None:
     record = await world.record()
     assert [entry["op"].removeprefix("coordinator.") for entry in record] == [
         "register_swarm", "create_task", "push_task_to_swarm", "claim_task", "report_progress", "detect_blocker",
-        "resolve_blocker", "claim_task", "release_task", "claim_task", "complete_task", "broadcast", "acknowledge",
+        "resolve_blocker", "claim_task", "fail_task", "claim_task", "complete_task", "broadcast", "acknowledge",
         "end_session",
     ]  # fmt: skip
     assert {(entry["outcome"], entry["uid"], entry["pid"]) for entry in record} == {("ok", 1000, 4711)}

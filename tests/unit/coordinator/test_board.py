@@ -67,8 +67,16 @@ class Model:
         return events
 
 
-def _unbound() -> Bindings:
-    return Bindings(limit=0, limit_per_uid=0, new_id=lambda: "")
+def _board() -> Board:
+    bindings = Bindings(limit=0, limit_per_uid=0, new_id=lambda: "")
+    return Board(
+        None,  # type: ignore[arg-type]  # only `run` and `catch_up` ask the store
+        Decoded(),
+        bindings,
+        now_ms=lambda: 0,
+        retention_ms=1,
+        retained_tasks=1,
+    )
 
 
 def step(model: Model, draw: Any) -> list[WatchEvent]:
@@ -120,7 +128,7 @@ def step(model: Model, draw: Any) -> list[WatchEvent]:
 @given(st.data())
 def test_the_board_shows_what_the_store_told(data: st.DataObject) -> None:
     """After every commit, alone or several in one batch, the board agrees with the model and reports exactly the lost claims."""
-    model, board = Model(), Board(None, Decoded(), _unbound())  # type: ignore[arg-type]  # only `run` and `catch_up` ask the store
+    model, board = Model(), _board()
     lost: list[tuple[str, int]] = []
     for _ in range(data.draw(st.integers(1, 40))):
         batch: list[WatchEvent] = []
@@ -149,7 +157,7 @@ def test_the_board_shows_what_the_store_told(data: st.DataObject) -> None:
 
 def test_letters_are_told_once_and_in_order() -> None:
     """A listener hears what waits above its mark, then each new letter, in order of seq, also when one batch brings several."""
-    model, board = Model(), Board(None, Decoded(), _unbound())  # type: ignore[arg-type]
+    model, board = Model(), _board()
     heard: list[int] = []
     letter = MessageRecord(kind="notice", body={})
 
@@ -169,7 +177,7 @@ def test_letters_are_told_once_and_in_order() -> None:
 
 def test_blockers_come_and_go() -> None:
     """The open blockers are those whose record is there."""
-    model, board = Model(), Board(None, Decoded(), _unbound())  # type: ignore[arg-type]
+    model, board = Model(), _board()
     board.apply(model.events([("blockers/B-1", BlockerRecord(swarm_id="s", reason="r", uid=1))]))
     assert list(board.blockers) == ["B-1"]
     board.apply(model.events([("blockers/B-1", None)]))

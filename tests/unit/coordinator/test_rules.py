@@ -13,6 +13,7 @@ from ifbus.errors import IfbusError, InvalidParams
 from ifbus.models import BlockerAlert, Task
 from ifbusd.codec import pack
 from ifbusd.coordinator import rules
+from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.model import BlockerRecord, ClaimRecord, MessageRecord, SessionRecord, TaskRecord
 
 TASK = TaskRecord(n=1, title="Write it")
@@ -117,8 +118,8 @@ def test_spans_and_texts_have_bounds() -> None:
 def test_the_state_that_is_shown(state: str, blocker: str, is_claimed: bool, is_waiting: bool, shown: str) -> None:
     """Final beats blocked beats claimed beats waiting beats ready."""
     task = attrs.evolve(TASK, state=state, blocker=blocker)
-    assert rules.task_state(task, is_claimed=is_claimed, is_waiting=is_waiting) == shown
-    assert shown in rules.STATES
+    assert life.state_of(task, is_claimed=is_claimed, is_waiting=is_waiting, now_ms=0) == shown
+    assert shown in life.STATES
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_a_task_that_cannot_be_claimed_says_why(
     task: TaskRecord, waits_for: dict[str, str], figures: dict[str, Any]
 ) -> None:
     """The refusal has the state, what it waits for, and what would change it."""
-    refusal = rules.not_ready("T-1", task, waits_for)
+    refusal = rules.not_ready("T-1", task, waits_for, 0)
     assert refusal is not None
     assert figures.items() <= refusal.data.items()
     assert refusal.data["task_id"] == "T-1"
@@ -144,7 +145,7 @@ def test_a_task_that_cannot_be_claimed_says_why(
 
 def test_a_ready_task_can_be_claimed() -> None:
     """Nothing stands in the way."""
-    assert rules.not_ready("T-1", TASK, {}) is None
+    assert rules.not_ready("T-1", TASK, {}, 0) is None
 
 
 def test_a_lost_claim_says_who_holds_it() -> None:
@@ -166,7 +167,7 @@ def test_a_lost_claim_says_who_holds_it() -> None:
 def test_the_view_of_a_claimed_task_is_the_holders() -> None:
     """Progress, note and fence come from the claim while it lasts."""
     task = attrs.evolve(TASK, percent=10, note="old", estimate_micro_usd=1_500_000)
-    view = rules.task_view("T-1", task, claim=CLAIM, token=41)
+    view = rules.task_view("T-1", task, now_ms=0, claim=CLAIM, token=41)
     assert Task.from_wire(view).holder == "docs"
     assert (view["state"], view["percent"], view["note"], view["token"]) == ("claimed", 40, "", 41)
     assert view["estimate_usd"] == "1.50"
@@ -175,9 +176,9 @@ def test_the_view_of_a_claimed_task_is_the_holders() -> None:
 def test_the_view_of_a_final_task_remembers_its_last_holder() -> None:
     """A completed task shows result and who did it; an open one does not show a former holder."""
     done = attrs.evolve(TASK, state="completed", result={"n": 1}, last_holder="docs", last_token=7)
-    view = rules.task_view("T-1", done)
+    view = rules.task_view("T-1", done, now_ms=0)
     assert (view["result"], view["holder"], view["token"]) == ({"n": 1}, "docs", 7)
-    assert "holder" not in rules.task_view("T-1", attrs.evolve(TASK, last_holder="docs", last_token=7))
+    assert "holder" not in rules.task_view("T-1", attrs.evolve(TASK, last_holder="docs", last_token=7), now_ms=0)
 
 
 @given(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ifbus.cli.command import Command, Data, DryRun, Invocation, Outcome, parse_json
+from ifbus.cli.command import Command, Data, DryRun, Invocation, Outcome, parse_json, span_type
 from ifbus.cli.commands import TASK_FIELDS
 from ifbus.cli.text import View, describe_bound, fields, one_line, plural, span, table
 from ifbus.errors import AlreadyExists, InvalidParams, Usage
 
-STATES = ("waiting", "ready", "claimed", "blocked", "completed", "failed")
-_GUESSES = {"done": "completed", "open": "ready", "dead": "failed", "todo": "ready", "in_progress": "claimed"}
+STATES = ("waiting", "scheduled", "ready", "claimed", "blocked", "completed", "failed", "dead", "cancelled", "expired")
+_GUESSES = {
+    "done": "completed", "open": "ready", "todo": "ready", "in_progress": "claimed", "canceled": "cancelled", "backoff": "scheduled",
+}  # fmt: skip
+_FINAL = ("completed", "failed", "dead", "cancelled", "expired")
 MAX_BOARD_BYTES = 4 << 20
 
 
@@ -36,6 +39,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resource", metavar="NAME", action="append", help="what it needs for itself, such as gpu:0; again or A,B"
     )
     parser.add_argument("--milestone", metavar="'25 TEXT'", action="append", help="again for more")
+    parser.add_argument("--start", metavar="WHEN", help="nobody gets it before: a span from now, or a time in ISO 8601")
+    parser.add_argument("--deadline", metavar="WHEN", help="not ended by then it expires: a span from now, or a time")
+    parser.add_argument("--lease", metavar="SPAN", type=span_type, help="lease of a claim that asks for none")
+    parser.add_argument("--max-attempts", type=int, metavar="N", help="try again after failures, N attempts in all")
+    parser.add_argument(
+        "--backoff",
+        metavar="JSON",
+        help='rest between attempts: {"base_ms", "factor", "cap_ms", "jitter"}, any of them',
+    )
+    parser.add_argument("--unique", metavar="KEY", help="while an open task has this key, that one is the answer")
+    parser.add_argument("--retention", metavar="SPAN", type=span_type, help="keep it so long once it has ended")
+    parser.add_argument(
+        "--on-dependency-failure",
+        choices=("wait", "cancel", "run"),
+        help="when one that it depends on ends without being completed",
+    )
 
 
 def _add(invocation: Invocation) -> Outcome:
@@ -55,9 +74,25 @@ def _add(invocation: Invocation) -> Outcome:
                 "payload": parse_json(args.payload, "payload") if args.payload is not None else None,
                 "resources": split_list(args.resource),
                 "milestones": [_milestone(text) for text in args.milestone] if args.milestone else None,
+                "not_before_at_ms": _moment(invocation, args.start, "start"),
+                "deadline_at_ms": _moment(invocation, args.deadline, "deadline"),
+                "lease_ms": args.lease,
+                "max_attempts": args.max_attempts,
+                "backoff": parse_json(args.backoff, "backoff") if args.backoff is not None else None,
+                "unique_key": args.unique,
+                "retention_ms": args.retention,
+                "on_dependency_failure": args.on_dependency_failure,
             },
         )
     )
+
+
+def _moment(invocation: Invocation, text: str | None, what: str) -> int | None:
+    if text is None:
+        return None
+    from ifbus.cli.moments import parse_moment
+
+    return parse_moment(text, invocation.view.now_ms, what)
 
 
 def _milestone(text: str) -> list[Any]:
@@ -80,7 +115,10 @@ def render_added(data: Data, view: View) -> list[str]:
     task = data["task"]
     awaited = [*task.get("waits_for", ()), *task.get("busy_resources", ())]
     waits = f"waits for {', '.join(awaited)}" if awaited else ""
-    return fields([f"{task['task_id']} {view.state(task['state'])}", waits], view)
+    there = "was there already" if task.get("existing") else ""
+    start_at_ms = task.get("not_before_at_ms", 0)
+    starts = f"starts in {span(start_at_ms - view.now_ms)}" if start_at_ms > view.now_ms else ""
+    return fields([f"{task['task_id']} {view.state(task['state'])}", there, waits, starts], view)
 
 
 # --- ls and show -------------------------------------------------------------------------------------
@@ -190,7 +228,39 @@ def render_task(data: Data, view: View) -> list[str]:
             lines.append(f"  {name}: {_json(task[name])}")
     if task.get("error"):
         lines.append(f"  failed: {one_line(task['error'])} ({plural(task.get('attempts', 0), 'attempt')})")
-    return lines
+    return lines + _life(task, view)
+
+
+def _life(task: Data, view: View) -> list[str]:
+    """When it starts and expires, how often it is tried, and what earlier holders left."""
+    from ifbus.cli.commands.task_life import render_errors
+
+    starts = max(task.get("not_before_at_ms", 0), task.get("retry_at_ms", 0))
+    ahead = task["state"] == "scheduled" and starts > view.now_ms
+    facts = [
+        f"starts in {span(starts - view.now_ms)}" if ahead else "",
+        _deadline(task, view),
+        f"{task.get('failures', 0)} of {task['max_attempts']} attempts failed" if task.get("max_attempts") else "",
+        f"{task['state']}: {one_line(task['reason'], 200)}" if task.get("reason") else "",
+        f"when a dependency fails: {task['on_dependency_failure']}" if task.get("on_dependency_failure") else "",
+        f"unique key {one_line(task['unique_key'])}" if task.get("unique_key") else "",
+    ]
+    return [
+        *(f"  {fact}" for fact in facts if fact),
+        *(f"  {line}" for line in render_errors(task, view)),
+        *(
+            f"  artefact {left['name']}: {left['bytes']} bytes, sha256 {left['sha256']}"
+            for left in task.get("artefacts", ())
+        ),
+    ]
+
+
+def _deadline(task: Data, view: View) -> str:
+    deadline_at_ms = task.get("deadline_at_ms")
+    if not deadline_at_ms or task["state"] in _FINAL:
+        return ""
+    left_ms = deadline_at_ms - view.now_ms
+    return f"expires in {span(left_ms)}" if left_ms > 0 else "its deadline has passed"
 
 
 def _clocks(clocks: Data, view: View) -> list[str]:

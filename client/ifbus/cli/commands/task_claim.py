@@ -133,6 +133,23 @@ def _find_other(invocation: Invocation, task_id: str) -> Data | None:
     return None
 
 
+def _handover(pack: Data | None, task_id: str) -> list[str]:
+    """What the last holder left, in a line; `task show` has the rest."""
+    if pack is None:
+        return []
+    last = pack.get("last", {})
+    why = (
+        f" ({last['reason']}{': ' + one_line(last['why'], 80) if last.get('why') else ''})"
+        if last.get("reason")
+        else ""
+    )
+    left = f", {len(pack['artefacts'])} artefacts" if pack.get("artefacts") else ""
+    note = f": {one_line(pack['note'], 200)}" if pack.get("note") else ""
+    return [
+        f"  before you: {last.get('swarm_id', '?')} to {pack['percent']} %{why}{left}{note}; ifbus task show {task_id}"
+    ]
+
+
 def render_claim(data: Data, view: View) -> list[str]:
     """The handle first: everything that the holder does next needs it."""
     claim = data["claim"]
@@ -152,6 +169,7 @@ def render_claim(data: Data, view: View) -> list[str]:
     return [
         *fields([f"{handle} claimed: {one_line(task['title'], 100)}", lease, bound, f"{reserved} USD reserved" if reserved else ""], view),
         *([more] if more else []),
+        *_handover(claim.get("handover"), task["task_id"]),
         f"  next: {following}",
     ]  # fmt: skip
 
@@ -159,7 +177,18 @@ def render_claim(data: Data, view: View) -> list[str]:
 # `--fields` reaches the claim's own and its task's.
 _COLUMNS = tuple(
     dict.fromkeys(
-        ("task_id", "swarm_id", "token", "lease_ms", "claimed_at_ms", "reserved_usd", "bound_to", "bound", *TASK_FIELDS)
+        (
+            "task_id",
+            "swarm_id",
+            "token",
+            "lease_ms",
+            "claimed_at_ms",
+            "reserved_usd",
+            "bound_to",
+            "bound",
+            "handover",
+            *TASK_FIELDS,
+        )
     )
 )
 

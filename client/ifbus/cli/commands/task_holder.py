@@ -33,11 +33,35 @@ def _progress_arguments(parser: argparse.ArgumentParser) -> None:
     _handle_argument(parser)
     parser.add_argument("percent", type=int, help="0 to 100")
     parser.add_argument("note", nargs="?", help="what was done")
+    parser.add_argument(
+        "--artefact",
+        metavar="PATH",
+        action="append",
+        help="leave name, size and SHA-256 of this file to the next holder",
+    )
 
 
 def _progress(invocation: Invocation) -> Outcome:
     args = invocation.args
-    return Outcome(_act(invocation, "coordinator.report_progress", percent=args.percent, note=args.note))
+    artefacts = [_artefact(path) for path in args.artefact] if args.artefact else None
+    return Outcome(
+        _act(invocation, "coordinator.report_progress", percent=args.percent, note=args.note, artefacts=artefacts)
+    )
+
+
+def _artefact(path: str) -> Data:
+    import hashlib
+    import os
+
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"name": os.path.basename(path), "sha256": digest, "bytes": os.fstat(file.fileno()).st_size}
+    except OSError as error:
+        raise Usage(
+            f"cannot read {path}: {error.strerror}",
+            data={"command": "task progress", "example": "ifbus task progress T-7@41 50 --artefact report.md"},
+        ) from error
 
 
 def render_progress(data: Data, view: View) -> list[str]:
@@ -66,7 +90,12 @@ def _complete(invocation: Invocation) -> Outcome:
 def _fail_arguments(parser: argparse.ArgumentParser) -> None:
     _handle_argument(parser)
     parser.add_argument("error", metavar="WHY")
-    parser.add_argument("--retry", action="store_true", default=None, help="offer the task again")
+    parser.add_argument(
+        "--retry", action="store_true", default=None, help="offer the task again while it has attempts left"
+    )
+    parser.add_argument(
+        "--final", action="store_false", dest="retry", help="no other attempt would go better: end it now"
+    )
 
 
 def _fail(invocation: Invocation) -> Outcome:
@@ -104,7 +133,11 @@ def _render_completed(data: Data, view: View) -> list[str]:
 
 
 def _render_failed(data: Data, view: View) -> list[str]:
-    return render_ended("failed" if data["task"]["state"] == "failed" else "failed, offered again", data, view)
+    task = data["task"]
+    if task["state"] in ("failed", "dead"):
+        return render_ended("failed" if task["state"] == "failed" else "failed for the last time: dead", data, view)
+    rest_ms = task.get("retry_at_ms", 0) - view.now_ms
+    return render_ended(f"failed, offered again{f' in {span(rest_ms)}' if rest_ms > 0 else ''}", data, view)
 
 
 def _render_released(data: Data, view: View) -> list[str]:

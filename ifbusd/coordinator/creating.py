@@ -1,0 +1,203 @@
+"""New tasks, one or many in one commit: names, dependencies among them, unique keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from ifbus.errors import AlreadyExists
+from ifbus.models import check_identifier
+from ifbus.money import NO_MONEY, MicroUsd
+from ifbusd.codec import unpack
+from ifbusd.coordinator import rules
+from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
+from ifbusd.coordinator.interface import OnDependencyFailure
+from ifbusd.coordinator.life import rules as life
+from ifbusd.coordinator.locks.rules import check_resources
+from ifbusd.coordinator.model import (
+    CLAIMS,
+    COMPLETED,
+    OPEN,
+    TASK_COUNTER,
+    TASKS,
+    UNIQUE,
+    ClaimRecord,
+    TaskOptions,
+    TaskRecord,
+)
+from ifbusd.identity import Caller
+from ifbusd.operation import Tx
+
+
+@attrs.frozen(kw_only=True)
+class NewTask:
+    """A task to be created; `record` lacks its number, its author and the time."""
+
+    task_id: str | None
+    record: TaskRecord
+
+
+class Creating(Core):
+    """Tasks come into being here."""
+
+    async def create_task(
+        self,
+        caller: Caller,
+        title: str,
+        *,
+        task_id: str | None = None,
+        description: str = "",
+        capabilities: list[str] | None = None,
+        depends_on: list[str] | None = None,
+        filler: bool = False,
+        priority: int = 0,
+        estimate_usd: MicroUsd = NO_MONEY,
+        payload: dict[str, Any] | None = None,
+        milestones: list[Any] | None = None,
+        resources: list[str] | None = None,
+        not_before_at_ms: int | None = None,
+        deadline_at_ms: int | None = None,
+        lease_ms: int | None = None,
+        max_attempts: int | None = None,
+        backoff: dict[str, Any] | None = None,
+        unique_key: str | None = None,
+        retention_ms: int | None = None,
+        on_dependency_failure: OnDependencyFailure | None = None,
+    ) -> Answer:
+        """See `interface.Coordinator.create_task`."""
+        named = check_resources(resources) if resources else []
+        wanted, needed = sorted(set(capabilities or ())), list(dict.fromkeys(depends_on or ()))
+        rules.check_new_task(
+            title=title,
+            description=description,
+            capabilities=wanted,
+            depends_on=needed,
+            priority=priority,
+            payload_bytes=packed_size(payload or {}),
+            milestones=milestones or [],
+        )
+        given = {
+            "not_before_at_ms": not_before_at_ms,
+            "deadline_at_ms": deadline_at_ms,
+            "lease_ms": lease_ms,
+            "max_attempts": max_attempts,
+            "backoff": backoff,
+            "unique_key": unique_key,
+            "retention_ms": retention_ms,
+            "on_dependency_failure": on_dependency_failure,
+        }
+        new = NewTask(
+            task_id=task_id,
+            record=TaskRecord(
+                n=0,
+                title=title,
+                description=description,
+                capabilities=wanted,
+                depends_on=needed,
+                resources=named,
+                filler=filler,
+                priority=priority,
+                estimate_micro_usd=estimate_usd,
+                payload=payload or {},
+                milestones=milestones or [],
+                options=self._options(given),
+            ),
+        )
+        if task_id is not None:
+            check_identifier(task_id, "task_id")
+            if task_id in needed:
+                raise rules.cycle([task_id, task_id])
+
+        await self.board.show_told()
+
+        def create(tx: Tx) -> Answer:
+            [view] = self._create(tx, caller, [new])
+            tx.detail["title"] = title
+            return {"task": view}
+
+        return await self._operations.run(caller, "coordinator.create_task", task_id or "", create)
+
+    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
+        asked = {name: value for name, value in given.items() if value is not None}
+        if not asked:
+            return {}
+        options = TaskOptions(**asked)
+        life.check_options(options, self._config, self._now_ms())
+        return options.to_map()
+
+    def _create(self, tx: Tx, caller: Caller, tasks: Sequence[NewTask]) -> list[Answer]:
+        """Put new tasks into the board, within an operation; their views in the same order."""
+        used, allowed = self.board.open_tasks(), self._config.open_tasks
+        if used + len(tasks) > allowed:
+            raise limit_exceeded("create a task", "open_tasks", used, allowed, "complete or fail some of them")
+        counted = tx.get(TASK_COUNTER)
+        n = (unpack(counted) if counted else 0) + 1
+        now_ms = self._now_ms()
+        names: list[str] = []
+        records: dict[str, TaskRecord] = {}
+        instead: dict[str, str] = {}  # what was asked for, and the open task that has its unique key
+        for new in tasks:
+            key = new.record.options.get("unique_key", "") if new.record.options else ""
+            if key and (first := self._first_with(tx, caller.uid, key, now_ms)) is not None:
+                names.append(first)
+                if new.task_id is not None:
+                    instead[new.task_id] = first
+                continue
+            name = new.task_id if new.task_id is not None else f"T-{n}"
+            while name in records or tx.get_stored(TASKS + name) is not None:
+                if new.task_id is not None:
+                    raise AlreadyExists(
+                        f"cannot create task {name}: there is one",
+                        data={"task_id": name},
+                        would_change=[{"by": "self", "what": "another id, or none", "call": f"ifbus task show {name}"}],
+                    )
+                n += 1  # somebody gave a task this very name
+                name = f"T-{n}"
+            if key:
+                tx.put(f"{UNIQUE}{caller.uid}/{key}", name)
+            records[name] = new.record.evolve(n=n, created_at_ms=now_ms, uid=caller.uid)
+            names.append(name)
+            n += 1
+        for name, record in records.items():
+            if instead:
+                record = record.evolve(depends_on=[instead.get(other, other) for other in record.depends_on])
+            rules.check_task_size(packed_size(record.to_map()))
+            records[name] = record
+            tx.put(TASKS + name, record.to_map(), decoded=record)
+            self._publish_board(tx, "created", name)
+        for record in records.values():
+            for dependency in record.depends_on:
+                self._depend_on(tx, dependency, now_ms)
+        if records:
+            tx.put(TASK_COUNTER, n - 1)
+        return [self._created(tx, name, records.get(name), now_ms) for name in names]
+
+    def _first_with(self, tx: Tx, uid: int, key: str, now_ms: int) -> str | None:
+        """The open task of this user that has a unique key."""
+        stored = tx.get(f"{UNIQUE}{uid}/{key}")
+        if stored is None:
+            return None
+        name: str = unpack(stored)
+        task = tx.read(TASKS + name, TaskRecord.from_bytes)
+        is_open = task is not None and task.state == OPEN and not life.is_overdue(task, now_ms)
+        return name if is_open else None
+
+    def _depend_on(self, tx: Tx, task_id: str, now_ms: int) -> None:
+        task = self._task(tx, task_id)
+        if task.state not in (OPEN, COMPLETED):
+            # Whoever would remove it must see in the store that somebody waits for it again: it is kept for its full time.
+            tx.put(TASKS + task_id, task.evolve(history={**task.history, "awaited_at_ms": now_ms}).to_map())
+
+    def _created(self, tx: Tx, name: str, record: TaskRecord | None, now_ms: int) -> Answer:
+        if record is not None:
+            waits, busy = sorted(self._waits_for(tx, record)), self.board.locks.busy(record.resources)
+            return rules.task_view(name, record, now_ms=now_ms, waits_for=waits, busy=busy)
+        task, held = self._task(tx, name), tx.get_stored(CLAIMS + name)
+        claim = None if held is None else ClaimRecord.from_bytes(held.value)
+        waits = sorted(self._waits_for(tx, task))
+        view = rules.task_view(
+            name, task, now_ms=now_ms, claim=claim, token=held and held.create_revision, waits_for=waits
+        )
+        return {**view, "existing": True}
