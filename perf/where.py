@@ -51,7 +51,12 @@ STAGES: Final = [
         ("reply: pack", r"ifbus/protocol\.py", r"respond|respond_error|_pack|notify", ""),
         ("receive: parse", r"ifbus/(?:protocol|nesting)\.py", r".*", ""),
         ("dispatch: quota, binding, meta, identity", r"ifbusd/(?:rpc/.*|identity\.py|latency\.py)", r".*", ""),
-        ("store: flush", r"ifbusd/store/embedded\.py", r"_flush|_commit|_committed|_note_wal|_checkpoint|run", ""),
+        (
+            "store: flush",
+            r"ifbusd/store/embedded\.py",
+            r"_write|_sync|_commit|_committed|_note_wal|_checkpoint|run",
+            "",
+        ),
         ("store: flush", r"ifbusd/store/flush\.py", r".*", ""),
         ("dispatch: quota, binding, meta, identity", r"ifbus/(?:models|money)\.py", r".*", ""),
         ("witness, idempotency", r"ifbusd/store/chain\.py|ifbusd/witness/.*", r".*", ""),

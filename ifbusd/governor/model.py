@@ -253,7 +253,7 @@ class Account:
         return {
             "limit": self.limit,
             "spent": self.spent,
-            "holds": {hold_id: list(hold) for hold_id, hold in self.holds.items()},
+            "holds": self.holds,  # packed as lists
             "breaker": _CLOSED_STORED if self.breaker is CLOSED else _stored(self.breaker),
             "failures_in_a_row": self.failures_in_a_row,
             "failed": list(self.failed),
