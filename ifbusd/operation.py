@@ -40,6 +40,21 @@ Body = Callable[["Tx"], dict[str, Any]]
 MAX_TRIES: Final = 32
 # An idempotency record lives at least one and at most two of these: the lease that carries it is shared by all of a window.
 IDEMPOTENCY_WINDOW_MS: Final = 60 * 60 * 1000
+# What gives something back, or stops somebody: done also where the storage is full (`Txn.ends`).
+ENDING_OPERATIONS: Final = frozenset(
+    {
+        "chassis.unload_swarm",
+        "coordinator.acknowledge",
+        "coordinator.complete_task",
+        "coordinator.end_session",
+        "coordinator.expire_claim",
+        "coordinator.fail_task",
+        "coordinator.release_task",
+        "coordinator.resolve_blocker",
+        "governor.settle_cost",
+        "governor.trip_circuit_breaker",
+    }
+)
 # A target comes from the caller, and a refused one need not be an identifier: this much of it goes on record.
 _TARGET_CHARS: Final = 128
 
@@ -242,7 +257,7 @@ class Operations:
         obtained: dict[Hashable, Any] = {}
         for _ in range(MAX_TRIES):
             if idempotency or news is not None:
-                await self._ensure_window()
+                await self._ensure_window(op)
             tx, answer, earlier = await self._decide(idempotency, body, obtained)
             if isinstance(answer, IfbusError):
                 # On several hosts what was read may be old: a refusal stands only if it is still so.
@@ -257,9 +272,8 @@ class Operations:
             if news is not None and tx.messages:
                 tx.put(news.next_key(), to_stored(tx.messages), lease=self._window_lease)
             try:
-                done = await self._store.txn(
-                    Txn(tx.compares, tx.writes, record=self._record(caller, op, target, "ok", tx.detail))
-                )
+                record = self._record(caller, op, target, "ok", tx.detail)
+                done = await self._store.txn(Txn(tx.compares, tx.writes, record=record, ends=op in ENDING_OPERATIONS))
             except LeaseNotFound:
                 if (
                     not (idempotency or news is not None)
@@ -373,10 +387,10 @@ class Operations:
         found = await self._store.read_log(after_seq=low, limit=1)
         return {"seq": found[0].seq, "head": found[0].hash.hex()} if found and found[0].revision == revision else {}
 
-    async def _ensure_window(self) -> None:
+    async def _ensure_window(self, op: str) -> None:
         window = self._now_ms() // IDEMPOTENCY_WINDOW_MS
         if window != self._window or not self._window_lease:
-            self._window_lease = await self._store.grant(2 * IDEMPOTENCY_WINDOW_MS)
+            self._window_lease = await self._store.grant(2 * IDEMPOTENCY_WINDOW_MS, ends=op in ENDING_OPERATIONS)
             self._window = window
 
     def _record(self, caller: Caller, op: str, target: str, outcome: str, detail: dict[str, Any]) -> bytes:

@@ -61,12 +61,14 @@ class Txn(NamedTuple):
     Attributes:
         record: One witness entry, committed with `then` and only with it (a lost compare is tried again by the caller and
             is no operation yet); None for none. A transaction with only a record is allowed and uses up no revision.
+        ends: It ends something, such as a claim: where the storage is full, a store that keeps space back gives it to these.
     """
 
     compares: Sequence[Compare] = ()
     then: Sequence[Op] = ()
     otherwise: Sequence[Op] = ()
     record: bytes | None = None
+    ends: bool = False
 
 
 class LogHead(NamedTuple):
@@ -213,8 +215,12 @@ class Store(Protocol):
         """Watch the keys that start with `prefix`, from `start_revision` on, or from now. Only durable changes are told."""
         ...
 
-    async def grant(self, ttl_ms: int) -> int:
-        """A new lease id; the lease ends `ttl_ms` after its last renewal, counting only time the store observed."""
+    async def grant(self, ttl_ms: int, *, ends: bool = False) -> int:
+        """A new lease id; the lease ends `ttl_ms` after its last renewal, counting only time the store observed.
+
+        Args:
+            ends: For a transaction that ends something (`Txn.ends`).
+        """
         ...
 
     async def keep_alive(self, lease: int) -> int:

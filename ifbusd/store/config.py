@@ -21,6 +21,9 @@ class EmbeddedConfig:
             the daemon promises to calls that need no disk.
         checkpoint_wal_bytes: The write-ahead log is copied into the database when it is larger: larger means fewer but
             longer pauses of the store (some 4 ms for 4 MiB) and a slower recovery.
+        reserve_bytes: Space that is kept back in a file beside the database. When the storage is full it is given up to
+            what ends something (releases, completions, expiries, breaker trips), while all else is refused until there
+            is room for it again. The default takes a full write-ahead log and some ten thousand releases.
         cache_bytes: Pages that SQLite keeps in memory.
         max_batch_txns: Transactions that one commit takes; more wait for the next. Bounds what one failed commit hits.
         max_batch_bytes: The same for the sum of their values and records.
@@ -36,6 +39,7 @@ class EmbeddedConfig:
     )
     inline_limit_us: int = attrs.field(default=1000, validator=ge(1))
     checkpoint_wal_bytes: int = attrs.field(default=4 * 1024 * 1024, validator=ge(64 * 1024))
+    reserve_bytes: int = attrs.field(default=8 * 1024 * 1024, validator=ge(64 * 1024))
     cache_bytes: int = attrs.field(default=8 * 1024 * 1024, validator=ge(256 * 1024))
     max_batch_txns: int = attrs.field(default=1024, validator=ge(1))
     max_batch_bytes: int = attrs.field(default=4 * 1024 * 1024, validator=ge(1))

@@ -11,6 +11,7 @@ The mutable state is the batches, the keys in memory (`memory.py`), the revision
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -36,8 +37,10 @@ from ifbusd.store.base import (
 from ifbusd.store.chain import GENESIS, entry_hash
 from ifbusd.store.checks import MAX_TXN_OPS, MAX_VALUE_BYTES, check_bytes, check_key, check_txn, prefix_end
 from ifbusd.store.flush import FlushGauge
+from ifbusd.store.fsync import DiskFailed
 from ifbusd.store.leases import Lease, LeaseTable
 from ifbusd.store.memory import UNKNOWN, KeyMemory
+from ifbusd.store.reserve import Reserve
 from ifbusd.store.schema import StoreFailed, describe, open_database
 from ifbusd.store.watches import EmbeddedWatch, History
 
@@ -77,6 +80,9 @@ _LEASE_CHUNK: Final = 1000
 _LEASE_ID_BITS: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
 _STORAGE_FULL: Final = "the storage is full"
+# After a look that found no room, until the next: each is on behalf of somebody who is refused otherwise.
+_ROOM_LOOK_S: Final = 0.02
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -118,6 +124,8 @@ class EmbeddedStatistics:
         wal_bytes: Part of the write-ahead log in use. `database_bytes`: the database without it.
         checkpoints: Times that the write-ahead log was copied into the database.
         storage_full: Commits that failed for want of space.
+        is_full: The space that was kept back is given up: only what ends something is done.
+        reserve_bytes: What is kept back now.
         leases, history_events, keys: In memory now.
     """
 
@@ -133,6 +141,8 @@ class EmbeddedStatistics:
     database_bytes: int
     checkpoints: int
     storage_full: int
+    is_full: bool
+    reserve_bytes: int
     leases: int
     history_events: int
     keys: int
@@ -182,6 +192,11 @@ class EmbeddedStore:
         self._broken = False
         self._is_look_due = True
         self._is_checkpoint_due = False
+        self._reserve = Reserve(path.with_name(f"{path.name}-reserve"), config.reserve_bytes)
+        # True from the first commit that found no space until there is room for all of the reserve again.
+        self._is_full = False
+        self._is_room_due = False
+        self._next_room_look_s = 0.0
         self._gauge = FlushGauge(mode=config.flush, limit_us=config.inline_limit_us)
         self._wal_pages = 0
         self._txns = self._commits = self._largest_batch = self._checkpoints = self._storage_full = 0
@@ -193,6 +208,7 @@ class EmbeddedStore:
         )
         try:
             self._load()
+            self._note_room(self._reserve.make())
         except apsw.Error as error:
             self._connection.close()
             raise StoreFailed(f"cannot open {path}: {describe(error)}") from error
@@ -342,6 +358,9 @@ class EmbeddedStore:
         while True:
             while self._blocked:
                 await self._until_unblocked()
+            if self._is_full and not txn.ends and _writes(txn):
+                await self._until_room()
+                continue
             try:
                 result = self._apply(txn)
             except NotAtHand:
@@ -353,16 +372,19 @@ class EmbeddedStore:
             await self.barrier()
             return result
 
-    async def grant(self, ttl_ms: int) -> int:
+    async def grant(self, ttl_ms: int, *, ends: bool = False) -> int:
         """A new lease. Does not wait for the disk: the id is of no use without a later `txn`, which does.
+
+        Args:
+            ends: For a transaction that ends something (`Txn.ends`).
 
         Raises:
             Overloaded: There are `max_leases` already.
         """
         if ttl_ms < 1:
             raise ValueError(f"cannot grant a lease of {ttl_ms} ms: at least 1")
-        while self._blocked:
-            await self._until_unblocked()
+        while self._blocked or (self._is_full and not ends):
+            await (self._until_unblocked() if self._blocked else self._until_room())
         if len(self._leases) >= self._config.max_leases:
             raise Overloaded(f"cannot grant a lease: {len(self._leases)} are alive, which is the limit")
         lease = self._next_lease
@@ -424,6 +446,8 @@ class EmbeddedStore:
                 task_status.started()
                 while not self._broken:
                     self._history.deliver()
+                    if self._is_full:
+                        await self._make_do()
                     if self._is_checkpoint_due:
                         await self._checkpoint()
                     if self._is_look_due:
@@ -431,7 +455,7 @@ class EmbeddedStore:
                     batch = self._batch
                     if batch is not None and not batch.has_leader:
                         await self._commit(batch)
-                    elif not self._is_look_due:
+                    elif not (self._is_look_due or self._is_room_due):
                         await self._work.park()
                     else:
                         await trio.lowlevel.checkpoint()  # whoever commits it has its turn
@@ -464,6 +488,8 @@ class EmbeddedStore:
             database_bytes=self._path.stat().st_size,
             checkpoints=self._checkpoints,
             storage_full=self._storage_full,
+            is_full=self._is_full,
+            reserve_bytes=self._reserve.kept_bytes,
             leases=len(self._leases),
             history_events=len(self._history),
             keys=len(self._memory),
@@ -593,6 +619,18 @@ class EmbeddedStore:
         """Whether a commit belongs into a thread, or has to wait for what `run` does there."""
         return self._gauge.in_thread or self._busy or self._is_checkpoint_due
 
+    async def _until_room(self) -> None:
+        """Return after the next look for room, or when the store is at work otherwise.
+
+        Raises:
+            Unavailable: There is none, as a look has just found.
+        """
+        if trio.current_time() < self._next_room_look_s:
+            raise _unavailable(_STORAGE_FULL)
+        self._is_room_due = True
+        self._work.unpark()
+        await self._until_unblocked()
+
     async def _commit(self, batch: _Batch) -> None:
         """Make the batch durable and tell everybody; without yielding, unless it takes a thread."""
         self._batch, self._committing = None, batch
@@ -602,14 +640,15 @@ class EmbeddedStore:
             took_us = await self._in_thread(self._sync) if self._gauge.in_thread else self._sync()
         except apsw.FullError:
             self._give_up()
-            # Copying the log back frees its file for new writes even on a full disk, so that releases can go on.
+            self._note_room(False)
+            # Copying the log back frees its file for new writes even on a full disk.
             self._is_checkpoint_due = True
         except apsw.Error as error:
             self._fail(error)
         else:
             self._committed(batch, took_us)
-            # Kept short, or copying it back would take long.
-            self._is_checkpoint_due = self._wal_bytes > self._config.checkpoint_wal_bytes
+            # Kept short, or copying it back would take long; on a full disk its file has to have room for the next commit.
+            self._is_checkpoint_due = self._is_full or self._wal_bytes > self._config.checkpoint_wal_bytes
         self._work.unpark()
 
     def _write(self, batch: _Batch) -> None:
@@ -682,6 +721,28 @@ class EmbeddedStore:
             self._blocked = False
             self._unblocked.unpark_all()
 
+    # --- no space ------------------------------------------------------------------------------------
+
+    async def _make_do(self) -> None:
+        """Give up the space that is kept back, to what ends something; and look whether there is room again, if somebody asks."""
+        try:
+            if self._reserve.kept_bytes:
+                await self._in_thread(self._reserve.give_up)
+            elif self._is_room_due:
+                self._note_room(await self._in_thread(self._reserve.make))
+                self._is_room_due = False  # who asked meanwhile is woken, and asks again where there is none
+                if self._is_full:
+                    self._next_room_look_s = trio.current_time() + _ROOM_LOOK_S
+        except DiskFailed as error:
+            self._fail(error.message)
+
+    def _note_room(self, is_there: bool) -> None:
+        if self._is_full and is_there:
+            _log.warning("there is room again: everything is taken")
+        elif not self._is_full and not is_there:
+            _log.error("the storage is full: only what ends something is done until there is room again")
+        self._is_full = not is_there
+
     # --- failure -------------------------------------------------------------------------------------
 
     def _give_up(self) -> None:
@@ -696,11 +757,12 @@ class EmbeddedStore:
             self._drop_batches(_STORAGE_FULL)
             self._unblock()
 
-    def _fail(self, error: apsw.Error) -> Unavailable:
+    def _fail(self, error: apsw.Error | str) -> Unavailable:
         """Stop for good: what is on the disk is not known any more, or cannot be read."""
         if not self._broken:
             self._broken = True
-            self._stop(f"the store has failed, the outcome is unknown: {describe(error)}")
+            reason = error if isinstance(error, str) else describe(error)
+            self._stop(f"the store has failed, the outcome is unknown: {reason}")
             self._work.unpark()
         return Unavailable(str(self._unavailable))
 
@@ -797,6 +859,10 @@ class EmbeddedStore:
             self._ending.add(lease)
         else:
             self._ending.discard(lease)
+
+
+def _writes(txn: Txn) -> bool:
+    return txn.record is not None or any(type(op) is not Get for op in (*txn.then, *txn.otherwise))
 
 
 def _lease_not_found(lease: int) -> LeaseNotFound:

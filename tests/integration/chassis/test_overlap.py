@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 import wasmtime
+from trio.testing import wait_all_tasks_blocked
 
 from ifbus.errors import BreakerTripped, GuestFailed, LimitExceeded
 from ifbusd.codec import pack, unpack
@@ -36,8 +37,9 @@ async def _executions(chassis: Harness) -> list[dict[str, Any]]:
 
 
 async def _go_on_after(chassis: Harness, txns: int) -> None:
-    """Let a stopped worker go on when so many transactions are durable."""
+    """Let a stopped worker go on when so many transactions are durable and whoever waited for them waits for the worker."""
     await wait_for(lambda: chassis.store.statistics().txns >= txns)
+    await wait_all_tasks_blocked()
     os.kill(chassis.worker_pid(), signal.SIGCONT)
 
 
@@ -94,6 +96,7 @@ async def test_swarm_stopped_while_its_guest_runs_gets_no_answer(chassis: Harnes
         async def stop() -> None:
             await wait_for(lambda: sandbox.is_busy)
             await wait_for(lambda: chassis.store.statistics().txns > before)  # it was admitted
+            await wait_all_tasks_blocked()
             await chassis.store.txn(Txn(then=[Put("tripped/a", pack({}))]))
             os.kill(chassis.worker_pid(), signal.SIGCONT)
 

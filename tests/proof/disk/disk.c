@@ -38,6 +38,7 @@ struct control {
     uint64_t sync_at, sync_lasting;        /* the sync of this number fails with EIO, and all later ones if lasting */
     uint64_t write_at, write_lasting;      /* the same with ENOSPC for what needs space */
     uint64_t full;                         /* nothing grows: ENOSPC, but what is there can be overwritten */
+    uint64_t freed;                        /* bytes that were given back since then: files may grow by these */
     uint64_t kill_at, stop_at;             /* SIGKILL / SIGSTOP in the place of, or before, the change of this number */
 };
 
@@ -136,15 +137,21 @@ static void count_call(void)
 
 static int strikes(uint64_t seen, uint64_t at, uint64_t lasting) { return at && (seen == at || (lasting && seen > at)); }
 
+static uint64_t blocks(uint64_t size) { return (size + BLOCK - 1) / BLOCK * BLOCK; }
+
 /* Whether a change that needs space finds none. `end` is where a write ends, 0 for a new name. */
 static int has_no_space(int fd, uint64_t end)
 {
     struct stat status;
-    int grows = 1;
+    uint64_t grows = BLOCK;
     if (end && !fstat(fd, &status))
-        grows = end > ((uint64_t)status.st_size + BLOCK - 1) / BLOCK * BLOCK;
-    if (!strikes(++control->writes, control->write_at, control->write_lasting) && !(control->full && grows))
+        grows = blocks(end) > blocks(status.st_size) ? blocks(end) - blocks(status.st_size) : 0;
+    int is_full = control->full && grows > control->freed;
+    if (!strikes(++control->writes, control->write_at, control->write_lasting) && !is_full) {
+        if (control->full)
+            control->freed -= grows;
         return 0;
+    }
     control->failed++;
     note('N', 0, fd, 0, "", 0);
     errno = ENOSPC;
@@ -360,9 +367,14 @@ static int truncate_fd(int fd, off_t length)
 {
     pthread_mutex_lock(&lock);
     count_call();
+    struct stat status;
+    uint64_t before = fstat(fd, &status) ? 0 : blocks(status.st_size);
     int result = syscall(SYS_ftruncate, fd, length);
-    if (!result)
+    if (!result) {
+        if (control->full && before > blocks(length))
+            control->freed += before - blocks(length);
         note('T', 0, fd, length, "", 0);
+    }
     pthread_mutex_unlock(&lock);
     return result;
 }

@@ -26,7 +26,8 @@ class Control(ctypes.Structure):
         (name, ctypes.c_uint64)
         for name in (
             *("syncs", "writes", "calls", "failed"),
-            *("sync_at", "sync_lasting", "write_at", "write_lasting", "full", "kill_at", "stop_at"),
+            *("sync_at", "sync_lasting", "write_at", "write_lasting", "full", "freed"),
+            *("kill_at", "stop_at"),
         )
     ]
 

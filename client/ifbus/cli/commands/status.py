@@ -42,7 +42,7 @@ def _status(invocation: Invocation) -> Outcome:
         },
         "witness": ask("witness.head"),
     }
-    alarmed = bool(daemon.get("alarms") or data["tripped"] or data["blockers"])
+    alarmed = bool(daemon.get("alarms") or data["tripped"] or data["blockers"] or _is_full(daemon))
     return Outcome(data, exit=FOUND_SOMETHING if invocation.args.check and alarmed else DONE)
 
 
@@ -104,8 +104,15 @@ def _more(number: int) -> str:
     return f"! {plural(number, 'more thing')} to look at: ifbus status --json"
 
 
+def _is_full(daemon: Data) -> bool:
+    return bool((daemon.get("store") or {}).get("is_full"))
+
+
 def _alarms(data: Data, view: View) -> list[str]:
     lines = []
+    if _is_full(data["daemon"]):
+        where = data["daemon"].get("state_dir", "the state directory")
+        lines.append(f"storage full: only releases and other ends are done    free space for {where}")
     for breaker in data["tripped"]:
         name = breaker["swarm_id"]
         since = view.ago(breaker.get("tripped_at_ms"))
