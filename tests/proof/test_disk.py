@@ -343,7 +343,7 @@ def _missing(disk: Disk, rounds: int) -> Iterator[str]:
 def test_a_start_that_finds_no_space_says_so(tmp_path: Path, proof: Proof) -> None:
     """Whichever write of a start finds no space: it serves, or ends with a sentence about it, and the next start is well."""
     whole = _live(tmp_path / "0", lambda _: None)
-    cases = range(1, whole.disk.control.writes + 1, _EVERY)
+    cases = range(1, whole.disk.control.writes + 1, size(2, 1, 1))
 
     def live(at: int) -> Run:
         return _live(tmp_path / str(at), lambda wire: wire.ask("daemon.ping"), write_at=at, lasting=1)
