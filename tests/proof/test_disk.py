@@ -22,7 +22,6 @@ import ifbus.testing
 from ifbus.errors import Unavailable
 from tests.integration.cli.shell import Shell
 from tests.proof.disk import recording
-from tests.proof.disk.day import CONFIG
 from tests.proof.disk.preload import Disk
 from tests.proof.disk.recording import Event, NoSpace, Opened, Synced, SyncFailed
 from tests.proof.disk.recovery import Broken, Checker, Told, scratch
@@ -46,6 +45,7 @@ _EVERY = size(3, 1, 1)
 _SHOWN = 5
 _HELD = 20
 _RESERVE_BYTES = 262_144
+CONFIG = f"[store]\ncheckpoint_wal_bytes = 65536\nreserve_bytes = {_RESERVE_BYTES}\n"
 _REFUSALS = 20
 
 

@@ -17,7 +17,7 @@ from tests.proof.disk.wire import PATIENCE_S
 from tests.proof.powerloss import Image, replayed
 
 # The write-ahead log is copied back every few commits, so that power fails in the middle of that, too.
-CONFIG = "[store]\ncheckpoint_wal_bytes = 65536\nreserve_bytes = 262144\n"
+CONFIG = "[store]\ncheckpoint_wal_bytes = 65536\nreserve_bytes = 65536\n"
 IN_A_THREAD = CONFIG + 'flush = "thread"\n'
 
 
