@@ -352,7 +352,7 @@ class EtcdStore:
 
     # --- leases --------------------------------------------------------------------------------------
 
-    async def grant(self, ttl_ms: int) -> int:
+    async def grant(self, ttl_ms: int, *, ends: bool = False) -> int:
         """A new lease; it ends `ttl_ms` or up to 2 s more after its last renewal (etcd counts seconds, at least two)."""
         self._require_running()
         if ttl_ms < 1:
