@@ -270,15 +270,12 @@ class Cluster:
         # A member that has lost the others would stay silent: so it hangs up.
         stream = Stream(link.methods[method], [*self._metadata(), ("hasleader", "true")])
         link.streams.add(stream)
+        # A thread by itself: it ends when the stream is closed, and nobody has to wait for it.
+        threading.Thread(target=stream.read, name=f"etcd {method}", daemon=True).start()
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_read_stream, stream)
-                try:
-                    yield stream
-                finally:
-                    stream.close()
-                    nursery.cancel_scope.cancel()
+            yield stream
         finally:
+            stream.close()
             link.streams.discard(stream)
 
     def suspect(self, detail: str) -> None:
@@ -439,11 +436,6 @@ class Cluster:
     def unavailable(self, fault: EtcdFault, what: str) -> Exception:
         """The error that a caller of the store gets for a fault."""
         return error_of(fault, what, retry_after_ms=self._config.probe_interval_ms)
-
-
-async def _read_stream(stream: Stream) -> None:
-    # Abandoned when cancelled: the stream is closed then, which ends the thread.
-    await trio.to_thread.run_sync(stream.read, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
 
 
 def _read_file(name: str, key: str) -> bytes:

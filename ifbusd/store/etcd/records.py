@@ -31,11 +31,15 @@ _CHECKPOINT_PAGES: Final = 1024
 _FULL_RETRY_S: Final = 0.5
 
 
+# Revision, time and what was done.
+Record = tuple[int, int, bytes]
+
+
 @attrs.define(eq=False)
 class _Batch:
-    """Entries to append together, and the revision up to which all are then there."""
+    """Entries to append together (revision, time, record), and the revision up to which all are then there."""
 
-    records: list[tuple[int, bytes]]
+    records: list[Record]
     revision: int
     done: trio.Event = attrs.Factory(trio.Event)
     heads: list[LogHead] = attrs.Factory(list)
@@ -77,8 +81,10 @@ class RecordLog:
         """The file."""
         return self._path
 
-    async def append(self, records: list[tuple[int, bytes]], revision: int) -> list[LogHead]:
-        """Add entries (time and record), on the disk on return; all of the cluster's up to `revision` are then in the file.
+    async def append(self, records: list[Record], revision: int) -> list[LogHead]:
+        """Add entries, on the disk on return; all of the cluster's up to `revision` are then in the file.
+
+        An entry of a lower revision than the one before it, such as this host's own, gets that one's: they never decrease.
 
         Raises:
             Unavailable: The disk is full (`data["reason"]` is ``storage_full``), or the log is closed. Nothing was added.
@@ -132,12 +138,13 @@ class RecordLog:
     async def _write(self, batches: list[_Batch]) -> None:
         head, revision, entries = self.head, self.revision, []
         for batch in batches:
-            revision = max(revision, batch.revision)
-            for at_ms, record in batch.records:
+            for at_revision, at_ms, record in batch.records:
+                revision = max(revision, at_revision)
                 digest = entry_hash(head.hash, head.seq + 1, revision, at_ms, record)
                 head = LogHead(head.seq + 1, digest)
                 entries.append(LogEntry(head.seq, revision, at_ms, record, digest))
                 batch.heads.append(head)
+            revision = max(revision, batch.revision)
         error = ""
         try:
             # Once begun it is waited for: what it did is unknown until it returns.
@@ -181,7 +188,7 @@ class RecordLog:
         return apsw.SQLITE_OK
 
 
-async def append_patiently(log: RecordLog, records: list[tuple[int, bytes]], revision: int) -> None:
+async def append_patiently(log: RecordLog, records: list[Record], revision: int) -> None:
     """Append, again and again while the disk is full: these are in etcd and can wait there."""
     while True:
         try:

@@ -41,7 +41,7 @@ from ifbusd.store.etcd.config import NODE_FILE, EtcdConfig
 from ifbusd.store.etcd.faults import EtcdFault, Kind
 from ifbusd.store.etcd.feed import Feed
 from ifbusd.store.etcd.keys import Keys, unpack_record
-from ifbusd.store.etcd.records import RecordLog, append_patiently
+from ifbusd.store.etcd.records import Record, RecordLog, append_patiently
 from ifbusd.store.etcd.renewals import Renewals
 from ifbusd.store.etcd.replica import Replica
 from ifbusd.store.fsync import sync_names
@@ -286,7 +286,7 @@ class EtcdStore:
         if txn.record is None or writes or not done.succeeded:
             return done
         await self._until_recorded()
-        [head] = await self._log.append([(self._now_ms(), txn.record)], 0)
+        [head] = await self._log.append([(0, self._now_ms(), txn.record)], 0)
         return done._replace(head=head)
 
     def _read_here(self, txn: Txn) -> TxnResult | None:
@@ -590,7 +590,7 @@ class EtcdStore:
     async def _read_records_anew(self) -> int:
         """The watch is too far behind: take what still stands there. What was written over since is lost to this host."""
         start, end = self._keys.record_range
-        newest, revision, found = 0, 0, []
+        revision, found = 0, []
         while True:
             page = await self._read_page(start, end, _LOAD_PAGE, revision=revision)
             revision = revision or int(page.header.revision)
@@ -599,10 +599,7 @@ class EtcdStore:
                 break
             start = page.kvs[-1].key + b"\0"
         found.sort(key=lambda kv: (kv.mod_revision, kv.key))
-        for kv in found:
-            newest = kv.mod_revision
-            record = _record_of(kv)
-            await append_patiently(self._log, [] if record is None else [record], newest)
+        await append_patiently(self._log, [record for kv in found if (record := _record_of(kv)) is not None], revision)
         _log.warning(
             "this host's record was behind what etcd keeps: entries that were written over meanwhile are not in it",
             extra={"entries": len(found), "revision": revision},
@@ -610,9 +607,9 @@ class EtcdStore:
         return revision
 
 
-def _record_of(kv: Any) -> tuple[int, bytes] | None:
+def _record_of(kv: Any) -> Record | None:
     try:
-        return unpack_record(kv.value)
+        return (kv.mod_revision, *unpack_record(kv.value))
     except ValueError as error:
         _log.warning("a witness entry cannot be read and is ignored", extra={"error": str(error)})
         return None

@@ -1,0 +1,382 @@
+"""The etcd store while etcd is stopped, paused, cut off, slow, full or ahead: what calls answer, and that it recovers by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trio
+from etcd3 import etcdrpc
+
+from ifbus.errors import Unavailable
+from ifbusd.store.base import Compacted, Compare, LeaseNotFound, Put, Store, Txn, Watch
+from ifbusd.store.etcd.store import EtcdStore
+from tests.conformance.backends import etcd_store, running
+from tests.proxy import network
+from tests.servers import HOST, Node, etcd_nodes
+
+pytestmark = pytest.mark.slow
+# Long enough for a busy machine; nothing waits for it where all is well.
+PATIENCE_S = 60
+QUICK: dict[str, Any] = {"request_timeout_ms": 1_000, "probe_interval_ms": 100}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """An etcd of one's own, to stop and start."""
+    with etcd_nodes(tmp_path / "etcd", 1) as [only]:
+        yield only
+
+
+@asynccontextmanager
+async def store_on(directory: Path, endpoint: str, **settings: Any) -> AsyncIterator[EtcdStore]:
+    """A running store with short times."""
+    directory.mkdir(exist_ok=True)
+    async with running(etcd_store(directory, endpoint, **{**QUICK, "prefix": "/outage/", **settings})) as store:
+        yield store
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    with trio.fail_after(PATIENCE_S):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+async def write(store: Store, key: str, value: bytes = b"v", record: bytes | None = None) -> int:
+    """Write a key; the revision."""
+    return (await store.txn(Txn(then=[Put(key, value)], record=record))).revision
+
+
+async def write_at_last(store: Store, key: str, value: bytes = b"v") -> int:
+    """Write a key, as often as it takes."""
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            try:
+                return await write(store, key, value)
+            except Unavailable:
+                await trio.sleep(0.05)
+
+
+async def drain(changes: Watch) -> None:
+    """Take all that a watch tells, until it ends."""
+    async for _ in changes:
+        pass
+
+
+async def fill(store: Store) -> None:
+    """Write large keys, until there is no room."""
+    for number in itertools.count():
+        await write(store, f"big/{number}", bytes(100_000))
+
+
+async def refused(call: Callable[[], Awaitable[object]]) -> Unavailable:
+    """What a call that must fail says."""
+    with trio.fail_after(PATIENCE_S), pytest.raises(Unavailable) as caught:
+        await call()
+    return caught.value
+
+
+async def test_a_stopped_etcd_is_told_and_waited_out(node: Node, tmp_path: Path) -> None:
+    """Writes say why and when to try again, what is known by heart is told, and after the restart all goes on without a gap."""
+    async with store_on(tmp_path / "host", node.address) as store:
+        first = await write(store, "a/1")
+        async with store.watch("a/", start_revision=first) as changes:
+            assert [event.key for event in await anext(changes)] == ["a/1"]
+            node.stop()
+            error = await refused(lambda: write(store, "a/2"))
+            assert error.data["reason"] == "store_unreachable"
+            assert error.retry_after_ms > 0
+            found = store.peek("a/1")
+            assert found is not None
+            assert found.value == b"v"
+            assert store.peek("a/none") is None
+            assert [item.key for item in (await store.range("a/")).items] == ["a/1"]
+            assert store.statistics().state == "unreachable"
+            node.start()
+            second = await write_at_last(store, "a/2")
+            events = await anext(changes)
+            assert [(event.key, event.revision) for event in events] == [("a/2", second)]
+        assert store.statistics().state == "ok"
+        assert store.statistics().outages >= 1
+
+
+async def test_a_paused_etcd_leaves_the_outcome_unknown_once(node: Node, tmp_path: Path) -> None:
+    """The write under way is said to be unknown, those after it fail at once, and on waking both sides agree on what was done."""
+    async with store_on(tmp_path / "host", node.address) as store:
+        await write(store, "a/1", b"before")
+        node.pause()
+        error = await refused(lambda: write(store, "a/1", b"during", b"entry"))
+        assert error.data["outcome"] == "unknown"
+        assert "unknown" in error.message
+        for _ in range(200):  # each would take its whole time if it were tried
+            error = await refused(lambda: write(store, "a/2"))
+            assert "outcome" not in error.data
+        node.go_on()
+        last = await write_at_last(store, "a/3")
+        with trio.fail_after(PATIENCE_S):
+            await store.sync()
+        with grpc.insecure_channel(node.address) as channel:
+            answer = etcdrpc.KVStub(channel).Range(etcdrpc.RangeRequest(key=b"/outage/k/a/1"), timeout=10)
+        found = await store.get("a/1")
+        assert found is not None
+        assert found.value == answer.kvs[0].value
+        assert (await store.get("a/2")) is None
+        if found.value == b"during":
+            with trio.fail_after(PATIENCE_S):
+                while not (entries := await store.read_log()):
+                    await trio.sleep(0.02)
+            assert [entry.record for entry in entries] == [b"entry"]
+        assert store.told_revision >= last
+
+
+async def test_a_retried_write_is_done_once(node: Node, tmp_path: Path) -> None:
+    """Who was told that the outcome is unknown and compares what he read wins at most once."""
+    async with store_on(tmp_path / "host", node.address) as store:
+        node.pause()
+        claim = Txn([Compare("a/claim", 0)], [Put("a/claim", b"me")], record=b"claimed")
+        await refused(lambda: store.txn(claim))
+        node.go_on()
+        await write_at_last(store, "a/other")
+        again = await store.txn(claim)
+        found = await store.get("a/claim")
+        assert found is not None
+        with trio.fail_after(PATIENCE_S):
+            while not (entries := await store.read_log()):
+                await trio.sleep(0.02)
+        assert [entry.record for entry in entries] == [b"claimed"]
+        assert again.succeeded == (again.revision == found.mod_revision)
+
+
+async def test_a_cut_member_is_replaced_by_another(tmp_path: Path) -> None:
+    """When the member in use is cut off from us, another takes over, and no change is missed."""
+    with etcd_nodes(tmp_path / "etcd", 3) as nodes, network() as wires:
+        first = wires.proxy(nodes[0].port)
+        endpoints = tuple(f"http://{each}" for each in (first.address, nodes[1].address, nodes[2].address))
+        async with store_on(tmp_path / "host", "", endpoints=endpoints) as store:
+            start = store.revision + 1
+            await write_at_last(store, "a/1")
+            [in_use] = [each for each in store.statistics().endpoints if each.in_use]
+            if in_use.endpoint != first.address:
+                nodes[[each.address for each in nodes].index(in_use.endpoint)].stop()
+            else:
+                first.cut()
+            last = await write_at_last(store, "a/2")
+            assert store.statistics().failovers >= 1
+            got: list[str] = []
+            async with store.watch("a/", start_revision=start) as changes:
+                with trio.fail_after(PATIENCE_S):
+                    while len(got) < 2:
+                        got += [event.key for event in await anext(changes)]
+            assert got == ["a/1", "a/2"]
+            assert store.revision >= last
+
+
+async def test_a_member_without_a_majority_is_left(tmp_path: Path) -> None:
+    """A single member whose peers are gone is no etcd to write to: calls fail, and go on when the peers are back."""
+    with etcd_nodes(tmp_path / "etcd", 3) as nodes:
+        async with store_on(tmp_path / "host", nodes[0].address) as store:
+            await write_at_last(store, "a/1")
+            nodes[1].stop()
+            nodes[2].stop()
+            await refused(lambda: write(store, "a/2"))
+            await until(lambda: store.statistics().state == "unreachable")
+            nodes[1].start(wait=False)
+            await write_at_last(store, "a/3")
+
+
+async def test_a_watch_behind_a_compaction_reads_anew(node: Node, tmp_path: Path) -> None:
+    """What was changed, created and deleted while we were cut off and is compacted is known afterwards; watchers are told to read anew."""
+    with network() as wires:
+        wire = wires.proxy(node.port)
+        async with (
+            store_on(tmp_path / "other", node.address) as other,
+            store_on(tmp_path / "host", wire.address) as store,
+        ):
+            for key in ("a/stays", "a/changes", "a/goes"):
+                await write(other, key, b"old", key.encode())
+            await store.sync()
+            async with store.watch("a/") as changes:
+                wire.refuse()
+                await refused(lambda: write(store, "a/none"))
+                await write(other, "a/changes", b"new", b"changes")
+                lease = await other.grant(60_000)
+                await other.txn(Txn(then=[Put("a/goes", b"", lease), Put("a/comes", b"new")], record=b"comes"))
+                await other.revoke(lease)
+                newest = await write(other, "b/newest")
+                with grpc.insecure_channel(node.address) as channel:
+                    etcdrpc.KVStub(channel).Compact(etcdrpc.CompactionRequest(revision=newest), timeout=10)
+                wire.heal()
+                with trio.fail_after(PATIENCE_S), pytest.raises(Compacted):
+                    await drain(changes)
+            assert store.statistics().compactions >= 1
+            known = {key: store.peek(key) for key in ("a/stays", "a/changes", "a/goes", "a/comes")}
+            assert {key: found and found.value for key, found in known.items()} == {
+                "a/stays": b"old",
+                "a/changes": b"new",
+                "a/goes": None,
+                "a/comes": b"new",
+            }
+            last = await write_at_last(store, "a/after")
+            assert store.told_revision >= last
+            with trio.fail_after(PATIENCE_S):
+                while [entry.record for entry in await store.read_log()][-2:] != [b"changes", b"comes"]:
+                    await trio.sleep(0.05)
+
+
+async def test_a_full_etcd_refuses_writes_alone(tmp_path: Path) -> None:
+    """With the space alarm raised writes say that the storage is full, reads go on, and writes too once the alarm is lifted."""
+    options = ("--quota-backend-bytes=1000000",)
+    with etcd_nodes(tmp_path / "etcd", 1, options=options) as [node]:
+        async with store_on(tmp_path / "host", node.address) as store:
+            await write(store, "a/1")
+            error = await refused(lambda: fill(store))
+            assert error.data["reason"] == "storage_full"
+            assert await store.get("a/1") is not None
+            await store.sync()
+            await until(lambda: store.statistics().alarms == ["nospace"])
+            with grpc.insecure_channel(node.address) as channel:
+                kv, maintenance = etcdrpc.KVStub(channel), etcdrpc.MaintenanceStub(channel)
+                kv.DeleteRange(
+                    etcdrpc.DeleteRangeRequest(key=b"/outage/k/big/", range_end=b"/outage/k/big0"), timeout=10
+                )
+                revision = kv.Range(etcdrpc.RangeRequest(key=b"a"), timeout=10).header.revision
+                kv.Compact(etcdrpc.CompactionRequest(revision=revision, physical=True), timeout=10)
+                maintenance.Defragment(etcdrpc.DefragmentRequest(), timeout=30)
+                alarms = maintenance.Alarm(etcdrpc.AlarmRequest(action=etcdrpc.AlarmRequest.GET), timeout=10).alarms
+                for alarm in alarms:
+                    request = etcdrpc.AlarmRequest(
+                        action=etcdrpc.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm
+                    )
+                    maintenance.Alarm(request, timeout=10)
+            await write_at_last(store, "a/2")
+            assert await store.get("big/0") is None
+
+
+async def test_a_slow_etcd_is_slow_and_right(node: Node, tmp_path: Path) -> None:
+    """With half a second each way everything works, is told as slow, and is no outage."""
+    async with (
+        slow_wire(node.port, 0.5) as port,
+        store_on(tmp_path / "host", f"{HOST}:{port}", request_timeout_ms=10_000) as store,
+    ):
+        revision = await write(store, "a/1", record=b"entry")
+        assert store.peek("a/1") is not None
+        assert store.told_revision >= revision
+        assert await store.keep_alive(await store.grant(60_000)) == 60_000
+        assert [entry.record for entry in await store.read_log()] == [b"entry"]
+        await until(lambda: store.statistics().state == "slow")
+        assert store.statistics().outages == 0
+
+
+async def test_a_start_without_etcd_says_so(node: Node, tmp_path: Path) -> None:
+    """A daemon that finds no etcd does not start: it names the endpoints, and the next start finds them."""
+    node.stop()
+    (tmp_path / "host").mkdir()
+    store = etcd_store(tmp_path / "host", node.address, start_timeout_ms=300, **QUICK)
+    with trio.fail_after(PATIENCE_S), pytest.raises(ExceptionGroup) as caught:
+        async with running(store):
+            pass
+    [error] = caught.value.exceptions
+    while isinstance(error, ExceptionGroup):
+        [error] = error.exceptions
+    assert isinstance(error, Unavailable)
+    assert node.address in error.message
+    node.start()
+    async with store_on(tmp_path / "host", node.address) as started:
+        await write(started, "a/1")
+
+
+async def test_leases_across_a_pause_and_a_restart(node: Node, tmp_path: Path) -> None:
+    """A lease whose time passes while etcd sleeps is over on waking; a restart gives every lease its full time again."""
+    async with store_on(tmp_path / "host", node.address) as store:
+        short = await store.grant(2_000)
+        long = await store.grant(60_000)
+        await store.txn(Txn(then=[Put("l/short", b"", short), Put("l/long", b"", long)]))
+        node.pause()
+        await refused(lambda: store.keep_alive(short))
+        await until(lambda: store.statistics().down_ms > 2_500)
+        node.go_on()
+        await until(lambda: store.peek("l/short") is None)
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                try:
+                    await store.keep_alive(short)
+                except LeaseNotFound:
+                    break
+                except Unavailable:
+                    await trio.sleep(0.05)
+        node.stop()
+        node.start()
+        await write_at_last(store, "l/other")
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                try:
+                    assert await store.keep_alive(long) == 60_000
+                    break
+                except Unavailable:
+                    await trio.sleep(0.05)
+        assert store.peek("l/long") is not None
+
+
+async def test_each_host_has_the_record_of_all(node: Node, tmp_path: Path) -> None:
+    """Two hosts write; one is away for a while and crashes besides: both logs have every entry once, in the same order."""
+    async with store_on(tmp_path / "a", node.address) as first:
+        async with store_on(tmp_path / "b", node.address) as second:
+            for number in range(5):
+                await write(first, f"a/{number}", record=b"first %d" % number)
+                await write(second, f"b/{number}", record=b"second %d" % number)
+            await second.txn(Txn(record=b"refused by second"))
+        for number in range(5, 10):
+            await write(first, f"a/{number}", record=b"first %d" % number)
+        async with store_on(tmp_path / "b", node.address) as second:
+            await write(second, "b/9", record=b"second 9")
+            await write(first, "a/10", record=b"first 10")
+            await second.sync()
+            with trio.fail_after(PATIENCE_S):
+                while (await second.read_log())[-1].record != b"first 10":
+                    await trio.sleep(0.02)
+            shared = [
+                (entry.revision, entry.record)
+                for entry in await second.read_log()
+                if entry.record != b"refused by second"
+            ]
+            assert shared == [(entry.revision, entry.record) for entry in await first.read_log()]
+            assert len(shared) == 17
+
+
+@asynccontextmanager
+async def slow_wire(port: int, delay_s: float) -> AsyncIterator[int]:
+    """A port through which everything takes so long in each direction, without holding up what comes after."""
+
+    async def forward(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        into, out = trio.open_memory_channel[tuple[float, bytes]](1_000)
+
+        async def deliver() -> None:
+            async for due, data in out:
+                await trio.sleep_until(due)
+                await target.send_all(data)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deliver)
+            async with into:
+                async for data in source:
+                    await into.send((trio.current_time() + delay_s, bytes(data)))
+
+    async def serve(near: trio.SocketStream) -> None:
+        far = await trio.open_tcp_stream(HOST, port)
+        try:
+            async with near, far, trio.open_nursery() as nursery:
+                nursery.start_soon(forward, near, far)
+                nursery.start_soon(forward, far, near)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # one side is gone
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, serve, 0)
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
