@@ -29,6 +29,7 @@ from ifbusd.chassis.service import IFChassis
 from ifbusd.codec import pack
 from ifbusd.config import Config
 from ifbusd.coordinator.holder import Claims
+from ifbusd.coordinator.model import INBOX
 from ifbusd.coordinator.service import IFCoordinator
 from ifbusd.governor.service import IFGovernor
 from ifbusd.identity import ITSELF
@@ -271,6 +272,7 @@ def _open_store(config: Config, state_dir: Path) -> EmbeddedStore | EtcdStore:
         wal_limit_bytes=2 * config.store.checkpoint_wal_bytes,
         now_ms=now_ms,
         boottime_ms=boottime_ms,
+        ordered=(INBOX,),
     )
 
 

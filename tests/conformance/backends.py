@@ -77,13 +77,16 @@ def embedded_in_thread(directory: Path) -> AbstractAsyncContextManager[Backend]:
 _prefixes = itertools.count(1)
 
 
-def etcd_store(directory: Path, endpoint: str, **settings: Any) -> EtcdStore:
+def etcd_store(directory: Path, endpoint: str, *, ordered: tuple[str, ...] = (), **settings: Any) -> EtcdStore:
     """A store over a real etcd, not running yet, under a prefix of its own unless one is given."""
-    config = EtcdConfig(
-        **{"endpoints": (f"http://{endpoint}",), "prefix": f"/test-{os.getpid()}/{next(_prefixes)}/", **settings}
-    )
+    defaults = {"endpoints": (f"http://{endpoint}",), "prefix": f"/test-{os.getpid()}/{next(_prefixes)}/"}
     return EtcdStore(
-        directory / "ifbusd.db", config=config, wal_limit_bytes=1 << 20, now_ms=wall_ms, boottime_ms=boottime_ms
+        directory / "ifbusd.db",
+        config=EtcdConfig(**{**defaults, **settings}),
+        wal_limit_bytes=1 << 20,
+        now_ms=wall_ms,
+        boottime_ms=boottime_ms,
+        ordered=ordered,
     )
 
 

@@ -3,11 +3,14 @@
 etcd evaluates the compares of all nested transactions on the state before the outer one, so two of which one reads what the other
 writes would both win; and it refuses an outer one that puts a key twice. So a group holds no two transactions that touch the
 same key, unless both only read it. Its operations, and those of its longest member, share etcd's limit of 128.
+
+All of a group get one revision. Where a revision is a key's number among others, as letters are numbered in an inbox, no two may share
+it: of each directory that is *ordered* a group writes one key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from ifbusd.store.base import Get, Txn
@@ -23,14 +26,19 @@ class Waiting(Protocol):
 
 
 class Footprint:
-    """What a transaction touches: keys read, keys written, its longest list of operations, its size."""
+    """What a transaction touches: keys read, keys written, ordered directories, its longest list of operations, its size."""
 
-    __slots__ = ("length", "reads", "size_bytes", "writes")
+    __slots__ = ("length", "orders", "reads", "size_bytes", "writes")
 
-    def __init__(self, txn: Txn) -> None:
-        """Look at it."""
+    def __init__(self, txn: Txn, ordered: tuple[str, ...] = ()) -> None:
+        """Look at it.
+
+        Args:
+            ordered: Starts of the keys that are numbered by their revision within their directory.
+        """
         reads = {key for key, _ in txn.compares}
         writes = set()
+        orders = set()
         size_bytes = sum(map(len, reads)) + (0 if txn.record is None else len(txn.record))
         for branch in (txn.then, txn.otherwise):
             for op in branch:
@@ -39,9 +47,12 @@ class Footprint:
                     reads.add(op.key)
                 else:
                     writes.add(op.key)
+                    if op.key.startswith(ordered):
+                        orders.add(op.key.rpartition("/")[0])
                     size_bytes += len(getattr(op, "value", b""))
         self.reads = reads
         self.writes = writes
+        self.orders = orders
         self.size_bytes = size_bytes
         then = len(txn.then) + (txn.record is not None)
         self.length = max(len(txn.compares), then, len(txn.otherwise))
@@ -55,6 +66,7 @@ class Group:
         self._max_bytes = max_bytes
         self._reads: set[str] = set()
         self._writes: set[str] = set()
+        self._orders: set[str] = set()
         self._length = 0
         self._size_bytes = 0
         self._txns = 0
@@ -83,12 +95,14 @@ class Group:
         """Keep out what touches this one: what came later must not overtake it."""
         self._reads |= footprint.reads
         self._writes |= footprint.writes
+        self._orders |= footprint.orders
 
     def _touches(self, footprint: Footprint) -> bool:
         return not (
             self._writes.isdisjoint(footprint.writes)
             and self._writes.isdisjoint(footprint.reads)
             and self._reads.isdisjoint(footprint.writes)
+            and self._orders.isdisjoint(footprint.orders)
         )
 
 
@@ -104,8 +118,3 @@ def choose(waiting: Sequence[Waiting], *, max_txns: int, max_bytes: int) -> list
         else:
             group.block(each.footprint)
     return chosen
-
-
-def written_keys(footprints: Iterable[Footprint]) -> set[str]:
-    """All keys that these may write."""
-    return {key for footprint in footprints for key in footprint.writes}

@@ -33,14 +33,17 @@ class Commit:
 
     __slots__ = ("_done", "error", "footprint", "is_sent", "record", "request", "result", "txn")
 
-    def __init__(self, txn: Txn, keys: Keys, *, slot: int, record: bytes | None) -> None:
+    def __init__(
+        self, txn: Txn, keys: Keys, *, slot: int = 0, record: bytes | None = None, ordered: tuple[str, ...] = ()
+    ) -> None:
         """Build it.
 
         Args:
+            ordered: See `Footprint`.
             slot, record: Where the witness entry goes, as it stands in etcd; None for none.
         """
         self.txn = txn
-        self.footprint = Footprint(txn)
+        self.footprint = Footprint(txn, ordered)
         self.record = None if record is None else (slot, record)
         success = keys.ops(txn.then)
         if record is not None:
@@ -93,6 +96,7 @@ class Commits:
         keys: Keys,
         config: EtcdConfig,
         *,
+        ordered: tuple[str, ...],
         now_ms: Callable[[], int],
         landed: Callable[[int, Iterable[str]], Awaitable[None]],
         lost: Callable[[int, Iterable[str]], Awaitable[None]],
@@ -101,6 +105,7 @@ class Commits:
         """Wire it up.
 
         Args:
+            ordered: Starts of the keys that are numbered by their revision within their directory.
             landed: Awaited with a revision and the keys that it changed: returns when this daemon knows them.
             lost: Awaited with a revision and the keys of which one was not as compared then: returns when this daemon knows
                 better, so that the next decision is made on what is there.
@@ -109,6 +114,7 @@ class Commits:
         self._cluster = cluster
         self._keys = keys
         self._config = config
+        self._ordered = ordered
         self._now_ms = now_ms
         self._landed = landed
         self._lost = lost
@@ -183,11 +189,12 @@ class Commits:
 
     def _build(self, txn: Txn) -> Commit:
         if txn.record is None:
-            return Commit(txn, self._keys, slot=0, record=None)
+            return Commit(txn, self._keys, ordered=self._ordered)
         slot = self._slot
         self._slot = (slot + 1) % self._config.record_slots
         self._number += 1
-        return Commit(txn, self._keys, slot=slot, record=pack_record(self._now_ms(), self._number, txn.record))
+        value = pack_record(self._now_ms(), self._number, txn.record)
+        return Commit(txn, self._keys, slot=slot, record=value, ordered=self._ordered)
 
     def _take_group(self) -> list[Commit]:
         looked_at = self._waiting[:_LOOKED_AT]

@@ -58,7 +58,8 @@ def fault_of(error: grpc.RpcError) -> EtcdFault:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         if "space exceeded" in said:
             return EtcdFault(Kind.NO_SPACE, detail)
-        if "received message larger" in said:
+        # etcd says of our requests, in nearly the same words, "grpc: received message larger than max".
+        if "received message larger" in said and not said.startswith("grpc:"):
             return EtcdFault(Kind.ANSWER_TOO_LARGE, detail, may_be_done=True)
         if "larger than max" in said or "too large" in said:
             return EtcdFault(Kind.TOO_LARGE, detail)

@@ -125,7 +125,7 @@ class Replica:
     def load(self, item: KeyValue) -> bool:
         """Take over a key at the start; False if its kind has its share of the room already, which leaves it incomplete."""
         kind = self._kind_of(item.key, is_whole=True)
-        if kind.size_bytes > self._max_bytes // 8:
+        if kind.size_bytes > self._max_bytes // 4:
             kind.is_whole = False
             return False
         self._set(kind, item.key, item)

@@ -113,6 +113,7 @@ class EtcdStore:
         wal_limit_bytes: int,
         now_ms: Callable[[], int],
         boottime_ms: Callable[[], int],
+        ordered: tuple[str, ...] = (),
     ) -> None:
         """Open this host's witness log and make the channels; nothing is asked yet.
 
@@ -121,6 +122,8 @@ class EtcdStore:
             wal_limit_bytes: What the log's write-ahead file is cut to.
             now_ms: Wall clock, for the witness log.
             boottime_ms: Steady clock that goes on through suspend, for leases.
+            ordered: Starts of the keys whose create revision numbers them within their directory (up to the last slash): of those no
+                two that are written by different transactions have the same.
 
         Raises:
             StoreFailed: The log cannot be used.
@@ -141,6 +144,7 @@ class EtcdStore:
             self._cluster,
             self._keys,
             config,
+            ordered=ordered,
             now_ms=now_ms,
             landed=self._landed,
             lost=self._lost,
