@@ -126,6 +126,12 @@ class Config:
     governor: Policy = attrs.field(factory=Policy)
     chassis: ChassisConfig = attrs.field(factory=ChassisConfig)
 
+    def __attrs_post_init__(self) -> None:
+        if self.bus.backend == "nats" and self.store.backend != "etcd":
+            raise ValueError(
+                'expected store.backend = "etcd" with bus.backend = "nats": a store of one host has no other hosts'
+            )
+
 
 def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
     """The configuration in a file, or the defaults without one.

@@ -66,8 +66,19 @@ _MEASURED: Final = {
 _EXECUTE: Final = "chassis.execute_task"
 # A store or a loop that needs longer than this for one durable write is stuck: then the watchdog is not fed.
 _HEALTHY_WRITE_S: Final = 5.0
+# Why a write may fail in a daemon that is well.
+_LIVING: Final = ("storage_full", "store_unreachable")
 
 Run = Callable[..., Awaitable[None]]
+
+
+@attrs.frozen(kw_only=True)
+class _Others:
+    """What carries messages to the other daemons and who they are, None where there are none; and the bus's figures."""
+
+    news: News | None = None
+    peers: Peers | None = None
+    statistics: Callable[[], dict[str, Any]]
 
 
 @attrs.frozen(kw_only=True)
@@ -110,14 +121,13 @@ async def serve(
 
             bus, claims = LocalBus(), Claims()
             latencies = {kind: LatencyWindow() for kind in (*_MEASURED, "execute")}
-            daemon_id = new_id()
-            news, peers, bus_figures = await _meet_others(stack, config, store, bus, daemon_id, started_at_ms)
+            others = await _meet_others(stack, config, store, bus, new_id(), started_at_ms)
             operations = Operations(
                 store,
                 bus,
                 now_ms=now_ms,
                 latencies={op: latencies[kind] for kind, op in _MEASURED.items()},
-                news=news,
+                news=others.news,
             )
             governor = IFGovernor(
                 store,
@@ -141,7 +151,7 @@ async def serve(
                 now_ms=now_ms,
                 new_id=new_id,
                 new_secret=secrets.token_urlsafe,
-                peers=peers,
+                peers=others.peers,
             )
             chassis = IFChassis(
                 config.chassis,
@@ -171,7 +181,7 @@ async def serve(
                 now_ms=now_ms,
                 snapshots={
                     "store": store.statistics,
-                    "bus": bus_figures,
+                    "bus": others.statistics,
                     "coordinator": coordinator.statistics,
                     "governor": governor.statistics,
                     "chassis": chassis.statistics,
@@ -278,23 +288,30 @@ def _open_store(config: Config, state_dir: Path) -> EmbeddedStore | EtcdStore:
 
 async def _meet_others(
     stack: AsyncExitStack, config: Config, store: Store, bus: LocalBus, daemon_id: str, started_at_ms: int
-) -> tuple[News | None, Peers | None, Callable[[], dict[str, Any]]]:
-    """What carries messages to other daemons, and who they are, None where there are none; and the bus's figures for the status."""
-    if config.bus.backend == "local":
-        return None, None, lambda: {"backend": "local", **bus.statistics()}
-    from ifbusd.bus.nats import NatsHints
-
+) -> _Others:
+    """Get to know the daemons that share the store, where it is one that can be shared."""
+    if config.store.backend == "embedded":
+        return _Others(statistics=lambda: {"backend": "local", **bus.statistics()})
     card = {"host": socket.gethostname(), "build": VERSION, "started_at_ms": started_at_ms}
-    peers = Peers(store, daemon_id=daemon_id, card=card)
-    news = News(store, bus, daemon_id=daemon_id)
-    hints = NatsHints(config.bus.nats, name=f"ifbusd {daemon_id}", on_hint=news.hear)
-    news.use(hints)
-    for run in (peers.run, news.run, hints.run):
-        await _start(stack, run)
-    nursery = await stack.enter_async_context(trio.open_nursery())
-    nursery.start_soon(news.follow_hints, lambda _: store.sync())
-    stack.callback(nursery.cancel_scope.cancel)
-    return news, peers, lambda: {**hints.statistics(), **bus.statistics(), **attrs.asdict(news.statistics())}
+    peers, news = Peers(store, daemon_id=daemon_id, card=card), News(store, bus, daemon_id=daemon_id)
+    await _start(stack, peers.run)
+    await _start(stack, news.run)
+    hints: Callable[[], dict[str, Any]] = lambda: {"backend": "local"}  # noqa: E731
+    if config.bus.backend == "nats":
+        from ifbusd.bus.nats import NatsHints
+
+        nats = NatsHints(config.bus.nats, name=f"ifbusd {daemon_id}", on_hint=news.hear)
+        news.use(nats)
+        await _start(stack, nats.run)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        nursery.start_soon(news.follow_hints, lambda _: store.sync())
+        stack.callback(nursery.cancel_scope.cancel)
+        hints = nats.statistics
+
+    def statistics() -> dict[str, Any]:
+        return {**hints(), **bus.statistics(), **attrs.asdict(news.statistics()), "daemons": peers.statistics()}
+
+    return _Others(news=news, peers=peers, statistics=statistics)
 
 
 async def _stop_at_once(signals: Any, scope: trio.CancelScope) -> None:
@@ -305,7 +322,8 @@ async def _stop_at_once(signals: Any, scope: trio.CancelScope) -> None:
 async def _feed_watchdog(notifier: Notifier, store: Store, interval_s: float) -> None:
     """Tell the service manager that we live, each time after a durable write and a turn of the loop, and only then.
 
-    A full disk counts as living: reads and releases go on, and a restart would make no room.
+    A full disk counts as living, and so does a cluster that does not answer: reads and releases go on, and a restart would
+    neither make room nor mend a network.
     """
     while True:
         with trio.move_on_after(_HEALTHY_WRITE_S):
@@ -313,7 +331,7 @@ async def _feed_watchdog(notifier: Notifier, store: Store, interval_s: float) ->
                 await store.txn(Txn(then=[Put("daemon/heartbeat", pack(now_ms()))]))
                 notifier.alive()
             except Unavailable as error:
-                if error.data.get("reason") == "storage_full":
+                if error.data.get("reason") in _LIVING:
                     notifier.alive()
         await trio.sleep(interval_s)
 

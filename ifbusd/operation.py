@@ -321,8 +321,23 @@ class Operations:
     async def look(self, look: Callable[[Tx], T]) -> T:
         """What a function reads through a `Tx`, without an operation: nothing is written, witnessed or waited for but the reads.
 
-        Ask the store's `barrier` before telling it to anybody.
+        Ask the store's `barrier` before telling it to anybody. What it refuses was looked at once more with all that other hosts had
+        committed before: no refusal rests on a view that is behind.
         """
+        try:
+            return await self._look(look)
+        except Momentary:
+            raise
+        except IfbusError:
+            await self._store.sync()
+            return await self._look(look)
+
+    async def look_now(self, look: Callable[[Tx], T]) -> T:
+        """As `look`, seeing everything that was committed before this call, on whatever host: for a promise that no commit follows."""
+        await self._store.sync()
+        return await self._look(look)
+
+    async def _look(self, look: Callable[[Tx], T]) -> T:
         obtained: dict[Hashable, Any] = {}
         while True:
             try:

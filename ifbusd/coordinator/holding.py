@@ -69,7 +69,7 @@ class Holding(Core):
             return self._claims.require_holder(tx, task_id, swarm_id, token)[0]
 
         try:
-            stored = await self._operations.look(held)
+            stored = await self._operations.look_now(held)
             lease_ms = await self._renew(stored, task_id, token)
         except IfbusError as error:
             raise await self._refuse(caller, "renew_claim", task_id, error) from None

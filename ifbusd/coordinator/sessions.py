@@ -140,7 +140,7 @@ class Sessions(Core):
     async def renew_session(self, caller: Caller, swarm_id: str, resume_token: str) -> Answer:
         """See `interface.Coordinator.renew_session`."""
         try:
-            stored = await self._operations.look(lambda tx: self._session(tx, caller, swarm_id, resume_token))
+            stored = await self._operations.look_now(lambda tx: self._session(tx, caller, swarm_id, resume_token))
             if stored is None:
                 raise session_ended(swarm_id)
             lease_ms = await self._keep(stored.lease, swarm_id)

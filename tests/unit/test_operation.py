@@ -273,3 +273,29 @@ async def test_a_body_on_a_dead_lease_is_the_bodys_own_matter(bench: Bench) -> N
             await bench.operations.run(who, "test.put", "x", put)
     assert await bench.store.get("leased") is None
     assert await bench.record() == []
+
+
+async def test_a_refusal_rests_on_what_is_committed(bench: Bench) -> None:
+    """What a refusal rests on has changed by the time that it is put on record: it is decided anew, and leaves no entry."""
+
+    def need(tx: Tx) -> dict[str, Any]:
+        if tx.get("there") is None:
+            bench.meddle(Put("there", pack(1)))  # another host, whose write this one had not heard of
+            raise NotReady("not there", data={"task_id": "t", "state": "waiting"})
+        return {"found": True}
+
+    answer = await bench.operations.run(caller(), "test.need", "there", need)
+    assert answer["found"]
+    assert [entry["outcome"] for entry in await bench.record()] == ["ok"]
+
+
+async def test_a_look_refuses_only_after_a_second_one(bench: Bench) -> None:
+    """A look at a view that is behind refuses nothing that a newer one allows."""
+
+    def look(tx: Tx) -> bool:
+        if tx.get("there") is None:
+            bench.meddle(Put("there", pack(1)))
+            raise NotReady("not there", data={"task_id": "t", "state": "waiting"})
+        return True
+
+    assert await bench.operations.look(look)

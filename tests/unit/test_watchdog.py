@@ -39,15 +39,16 @@ class Manager:
     [
         (Disk(None), 4),
         (Disk(Unavailable("full", data={"reason": "storage_full"})), 4),  # a restart would make no room
+        (Disk(Unavailable("away", data={"reason": "store_unreachable"})), 4),  # nor mend a network
         (Disk(Unavailable("the store has failed")), 0),
         (Disk(None, hangs=True), 0),
     ],
-    ids=["healthy", "full", "failed", "stuck"],
+    ids=["healthy", "full", "cluster away", "failed", "stuck"],
 )
-async def test_the_watchdog_is_fed_while_the_store_works_or_is_only_full(
+async def test_the_watchdog_is_fed_while_a_restart_would_not_help(
     autojump_clock: trio.testing.MockClock, disk: Disk, heard: int
 ) -> None:
-    """A write that fails for want of space neither starves the watchdog nor ends the daemon; any other failure starves it."""
+    """A write that fails for want of space, or of a cluster, neither starves the watchdog nor ends the daemon; any other failure starves it."""
     manager = Manager()
     with trio.move_on_after(3.5 * INTERVAL_S):
         await _feed_watchdog(manager, disk, INTERVAL_S)  # type: ignore[arg-type]
