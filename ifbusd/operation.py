@@ -156,6 +156,20 @@ class Tx:
         seen[key] = found
         return found
 
+    def exists_unguarded(self, key: str) -> bool:
+        """Whether the key is there, with this transaction's own writes, without a compare: for what another key, which is compared, guards."""
+        write = self._writes.get(key)
+        if write is not None:
+            return type(write) is Put
+        if key in self._seen:
+            return self._seen[key] is not None
+        try:
+            return self._store.peek(key) is not None
+        except NotAtHand:
+            if (_KEY, key) not in self._obtained:
+                raise _Pending((_KEY, key), partial(self._store.get, key)) from None
+            return self._obtained[_KEY, key] is not None
+
     def read(self, key: str, decode: Callable[[bytes], T]) -> T | None:
         """As `get`, decoded; a value that did not change since somebody decoded it is not decoded again.
 

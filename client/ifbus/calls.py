@@ -64,6 +64,7 @@ Usd = str | int | Decimal
 Similarity = Literal["jaccard", "coverage"]
 Severity = Literal["low", "medium", "high", "critical"]
 OnDependencyFailure = Literal["wait", "cancel", "run"]
+Paused = Literal["task", "group", "swarm"]
 Dimension = Literal["swarm", "task", "operation", "model", "hour"]
 
 
@@ -164,6 +165,10 @@ def create_task(
     unique_key: str | None = None,
     retention_ms: int | None = None,
     on_dependency_failure: OnDependencyFailure | None = None,
+    group: str | None = None,
+    concurrency_key: str | None = None,
+    concurrency_limit: int | None = None,
+    weight: int | None = None,
     **options: Unpack[Options],
 ) -> Call[Task]:
     """Create a task; waiting swarms that qualify hear of it at once.
@@ -188,6 +193,10 @@ def create_task(
         retention_ms: How long it is kept with its result once it is final.
         on_dependency_failure: When one that it depends on ends without being completed: ``wait`` on (the default), be cancelled too
             (``cancel``), or ``run``.
+        group: The queue that it belongs to: what an operator gives a share of all claims, or pauses.
+        concurrency_key: Tasks with the same one are not held by more than `concurrency_limit` at a time, such as ``repo:website``.
+        concurrency_limit: How many of the key may be held when this one is claimed, itself included; 1 if not given.
+        weight: How much it counts for the share of its group, and how many slots of its swarm it takes; 1 if not given.
 
     Raises:
         AlreadyExists: A task has this id.
@@ -214,6 +223,10 @@ def create_task(
         unique_key=unique_key,
         retention_ms=retention_ms,
         on_dependency_failure=on_dependency_failure,
+        group=group,
+        concurrency_key=concurrency_key,
+        concurrency_limit=concurrency_limit,
+        weight=weight,
     )
     return Call("coordinator.create_task", params, _task, options)
 
@@ -313,6 +326,8 @@ def claim_task(
         ResourceBusy: Somebody holds a resource that it needs.
         NotFound, PermissionDenied: No such task, swarm or process; it belongs to another user.
         NotReady: It waits for other tasks, is blocked, or is final.
+        Paused: The task, its group or the swarm is.
+        AtCapacity: As many tasks of its concurrency key are held as may be.
         NotQualified, BreakerTripped, BudgetExceeded: The governor's no.
         StaleToken: The session of `resume_token` has ended.
         LimitExceeded: The daemon watches too many processes.
@@ -671,6 +686,52 @@ def acknowledge(swarm_id: str, seq: int, **options: Unpack[Options]) -> Call[int
     """Drop all messages up to and including `seq`; how many those were. Pushed tasks stay until claimed."""
     params = {"swarm_id": swarm_id, "seq": seq}
     return Call("coordinator.acknowledge", params, lambda answer: int(answer["dropped"]), options)
+
+
+def pause(kind: Paused, name: str, *, reason: str | None = None, **options: Unpack[Options]) -> Call[dict[str, Any]]:
+    """Give out no new work of a task or a group, or to a swarm, until it is resumed; claims that run go on.
+
+    For operators; for a task's creator and a swarm's owner, too. The answer has the ``pause`` and the claims that go on as ``running``.
+
+    Args:
+        kind: ``task``, ``group`` or ``swarm``.
+        reason: At most 500 characters; every refusal quotes it.
+
+    Raises:
+        NotFound, PermissionDenied: There is no such task or swarm; it is another user's, or a group's.
+        NotReady: The task is final.
+    """
+    return Call("coordinator.pause", _given(kind=kind, name=name, reason=reason), untyped, options)
+
+
+def resume(kind: Paused, name: str, **options: Unpack[Options]) -> Call[dict[str, Any] | None]:
+    """End a pause or a drain: what it was, None if there was none. Raises as `pause`; an operator's takes an operator."""
+    return Call("coordinator.resume", {"kind": kind, "name": name}, lambda answer: answer["was"], options)
+
+
+def set_group_weight(group: str, weight: int, **options: Unpack[Options]) -> Call[dict[str, Any]]:
+    """Give a group of tasks a share of the claims, in proportion to its weight beside the others (operator).
+
+    Tasks without a group, and of groups without a weight of their own, share one of weight 1.
+
+    Args:
+        weight: 1 to 1000; 0 takes it away.
+    """
+    params = {"group": group, "weight": weight}
+    return Call("coordinator.set_group_weight", params, lambda answer: answer["group"], options)
+
+
+def list_groups(
+    *, after: str | None = None, limit: int | None = None, **options: Unpack[Options]
+) -> Call[tuple[dict[str, Any], ...]]:
+    """Groups with a weight or a pause, by name: ``{"group", "weight", "pause"}`` each.
+
+    Args:
+        after: Go on after this group.
+        limit: At most this many, 1 to 200; 50 if not given.
+    """
+    params = _given(after=after, limit=limit)
+    return Call("coordinator.list_groups", params, lambda answer: tuple(answer["groups"]), options)
 
 
 def explain_claim(task_id: str, swarm_id: str, **options: Unpack[Options]) -> Call[ClaimExplanation]:

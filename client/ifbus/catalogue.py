@@ -97,6 +97,17 @@ CATALOGUE: dict[str, Entry] = {
         "The task waits for others, is blocked, or has ended; or, for `task next`, nothing is ready that fits.",
         ("ifbus task claim {task_id} --wait 10m", "ifbus task next --wait 10m"),
     ),
+    "paused": Entry(
+        "group nightly is paused by uid 1000: disk nearly full",
+        "Somebody keeps new work from this task, its group, the swarm or the host; what is held already goes on. "
+        "An operator's pause takes an operator to end, another one its maker, too.",
+        ("ifbus task next --wait 10m",),
+    ),
+    "at_capacity": Entry(
+        "2 of 2 tasks with concurrency key repo:website are held: T-3, T-5",
+        "As much is held as may be at a time, of a concurrency key or by a swarm with so many slots. Wait until one of the holders ends.",
+        ("ifbus task claim {task_id} --wait 10m", "ifbus task next"),
+    ),
     "not_qualified": Entry(
         "overlap 0.33 of 0.70, lacks infra:networking",
         "The swarm's capabilities overlap too little with what the task needs. Take another task, or register what it can do.",

@@ -7,7 +7,7 @@ The tree says whose doing an error is, and with that what the caller does next::
     |     InvalidRequest UnknownMethod InvalidParams NotFound PermissionDenied
     |     IdempotencyConflict VersionMismatch HandleRequired ConfigInvalid InvalidModule
     +-- Refused                 the state of the world: read `would_change`, decide anew
-    |     AlreadyClaimed NotReady NotQualified NotOwner StaleToken (LeaseLost) BudgetExceeded
+    |     AlreadyClaimed NotReady Paused AtCapacity NotQualified NotOwner StaleToken (LeaseLost) BudgetExceeded
     |     BreakerTripped LimitExceeded CompileLimit GuestFailed AlreadyExists ResourceBusy WouldDeadlock
     +-- Momentary               the moment: the same request again, same idempotency key
     |     Overloaded Unavailable DeadlineExceeded Cancelled
@@ -163,6 +163,18 @@ class NotReady(Refused):
     """The task waits for others (`data["waits_for"]`), is blocked, or is already final (`data["state"]`)."""
 
     code = "not_ready"
+
+
+class Paused(Refused):
+    """Somebody paused or drains the task, its group, the swarm or the host: no new work; `data` says who, why and since when."""
+
+    code = "paused"
+
+
+class AtCapacity(Refused):
+    """As much as may be is held already, of a concurrency key or by a swarm with so many slots: `data` has the holders."""
+
+    code = "at_capacity"
 
 
 class NotQualified(Refused):

@@ -329,6 +329,7 @@ class SwarmProfile(Model):
         alive: Its session's lease is held.
         breaker: ``closed`` or ``tripped``.
         free_usd: Budget neither spent nor reserved; None without a budget.
+        pause: Who keeps new work from it, why and since when; None while nobody does.
     """
 
     swarm_id: str = attrs.field(validator=_identifier)
@@ -342,6 +343,7 @@ class SwarmProfile(Model):
     breaker: str = "closed"
     free_usd: Decimal | None = attrs.field(default=None, converter=to_decimal)
     claims: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
+    pause: dict[str, Any] | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -392,8 +394,8 @@ class Task(Model):
     """One task as the board shows it.
 
     Attributes:
-        state: ``waiting`` (for `waits_for`), ``scheduled`` (for its start, or backing off), ``ready``, ``claimed``, ``blocked``; or final:
-            ``completed``, ``failed``, ``dead``, ``cancelled``, ``expired``.
+        state: ``waiting`` (for `waits_for`), ``scheduled`` (for its start, or backing off), ``ready``, ``claimed``, ``blocked``, ``paused``; or
+            final: ``completed``, ``failed``, ``dead``, ``cancelled``, ``expired``.
         capabilities: What a swarm must be able to do.
         depends_on: Tasks that must be completed first.
         waits_for: Those of them that are not completed yet.
@@ -416,6 +418,10 @@ class Task(Model):
         reason: Why it was cancelled or has expired.
         clocks: Of its claim, from `get_task`: ``alive`` (True while what it is bound to lives and is watched), ``beat_ms`` since its lease was
             renewed, ``progress_ms`` and ``spent_usd`` since it came further, and what they are measured by.
+        group: The queue that it belongs to.
+        pause: Who keeps it from being claimed, why and since when.
+        concurrency_key, concurrency_limit: How many tasks of this key may be held at a time.
+        weight: How much it counts for the share of its group, and how many slots of its swarm it takes.
     """
 
     task_id: str = attrs.field(validator=_identifier)
@@ -459,6 +465,11 @@ class Task(Model):
     clocks: dict[str, Any] | None = None
     resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     busy_resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
+    group: str = ""
+    pause: dict[str, Any] | None = None
+    concurrency_key: str = ""
+    concurrency_limit: int = 0
+    weight: int = 1
 
 
 @attrs.frozen(kw_only=True, repr=False)

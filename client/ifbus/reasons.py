@@ -117,6 +117,16 @@ REASONS: Final[dict[str, Reason]] = {
         ),
         ("self", "other", "time"),
     ),
+    "paused": Reason(
+        ("paused", "name", "by_uid", "by_operator", "reason", "since_at_ms"),
+        ("until_at_ms", "instead"),
+        ("operator", "other"),
+    ),
+    "at_capacity": Reason(
+        ("limit", "task_id", "used", "allowed", "holders"),
+        ("key", "swarm_id", "weight", "instead"),
+        ("self", "other"),
+    ),
     "not_qualified": Reason(
         ("swarm_id", "overlap", "jaccard", "coverage", "threshold", "similarity", "missing"), ("instead",), ("self",)
     ),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
+from ifbusd.pause import Pause
 
 
 class Admission(Protocol):
@@ -16,14 +18,18 @@ class Admission(Protocol):
         ...
 
     def attention(self, tx: Tx, swarm_id: str) -> list[dict[str, Any]]:
-        """What the swarm was told of its money and breaker and still holds: ``breaker_tripped``, else ``budget_low``, or nothing."""
+        """What the swarm was told and still holds: ``breaker_tripped``, else ``budget_low``; ``paused`` or ``draining``; or nothing."""
+        ...
+
+    def change_pause(self, tx: Tx, caller: Caller, swarm_id: str, change: Callable[[Pause], Pause]) -> Pause:
+        """Change the pause of a swarm for its owner or an operator; what it is now. Raises not_found, permission_denied."""
         ...
 
     def admit(self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int) -> None:
         """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
 
         Raises:
-            breaker_tripped, not_qualified, budget_exceeded: With figures and what would change it.
+            paused, breaker_tripped, not_qualified, budget_exceeded: With figures and what would change it.
         """
         ...
 
@@ -90,6 +96,10 @@ class Admission(Protocol):
 
     def is_match(self, swarm_id: str, capabilities: frozenset[str]) -> bool:
         """Whether the swarm's overlap reaches the threshold and it is neither tripped nor broke, from the governor's view (no I/O)."""
+        ...
+
+    def is_paused(self, swarm_id: str) -> bool:
+        """Whether somebody keeps new work from the swarm, from the governor's view (no I/O)."""
         ...
 
     @property

@@ -17,6 +17,7 @@ import trio
 
 from ifbus.errors import Unavailable
 from ifbusd.codec import unpack
+from ifbusd.coordinator import rules
 from ifbusd.coordinator.bindings import Bindings
 from ifbusd.coordinator.deadlines import Deadlines
 from ifbusd.coordinator.life import rules as life
@@ -33,6 +34,7 @@ from ifbusd.coordinator.model import (
     COMPLETED,
     DEAD,
     EXPIRED,
+    GROUPS,
     INBOX,
     LOCKS,
     OPEN,
@@ -42,6 +44,7 @@ from ifbusd.coordinator.model import (
     WAITS,
     BlockerRecord,
     ClaimRecord,
+    GroupRecord,
     LockRecord,
     MessageRecord,
     QuestionRecord,
@@ -70,6 +73,7 @@ _SHOWN: Final = frozenset(
         "approvals",
         "answers",
         "waits",
+        "groups",
     )
 )
 _NOTHING: Final[frozenset[str]] = frozenset()
@@ -106,12 +110,14 @@ class Board:
         now_ms: Callable[[], int],
         retention_ms: int,
         retained_tasks: int,
+        ageing_ms: int,
     ) -> None:
         """See `CoordinatorConfig` for how long final tasks are kept, and how many. `now_ms` is the wall clock."""
         self._store = store
         self._now_ms = now_ms
         self._retention_ms = retention_ms
         self._retained_tasks = retained_tasks
+        self._ageing_ms = ageing_ms
         self._decoded = decoded
         self._bindings = bindings
         self.revision = 0
@@ -127,7 +133,10 @@ class Board:
         self.blockers: dict[str, BlockerRecord] = {}
         self.blockers_due = Deadlines()
         self.alarms: dict[str, dict[str, Any]] = {}  # as they were told, by key
+        self.groups: dict[str, GroupRecord] = {}
         self._claims: dict[str, Held] = {}
+        # Became ready by what is being taken over: offered when all of it is known, so that the best goes first.
+        self._now_ready: list[Entry] = []
         self._dependants: dict[str, set[str]] = {}
         self._capabilities: dict[frozenset[str], frozenset[str]] = {}
         self._moved = trio.lowlevel.ParkingLot()
@@ -193,6 +202,7 @@ class Board:
         self.blockers.clear()
         self.blockers_due.clear()
         self.alarms.clear()
+        self.groups.clear()
         self._claims.clear()
         self._dependants.clear()
         self.dead.clear()
@@ -202,7 +212,20 @@ class Board:
         self._timers.replace(())
         self._kept.replace(())
         revision = 0
-        for prefix in (CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS, LOCKS, QUESTIONS, APPROVALS, ANSWERS, WAITS):
+        for prefix in (
+            GROUPS,
+            CLAIMS,
+            TASKS,
+            SESSIONS,
+            INBOX,
+            BLOCKERS,
+            ALARMS,
+            LOCKS,
+            QUESTIONS,
+            APPROVALS,
+            ANSWERS,
+            WAITS,
+        ):
             after = ""
             while True:
                 page = await self._store.range(prefix, after=after, limit=_PAGE)
@@ -218,8 +241,10 @@ class Board:
                 await trio.lowlevel.checkpoint()
         self._bindings.renew(self._bound())
         self.tasks = dict(sorted(self.tasks.items(), key=lambda item: item[1].n))
+        self._show_groups()
         for task_id in list(self.tasks):
             self._refresh(task_id)
+        self._offer_ready()
         return revision
 
     def _bound(self) -> dict[str, set[str]]:
@@ -298,13 +323,15 @@ class Board:
                 self._put(kind, name, event.value)
         for task_id in touched:
             self._refresh(task_id)
+        self._offer_ready()
+        for task_id in touched:
             if (entry := self.tasks.get(task_id)) is not None and entry.resources:
                 # Held and free again within one batch they never showed as busy.
                 self.offers.offer(entry)
         for task_id in freed:
             # Claimed and free again within one batch it never showed as claimed; who waits for it must hear of it.
-            if (entry := self.tasks.get(task_id)) is not None:
-                entry.is_taken = False
+            if (entry := self.tasks.get(task_id)) is not None and entry.held is None:
+                self.offers.free(entry)
                 self.offers.offer(entry)
         if self._settled_at:
             self._suspects |= {lost.task_id: lost for _, lost in ended}
@@ -366,6 +393,9 @@ class Board:
             self.locks.put(name, Lock(record=record, fence=item.create_revision, lease=item.lease))
             for task_id in self.locks.wanted_by(name):
                 self.tasks[task_id].busy |= {name}
+        elif kind == "groups":
+            self.groups[name] = GroupRecord.from_bytes(item.value)
+            self._show_groups()
 
     def _delete(self, kind: str, name: str, key: str) -> None:
         if kind == "tasks":
@@ -394,6 +424,15 @@ class Board:
             self.locks.drop(name)
             for task_id in self.locks.wanted_by(name):
                 self.tasks[task_id].busy -= {name}
+        elif kind == "groups":
+            self.groups.pop(name, None)
+            self._show_groups()
+
+    def _show_groups(self) -> None:
+        self.offers.set_groups(
+            {name: group.weight for name, group in self.groups.items() if group.weight},
+            frozenset(name for name, group in self.groups.items() if group.pause),
+        )
 
     def _put_task(self, task_id: str, item: KeyValue) -> None:
         record = self._decoded.peek(item, TaskRecord.from_bytes)
@@ -413,6 +452,12 @@ class Board:
                 route=record.route,
                 unmet=_NOTHING,
                 resources=tuple(record.resources),
+                group=record.group,
+                key=record.concurrency_key,
+                limit=record.concurrency_limit,
+                weight=record.weight,
+                since_ms=record.ended_at_ms or record.created_at_ms,
+                is_paused=bool(record.pause),
             )
             if record.resources and record.state == OPEN:
                 self._want(entry)
@@ -423,13 +468,16 @@ class Board:
                     self._want(entry)
                 else:
                     self.locks.unwant(task_id, entry.resources)
+            entry.is_paused = bool(record.pause)
+            if record.state != before:
+                entry.since_ms = record.ended_at_ms or record.created_at_ms
         if record.options or record.history or entry.start_at_ms or entry.deadline_at_ms or entry.is_ending:
             self._put_life(entry, record)
         if record.state != before:
             if record.depends_on:
                 self._put_dependencies(entry, record)
             if record.state == COMPLETED:
-                self._release_dependants(task_id)
+                self._release_dependants(task_id, record.ended_at_ms)
             elif record.state != OPEN or before is not None:
                 self._tell_dependants(entry)
             if record.state != OPEN:
@@ -463,15 +511,20 @@ class Board:
             self._dependants.setdefault(name, set()).add(entry.task_id)
         failed = [name for name in pending if self._has_failed(name)]
         entry.unmet = frozenset(pending)
+        met = [
+            self.tasks[name].since_ms for name in record.depends_on if name not in entry.unmet and name in self.tasks
+        ]
+        entry.since_ms = max([entry.since_ms, *met])
         if failed and entry.on_dependency_failure == "run":
             entry.unmet -= frozenset(failed)
         elif failed and entry.on_dependency_failure == "cancel":
             self._note_due(entry.task_id, "cancel")
 
-    def _release_dependants(self, task_id: str) -> None:
+    def _release_dependants(self, task_id: str, since_ms: int = 0) -> None:
         for name in self._dependants.pop(task_id, ()):
             dependant = self.tasks[name]
             dependant.unmet -= {task_id}
+            dependant.since_ms = max(dependant.since_ms, since_ms)
             if not dependant.unmet:
                 self._refresh(name)
 
@@ -556,7 +609,11 @@ class Board:
             return
         held = self._claims.get(task_id)
         if held is not entry.held:
-            entry.held, entry.is_taken = held, False
+            entry.held = held
+            if held is None:
+                self.offers.free(entry)
+            else:
+                self.offers.hold(entry)
         now_ms = 0
         if entry.state == OPEN and (entry.start_at_ms or entry.deadline_at_ms):
             now_ms = self._now_ms()
@@ -569,6 +626,8 @@ class Board:
             shown = life.BLOCKED
         elif entry.held is not None or entry.is_ending:
             shown = life.CLAIMED
+        elif entry.is_paused:
+            shown = life.PAUSED
         elif entry.unmet or entry.busy:
             shown = life.WAITING
         else:
@@ -580,7 +639,9 @@ class Board:
         self.counts[shown] = self.counts.get(shown, 0) + 1
         entry.shown = shown
         if shown == "ready":
-            self.offers.add(entry)
+            since_ms = max(entry.since_ms, entry.start_at_ms)
+            entry.rank = rules.rank_of(entry.priority, since_ms, self._ageing_ms)
+            self._now_ready.append(entry)
         elif shown in life.FINAL_STATES:
             self.offers.wake_ended(task_id)
 
@@ -610,6 +671,7 @@ class Board:
     def refresh(self, task_id: str) -> None:
         """Look at a task's time again: the store judged by another one."""
         self._refresh(task_id)
+        self._offer_ready()
 
     def take_due(self, most: int) -> list[tuple[str, str]]:
         """Tasks whose time has come, and what that asks for; a start that is reached is shown and offered by this itself."""
@@ -619,6 +681,7 @@ class Board:
             entry = self.tasks.get(task_id)
             if entry is not None and entry.state == OPEN and entry.due_at_ms == at_ms:
                 self._refresh(task_id)
+        self._offer_ready()
         while len(self._due) < most and (at_ms := self._kept.next_at_ms) is not None:
             if at_ms > now_ms and self._final_tasks() - len(self._due) <= self._retained_tasks:
                 break
@@ -661,6 +724,11 @@ class Board:
 
     def _final_tasks(self) -> int:
         return sum(self.counts.get(state, 0) for state in life.FINAL_STATES)
+
+    def _offer_ready(self) -> None:
+        ready, self._now_ready = sorted(self._now_ready, key=lambda entry: entry.order), []
+        for entry in ready:
+            self.offers.add(entry)
 
     def _advance(self, revision: int) -> None:
         self.revision = max(self.revision, revision)

@@ -7,11 +7,23 @@ from functools import partial
 import attrs
 import trio
 
-from ifbus.errors import AlreadyClaimed, BudgetExceeded, IfbusError, NotFound, NotQualified, NotReady, ResourceBusy
+from ifbus.errors import (
+    AlreadyClaimed,
+    AtCapacity,
+    BudgetExceeded,
+    IfbusError,
+    NotFound,
+    NotQualified,
+    NotReady,
+    Paused,
+    Refused,
+    ResourceBusy,
+)
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer
+from ifbusd.coordinator.gates import checks as gates
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.locks.rules import check_resources
 from ifbusd.coordinator.model import (
@@ -42,10 +54,12 @@ class _Wish:
     Attributes:
         kinds: Not qualified for these.
         too_dear: It cannot pay this much, nor anything above.
+        paused: Nothing whatsoever is for it now, and why.
     """
 
     kinds: set[Kind] = attrs.field(factory=set)
     too_dear: int | None = None
+    paused: Paused | None = None
 
     def allows(self, kind: Kind) -> bool:
         return kind not in self.kinds and (self.too_dear is None or kind[1] < self.too_dear)
@@ -58,7 +72,7 @@ class _Wish:
 
     def forget(self) -> None:
         self.kinds.clear()
-        self.too_dear = None
+        self.too_dear = self.paused = None
 
 
 class Claiming(Resources):
@@ -91,19 +105,27 @@ class Claiming(Resources):
         if not wait_ms:
             return await self._try(caller, task_id, swarm_id, terms)
         deadline = trio.current_time() + wait_ms / 1000
-        waiter = Waiter(swarm_id=swarm_id, task_id=task_id, fits=lambda entry: entry.task_id == task_id)
+        known = self.board.tasks.get(task_id)
+        waiter = Waiter(
+            swarm_id=swarm_id,
+            task_id=task_id,
+            kind=None if known is None else known.kind,
+            # A paused one would only refuse, and pass it on to the next one that does.
+            fits=lambda entry: entry.task_id == task_id and not self._governor.is_paused(swarm_id),
+        )
         freed = self.board.locks.waiting(terms.resources, lambda: waiter.woken.set())
         with self.board.offers.waiting(waiter), freed:
             while True:
-                refusal: NotReady | ResourceBusy | None = None
+                refusal: Refused | None = None
                 answer: Answer = {}
                 try:
                     answer = await self._try(caller, task_id, swarm_id, terms, waiter)
-                except (NotReady, ResourceBusy) as error:
+                except (NotReady, Paused, AtCapacity, ResourceBusy) as error:
                     if error.data.get("state") in life.FINAL_STATES:
                         raise
                     refusal = error
                 if refusal is None and answer["claimed"]:
+                    self.board.offers.served(swarm_id)
                     return answer
                 if not await self._may_look_again(waiter, deadline):
                     if refusal is not None:
@@ -142,6 +164,7 @@ class Claiming(Resources):
             while True:
                 answer = await self._claim_best(caller, waiter, terms, wish)
                 if answer is not None:
+                    self.board.offers.served(swarm_id)
                     return answer
                 if not await self._may_look_again(waiter, deadline):
                     return self._nothing_for(swarm_id, wish)
@@ -174,6 +197,9 @@ class Claiming(Resources):
 
         try:
             await self._operations.look(may_claim)
+        except Paused as paused:
+            wish.paused = paused
+            return None
         except IfbusError as error:
             raise await self._refuse(caller, "claim_next", swarm_id, error) from None
         await self._governor.caught_up(swarm_id)
@@ -183,14 +209,14 @@ class Claiming(Resources):
                 if not entry.is_free_for(waiter) or not wish.allows(entry.kind):
                     continue
                 try:
-                    if entry.estimate_micro_usd or entry.resources:
-                        # Asked first without a record: what a swarm cannot pay is no news each time that it looks.
+                    if entry.estimate_micro_usd or entry.key or entry.resources:
+                        # Asked first without a record: what a swarm cannot have now is no news each time that it looks.
                         await self._operations.look(partial(self._admit, swarm_id, entry))
                     answer = await self._try(caller, entry.task_id, swarm_id, terms, waiter)
                 except (NotQualified, BudgetExceeded) as error:
                     wish.note(entry, error)
                     refused = True
-                except (NotReady, NotFound, ResourceBusy):
+                except (NotReady, NotFound, Paused, AtCapacity, ResourceBusy):
                     pass  # the board will show it in a moment
                 else:
                     if answer["claimed"]:
@@ -202,6 +228,8 @@ class Claiming(Resources):
         if entry.resources:
             self._require_free(tx, f"claim {entry.task_id}", list(entry.resources))
         self._governor.admit(tx, swarm_id, entry.task_id, entry.capabilities, entry.estimate_micro_usd)
+        if entry.key:
+            gates.require_open(tx, entry.task_id, self._task(tx, entry.task_id))
 
     def _choices(self, waiter: Waiter, wish: _Wish) -> list[Entry]:
         swarm_id = waiter.swarm_id
@@ -210,14 +238,18 @@ class Claiming(Resources):
             for _, message in self.board.mail.letters(swarm_id)
             if message.kind == "task" and message.body.get("task_id") in self.board.tasks
         ]
+        pushed = [entry for entry in pushed if self.board.offers.is_open(entry.kind)]
         best = self.board.offers.candidates(
             waiter,
             lambda kind: wish.allows(kind) and self._governor.is_match(swarm_id, kind[0]),
             most=_CANDIDATES,
         )
-        return [*sorted(pushed, key=lambda entry: entry.order), *best]
+        # What was pushed goes first, but for fillers: those wait for everything better, whoever sent them.
+        return sorted([*sorted(pushed, key=lambda entry: entry.order), *best], key=lambda entry: entry.filler)
 
     def _nothing_for(self, swarm_id: str, wish: _Wish) -> Answer:
+        if wish.paused is not None:
+            return {"claimed": False, "refusal": wish.paused.to_wire()}
         ready = self.board.counts.get("ready", 0)
         data: Answer = {"swarm_id": swarm_id, "ready": ready, "state": "idle"}
         if wish.too_dear is not None:
@@ -235,7 +267,7 @@ class Claiming(Resources):
         """Claim a task, and keep others who wait from trying meanwhile; if it comes to nothing, they hear of it."""
         entry = self.board.tasks.get(task_id)
         if entry is not None:
-            entry.is_taken = True  # until the board shows the claim
+            self.board.offers.take(entry)
         is_done = False
         try:
             if terms.resources or (entry is not None and entry.resources):
@@ -282,6 +314,7 @@ class Claiming(Resources):
             refusal = rules.not_ready(task_id, task, self._waits_for(tx, task), now_ms)
             if refusal is not None:
                 raise refusal
+            gates.enter(tx, task_id, task)
             needed = [*task.resources, *terms.resources]
             taken = self._require_claimable(tx, task_id, caller.uid, needed) if needed else []
             # What an earlier claim of this swarm spent, if its end is not on record yet; `admit` forgets it.

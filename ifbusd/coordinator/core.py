@@ -95,6 +95,7 @@ class Core:
             now_ms=now_ms,
             retention_ms=config.retention_ms,
             retained_tasks=config.retained_tasks,
+            ageing_ms=config.ageing_ms,
         )
         self._retired = RetiredLeases(store)
 

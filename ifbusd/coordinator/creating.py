@@ -13,6 +13,7 @@ from ifbus.money import NO_MONEY, MicroUsd
 from ifbusd.codec import unpack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
+from ifbusd.coordinator.gates import rules as gate_rules
 from ifbusd.coordinator.interface import OnDependencyFailure
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.locks.rules import check_resources
@@ -65,6 +66,10 @@ class Creating(Core):
         unique_key: str | None = None,
         retention_ms: int | None = None,
         on_dependency_failure: OnDependencyFailure | None = None,
+        group: str = "",
+        concurrency_key: str = "",
+        concurrency_limit: int = 1,
+        weight: int = 1,
     ) -> Answer:
         """See `interface.Coordinator.create_task`."""
         named = check_resources(resources) if resources else []
@@ -78,6 +83,7 @@ class Creating(Core):
             payload_bytes=packed_size(payload or {}),
             milestones=milestones or [],
         )
+        gate_rules.check_gates(group=group, key=concurrency_key, limit=concurrency_limit, weight=weight)
         given = {
             "not_before_at_ms": not_before_at_ms,
             "deadline_at_ms": deadline_at_ms,
@@ -103,6 +109,10 @@ class Creating(Core):
                 payload=payload or {},
                 milestones=milestones or [],
                 options=self._options(given),
+                group=group,
+                concurrency_key=concurrency_key,
+                concurrency_limit=concurrency_limit if concurrency_key else 0,
+                weight=weight,
             ),
         )
         if task_id is not None:

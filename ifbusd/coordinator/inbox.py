@@ -12,6 +12,7 @@ from ifbus.models import check_capabilities, check_identifier
 from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
+from ifbusd.coordinator.gates import checks as gates
 from ifbusd.coordinator.mailboxes import Listener
 from ifbusd.coordinator.model import CLAIMS, INBOX, TASKS, ClaimRecord, MessageRecord
 from ifbusd.identity import Caller, Session
@@ -48,6 +49,7 @@ class Inbox(Core):
             refusal = rules.not_ready(task_id, task, self._waits_for(tx, task), self._now_ms())
             if refusal is not None:
                 raise refusal
+            gates.require_open(tx, task_id, task)
             self._governor.check_route(tx, swarm_id, frozenset(task.capabilities))
             name = f"task-{task_id}"
             if task.route == swarm_id:

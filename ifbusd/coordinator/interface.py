@@ -42,6 +42,10 @@ class Coordinator(Protocol):
         unique_key: str | None = None,
         retention_ms: int | None = None,
         on_dependency_failure: OnDependencyFailure | None = None,
+        group: str = "",
+        concurrency_key: str = "",
+        concurrency_limit: int = 1,
+        weight: int = 1,
     ) -> Answer:
         """Create a task; waiting swarms that qualify hear of it at once.
 
@@ -72,6 +76,10 @@ class Coordinator(Protocol):
                 default, and the number of final tasks that are kept at most.
             on_dependency_failure: What becomes of it when one that it depends on ends without being completed: it waits on, because
                 that may be requeued (``wait``, the default), it is cancelled too (``cancel``), or that one counts as done (``run``).
+            group: The queue that it belongs to: what an operator gives a share of all claims (`set_group_weight`) or pauses.
+            concurrency_key: Tasks with the same one are not held by more than `concurrency_limit` at a time, such as ``repo:website``.
+            concurrency_limit: How many of the key may be held when this one is claimed, itself included, 1 to 100.
+            weight: How much it counts for the share of its group, and how many slots of its swarm it takes, 1 to 1000.
 
         Returns:
             ``{"task": Task, "receipt": Receipt}``.
@@ -205,6 +213,9 @@ class Coordinator(Protocol):
             resource_busy: Somebody holds a resource that it needs; `wait_ms` waits for that, too.
             not_found, permission_denied: No such task or swarm; the swarm belongs to another user.
             not_ready: It waits for other tasks or its start, is blocked, or is final.
+            not_ready: It waits for other tasks, is blocked, or is final.
+            paused: The task, its group or the swarm is.
+            at_capacity: As many tasks of its concurrency key are held as may be.
             not_qualified, breaker_tripped, budget_exceeded: The governor's no.
             stale_token: The session of `resume_token` has ended.
             limit_exceeded: Too many processes are watched, or the daemon's descriptors run short.
@@ -221,7 +232,10 @@ class Coordinator(Protocol):
         bind: str | None = None,
         resume_token: str | None = None,
     ) -> Answer:
-        """Claim the best ready task that this swarm qualifies for and can pay: pushed ones first, then by priority, fillers last.
+        """Claim the best ready task that this swarm qualifies for and can pay: pushed ones first, fillers last.
+
+        Among the others the group whose turn it is goes first (`set_group_weight`), and within it the highest priority, which rises by
+        one for every ``ageing_ms`` of the configuration that a task has been ready.
 
         Args:
             wait_ms: Wait in the daemon until there is one, at most 10 min; 0 answers at once.
@@ -229,7 +243,7 @@ class Coordinator(Protocol):
 
         Returns:
             As `claim_task`; without one ``{"claimed": false, "refusal": {"code": "not_ready", ...}}``, whose data has
-            ``too_dear_usd`` if something ready fits that the swarm cannot pay.
+            ``too_dear_usd`` if something ready fits that the swarm cannot pay; ``paused`` instead while the swarm is.
 
         Raises:
             not_found, permission_denied, breaker_tripped: As `claim_task`.
@@ -616,6 +630,62 @@ class Coordinator(Protocol):
 
     async def subscribe_board(self, caller: Caller) -> Answer:
         """Send this connection a notification ``board [{"event", "task_id", "swarm_id"?, ...}]`` for each change of a task, from now on."""
+        ...
+
+    async def pause(
+        self, caller: Caller, kind: Literal["task", "group", "swarm"], name: str, *, reason: str = ""
+    ) -> Answer:
+        """Give out no new work of a task or a group, or to a swarm, until it is resumed; claims that run go on.
+
+        For operators; for a task's creator and a swarm's owner, too. Their holders hear ``attention``. It outlives restarts. Pausing
+        again changes the reason, but nobody changes an operator's pause but operators.
+
+        Args:
+            reason: At most 500 characters; every refusal quotes it.
+
+        Returns:
+            ``{"pause": {"by_uid", "by_operator", "reason", "since_at_ms"}, "running": [claim handles that go on, at most 200],
+            "receipt": ...}``.
+
+        Raises:
+            not_found, permission_denied: There is no such task or swarm; it is another user's, or a group's.
+            not_ready: The task is final.
+            limit_exceeded: Too many groups have a weight or a pause.
+        """
+        ...
+
+    async def resume(self, caller: Caller, kind: Literal["task", "group", "swarm"], name: str) -> Answer:
+        """End a pause or a drain: ``{"was": the pause, None if there was none, "receipt": ...}``.
+
+        Raises:
+            not_found, permission_denied: As `pause`; or an operator paused it, and the caller is none.
+            not_ready: The task is final.
+        """
+        ...
+
+    async def set_group_weight(self, caller: Caller, group: str, weight: int) -> Answer:
+        """Give a group of tasks a share of the claims: while several have something ready, each is served in proportion to its weight.
+
+        Tasks without a group, and of groups without a weight of their own, share one of weight 1.
+
+        Args:
+            weight: 1 to 1000; 0 takes it away.
+
+        Returns:
+            ``{"group": {"group", "weight", "pause": as of `pause` or None}, "receipt": ...}``.
+
+        Raises:
+            limit_exceeded: Too many groups have a weight or a pause.
+        """
+        ...
+
+    async def list_groups(self, caller: Caller, *, after: str = "", limit: int = 50) -> Answer:
+        """Groups with a weight or a pause, by name: ``{"groups": [as in `set_group_weight`], "next": name to go on after or None}``.
+
+        Args:
+            after: Go on after this group.
+            limit: At most this many, 1 to 200.
+        """
         ...
 
     async def explain_claim(self, caller: Caller, task_id: str, swarm_id: str) -> Answer:

@@ -12,6 +12,8 @@
 ``questions/<id>``          `QuestionRecord` that a swarm is to answer; ``approvals/<id>``: a person; ``answers/<id>``: with its answer
 ``waits/<id>``              `WaitRecord`, on a lease of its own, while somebody waits
 ``counters/waits``          how many edges were ever added to the wait-for graph
+``groups/<group>``          `GroupRecord`: weight and pause of a group of tasks, where it has any
+``keys/<concurrency key>``  `KeyRecord`: who may hold a place of it
 ``counters/tasks``          how many tasks were ever created
 ``unique/<uid>/<key>``      id of the task that a user's unique key was last given to
 ==========================  =====================================================================================
@@ -40,6 +42,8 @@ APPROVALS: Final = "approvals/"
 ANSWERS: Final = "answers/"
 WAITS: Final = "waits/"
 WAITS_COUNTER: Final = "counters/waits"
+GROUPS: Final = "groups/"
+KEYS: Final = "keys/"
 TASK_COUNTER: Final = "counters/tasks"
 UNIQUE: Final = "unique/"
 
@@ -107,6 +111,9 @@ class CoordinatorConfig:
         retention_ms: How long a task is kept once it is final, with its result, unless it says so itself. 7 days.
         retained_tasks: Final tasks that are kept at most; beyond it those go first whose time is over first. A million: with as many
             open ones about 1 GiB of the daemon's memory.
+        ageing_ms: A ready task gains a level of priority each time it has waited so long. 60 s: what has the lowest priority, -100,
+            goes before anything that is created after 200 min of waiting, whatever that one's priority.
+        groups: Groups of tasks that have a weight or a pause; the board keeps all of them in memory.
     """
 
     lease_ms: int = attrs.field(default=30_000, validator=and_(ge(100), le(24 * 3_600_000)))
@@ -135,6 +142,8 @@ class CoordinatorConfig:
     clock_tick_ms: int = attrs.field(default=1_000, validator=and_(ge(10), le(60_000)))
     retention_ms: int = attrs.field(default=7 * 24 * 3_600_000, validator=and_(ge(1_000), le(3650 * 24 * 3_600_000)))
     retained_tasks: int = attrs.field(default=1_000_000, validator=and_(ge(1), le(10_000_000)))
+    ageing_ms: int = attrs.field(default=60_000, validator=and_(ge(1), le(30 * 24 * 3_600_000)))
+    groups: int = attrs.field(default=1_000, validator=and_(ge(0), le(100_000)))
 
     def __attrs_post_init__(self) -> None:
         if not self.min_lease_ms <= self.lease_ms <= self.max_lease_ms:
@@ -213,6 +222,11 @@ class TaskRecord(_Record):
     last_claimed_at_ms: int = 0
     options: dict[str, Any] = attrs.field(factory=dict)
     history: dict[str, Any] = attrs.field(factory=dict)
+    group: str = ""
+    pause: dict[str, Any] = attrs.field(factory=dict)
+    concurrency_key: str = ""
+    concurrency_limit: int = 0
+    weight: int = 1
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -388,6 +402,26 @@ class WaitRecord(_Record):
     def source(self) -> str:
         """The node that waits."""
         return f"task:{self.task_id}" if self.task_id else f"swarm:{self.swarm_id}"
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class GroupRecord(_Record):
+    """What an operator decided about a group of tasks.
+
+    Attributes:
+        weight: Its share beside other groups; 0 where it has none of its own.
+        pause: `ifbusd.pause`; empty while it goes on.
+    """
+
+    weight: int = 0
+    pause: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class KeyRecord(_Record):
+    """Which tasks may hold a place of a concurrency key: all that do, and some whose claim has ended since."""
+
+    tasks: list[str] = attrs.field(factory=list)
 
 
 @attrs.frozen(kw_only=True, slots=False)

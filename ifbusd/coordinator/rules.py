@@ -153,6 +153,11 @@ def _require(param: str, is_fine: bool, expected: str) -> None:
         raise InvalidParams(f"{param} must be {expected}", data={"param": param, "expected": expected})
 
 
+def rank_of(priority: int, since_ms: int, ageing_ms: int) -> int:
+    """A ready task's constant place by priority with ageing, smallest first (`offers` says why it is constant)."""
+    return since_ms - priority * ageing_ms
+
+
 def not_ready(task_id: str, task: TaskRecord, waits_for: dict[str, str], now_ms: int) -> NotReady | None:
     """Why an unclaimed task cannot be claimed now, None if it can.
 
@@ -411,6 +416,11 @@ def task_view(
         "ended_at_ms": task.ended_at_ms,
         "blocker_id": task.blocker,
         "route": task.route,
+        "group": task.group,
+        "pause": task.pause,
+        "concurrency_key": task.concurrency_key,
+        "concurrency_limit": task.concurrency_limit,
+        "weight": task.weight if task.weight != 1 else None,
     }
     view.update({name: value for name, value in optional.items() if value})
     if task.options or task.history:

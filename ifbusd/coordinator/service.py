@@ -15,6 +15,7 @@ from ifbusd.coordinator.core import Answer
 from ifbusd.coordinator.creating import Creating
 from ifbusd.coordinator.escalating import Escalating
 from ifbusd.coordinator.freeing import Freeing
+from ifbusd.coordinator.gates.pausing import Pausing
 from ifbusd.coordinator.holding import Holding
 from ifbusd.coordinator.inbox import Inbox
 from ifbusd.coordinator.questions import Questions
@@ -53,7 +54,19 @@ class CoordinatorStatistics:
 
 
 class IFCoordinator(
-    Creating, Tasks, Claiming, Holding, Timekeeping, Freeing, Sessions, Inbox, Blockers, Escalating, Questions, Alarms
+    Creating,
+    Tasks,
+    Claiming,
+    Holding,
+    Timekeeping,
+    Freeing,
+    Sessions,
+    Inbox,
+    Blockers,
+    Escalating,
+    Questions,
+    Alarms,
+    Pausing,
 ):
     """Implements `interface.Coordinator`. Start `run` before the first call."""
 

@@ -10,6 +10,7 @@ from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.clocks import rules as clocks
 from ifbusd.coordinator.core import Answer
+from ifbusd.coordinator.gates import checks as gates
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.model import CLAIMS, ClaimRecord, TaskRecord
 from ifbusd.coordinator.offers import Entry
@@ -135,6 +136,7 @@ class Tasks(Resources):
         done = ", ".join(task.depends_on) + " completed" if task.depends_on else "waits for nothing"
         not_ready = rules.not_ready(task_id, task, self._waits_for(tx, task), self._now_ms())
         checks.append(rules.check_result("ready", not_ready, done))
+        checks.append(rules.check_result("open", gates.why_closed(tx, task_id, task), gates.describe(task)))
         if task.resources:
             busy: IfbusError | None = None
             try:

@@ -11,6 +11,7 @@ import attrs
 from ifbus.errors import InvalidParams, LimitExceeded, NotFound, PermissionDenied
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import to_usd
+from ifbusd import pause as pauses
 from ifbusd.codec import unpack
 from ifbusd.governor import rules
 from ifbusd.governor.model import ACCOUNTS, PPM, SWARMS, TRIPPED, Account, Policy, Profile
@@ -19,6 +20,7 @@ from ifbusd.governor.rules import Check, Event
 from ifbusd.governor.view import RegistryView
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
+from ifbusd.pause import Pause
 
 ESCALATIONS: Final = "escalations"
 MAX_MODEL_CHARS: Final = 100
@@ -94,10 +96,23 @@ class Admissions:
         require_owner(self._read_profile(tx, swarm_id), caller)
 
     def attention(self, tx: Tx, swarm_id: str) -> list[dict[str, Any]]:
-        """What the swarm was told of its money and breaker and still holds: one item as it was sent then, or none."""
+        """What the swarm was told of its money, breaker and pause and still holds, as it was sent then."""
         account = self._read_account(tx, swarm_id)
         event = rules.event_between(Account(), account, self._budget_low)
-        return [] if event is None else [self._describe_event(event, swarm_id, account)]
+        items = [] if event is None else [self._describe_event(event, swarm_id, account)]
+        if pause := self._read_profile(tx, swarm_id).pause:
+            items.append(pauses.told("swarm", swarm_id, pause, at_ms=pause["since_at_ms"]))
+        return items
+
+    def change_pause(self, tx: Tx, caller: Caller, swarm_id: str, change: Callable[[Pause], Pause]) -> Pause:
+        """Change the pause of a swarm for its owner or an operator; what it is now. Raises not_found, permission_denied."""
+        profile = self._read_profile(tx, swarm_id)
+        if not caller.is_operator:
+            require_owner(profile, caller)
+        now = change(profile.pause)
+        if now != profile.pause:
+            tx.put(SWARMS + swarm_id, attrs.evolve(profile, pause=now).to_stored())
+        return now
 
     def require_running(self, tx: Tx, swarm_id: str) -> None:
         """Return if the swarm's breaker is closed; else raise breaker_tripped."""
@@ -109,7 +124,7 @@ class Admissions:
         """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
 
         Raises:
-            breaker_tripped, not_qualified, budget_exceeded: With figures and what would change it.
+            paused, breaker_tripped, not_qualified, budget_exceeded: With figures and what would change it.
             limit_exceeded: The swarm has too many reservations.
             not_found: There is no such swarm.
         """
@@ -135,9 +150,17 @@ class Admissions:
         """The checks of `admit` without stopping at the first no: ``[{"check", "ok", "message", "data", "would_change"}]``."""
         profile = self._read_profile(tx, swarm_id)
         account = self._read_account(tx, swarm_id)
-        return [check.to_wire() for check in self._checks(profile, account, capabilities, estimate_micro_usd)]
+        checks = [check.to_wire() for check in self._checks(profile, account, capabilities, estimate_micro_usd)]
+        if profile.pause:
+            refusal = pauses.refusal(f"give {swarm_id} work", "swarm", swarm_id, profile.pause)
+            data = {name: value for name, value in refusal.data.items() if name != "would_change"}
+            no = {"check": "swarm", "ok": False, "message": refusal.message, "data": data}
+            checks.insert(0, {**no, "would_change": refusal.would_change})
+        return checks
 
     def _require(self, profile: Profile, account: Account, capabilities: frozenset[str], amount: int) -> None:
+        if profile.pause:
+            raise pauses.refusal(f"give {profile.swarm_id} work", "swarm", profile.swarm_id, profile.pause)
         # The words of a no are only worked out for a no: they cost five times as much as the decision.
         if not rules.admits(profile, account, capabilities, amount, self._policy.similarity, self._threshold):
             raise next(check.error() for check in self._checks(profile, account, capabilities, amount) if not check.ok)
@@ -295,6 +318,11 @@ class Admissions:
     def is_match(self, swarm_id: str, capabilities: frozenset[str]) -> bool:
         """Whether the swarm's overlap reaches the threshold and it is neither tripped nor broke, from the view (no I/O)."""
         return self._registry.is_match(swarm_id, capabilities, self._policy.similarity, self._threshold)
+
+    def is_paused(self, swarm_id: str) -> bool:
+        """Whether somebody keeps new work from the swarm, from the view (no I/O)."""
+        profile = self._registry.get(swarm_id)
+        return profile is not None and bool(profile.pause)
 
     def orchestrators(self) -> list[str]:
         """Swarm ids registered as orchestrators, by name."""

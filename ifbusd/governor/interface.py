@@ -69,7 +69,7 @@ class Governor(Protocol):
 
         Returns:
             ``{"best": CapabilityMatch or None, "matches": [CapabilityMatch, at most `limit`, 1 to 50], "considered": n, "threshold": 0.7, "similarity": ...,
-            "refused": {"not_qualified": n, "breaker_tripped": n, "budget_exceeded": n, "too_expensive": n}}``.
+            "refused": {"not_qualified": n, "paused": n, "breaker_tripped": n, "budget_exceeded": n, "too_expensive": n}}``.
         """
         ...
 

@@ -83,6 +83,7 @@ class Profile:
         reputation_ppm: Millionths, so that rankings are exact and the same on every host.
         incarnation: Counts its registrations (the coordinator's number).
         orchestrator: Hears of every blocker.
+        pause: `ifbusd.pause`; empty while it may take work.
     """
 
     swarm_id: str
@@ -95,6 +96,7 @@ class Profile:
     incarnation: int = 0
     orchestrator: bool = False
     created_at_ms: int = 0
+    pause: dict[str, Any] = attrs.field(factory=dict, hash=False)
 
     @classmethod
     def from_stored(cls, swarm_id: str, values: dict[str, Any]) -> Self:
@@ -110,11 +112,12 @@ class Profile:
             incarnation=int(values["incarnation"]),
             orchestrator=bool(values["orchestrator"]),
             created_at_ms=int(values["created_at_ms"]),
+            pause=dict(values.get("pause", {})),
         )
 
     def to_stored(self) -> dict[str, Any]:
         """The map that stands under ``swarms/<id>``."""
-        return {
+        stored = {
             "uid": self.uid,
             "gid": self.gid,
             "capabilities": sorted(self.capabilities),
@@ -125,6 +128,7 @@ class Profile:
             "orchestrator": self.orchestrator,
             "created_at_ms": self.created_at_ms,
         }
+        return {**stored, "pause": self.pause} if self.pause else stored
 
 
 class Hold(NamedTuple):

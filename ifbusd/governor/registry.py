@@ -27,6 +27,7 @@ class Standing(enum.Enum):
     """Whether work may go to a swarm."""
 
     FIT = "fit"
+    PAUSED = "paused"
     TRIPPED = "breaker_tripped"
     BROKE = "budget_exceeded"
 
@@ -56,6 +57,7 @@ class _Group:
     costs: list[int] = attrs.field(factory=list)
     tripped: int = 0
     broke: int = 0
+    paused: int = 0
 
     def join(self, profile: Profile, standing: Standing) -> None:
         """Add a swarm."""
@@ -65,6 +67,8 @@ class _Group:
             insort(self.costs, profile.cost_per_hour_micro_usd)
         elif standing is Standing.TRIPPED:
             self.tripped += 1
+        elif standing is Standing.PAUSED:
+            self.paused += 1
         else:
             self.broke += 1
 
@@ -76,6 +80,8 @@ class _Group:
             del self.costs[bisect_right(self.costs, profile.cost_per_hour_micro_usd) - 1]
         elif standing is Standing.TRIPPED:
             self.tripped -= 1
+        elif standing is Standing.PAUSED:
+            self.paused -= 1
         else:
             self.broke -= 1
 
@@ -121,6 +127,7 @@ class Registry:
         return (
             profile is not None
             and swarm_id not in self._standings
+            and not profile.pause
             and rules.overlap(profile.capabilities, required).reaches(similarity, threshold)
         )
 
@@ -155,6 +162,7 @@ class Registry:
             len(self._profiles),
             {
                 "not_qualified": len(self._profiles) - sum(len(group.members) for _, group in matched),
+                "paused": sum(group.paused for _, group in matched),
                 "breaker_tripped": sum(group.tripped for _, group in matched),
                 "budget_exceeded": sum(group.broke for _, group in matched),
                 "too_expensive": too_expensive,
@@ -213,6 +221,7 @@ class Registry:
             group = self._groups[profile.capabilities] = _Group(profile.capabilities)
             for one in profile.capabilities:
                 self._groups_with.setdefault(one, set()).add(profile.capabilities)
+        standing = _effective(profile, standing)
         group.join(profile, standing)
         self._everybody.join(profile, standing)
         if profile.orchestrator:
@@ -221,6 +230,7 @@ class Registry:
 
     def _leave(self, profile: Profile, standing: Standing) -> None:
         group = self._groups[profile.capabilities]
+        standing = _effective(profile, standing)
         group.leave(profile, standing)
         self._everybody.leave(profile, standing)
         if not group.members:
@@ -234,6 +244,11 @@ class Registry:
         self._count_of_uid[profile.uid] -= 1
         if not self._count_of_uid[profile.uid]:
             del self._count_of_uid[profile.uid]
+
+
+def _effective(profile: Profile, standing: Standing) -> Standing:
+    # A breaker needs an operator, and money too: what a pause adds to that is no news.
+    return Standing.PAUSED if standing is Standing.FIT and profile.pause else standing
 
 
 def _own_rank(profile: Profile) -> _RankKey:

@@ -470,4 +470,6 @@ def describe_profile(profile: Profile, account: Account) -> dict[str, Any]:
     }
     if account.free is not None:
         described["free_usd"] = to_usd(account.free)
+    if profile.pause:
+        described["pause"] = profile.pause
     return described

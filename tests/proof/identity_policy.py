@@ -90,6 +90,11 @@ POLICY: Final[dict[str, Row]] = {
     "coordinator.acknowledge": _OWNER,
     "coordinator.subscribe_board": _EVERYBODY,
     "coordinator.explain_claim": _READER,
+    # Of the swarm.
+    "coordinator.pause": Row(OK, DENIED, NO_SWARM, operator_another=OK),
+    "coordinator.resume": Row(OK, DENIED, NO_SWARM, operator_another=OK),
+    "coordinator.set_group_weight": Row(DENIED, operator_mine=OK),
+    "coordinator.list_groups": _EVERYBODY,
     "governor.register_profile": _NAMING,
     "governor.get_swarm": _READER,
     "governor.list_swarms": _EVERYBODY,

@@ -406,6 +406,70 @@ def waiting_task(w: World) -> Told:
 
 
 @case
+def paused_task(w: World) -> Told:
+    ask = {"task_id": w.task(), "swarm_id": w.swarm()}
+    w.call("coordinator.pause", kind="task", name=ask["task_id"], reason="wait for the release")
+    error = w.ask("coordinator.claim_task", **ask)
+    yield error
+    w.call("coordinator.resume", kind=error["data"]["paused"], name=error["data"]["name"])
+    yield w.call("coordinator.claim_task", **ask)["claimed"]
+
+
+@case
+def resuming_what_an_operator_paused(w: World) -> Told:
+    what = {"kind": "task", "name": w.task()}
+    w.operator.call("coordinator.pause", **what)
+    yield w.ask("coordinator.resume", **what)
+    yield w.operator.ask("coordinator.resume", **what).code == "ok"
+
+
+@case
+def pausing_a_group(w: World) -> Told:
+    what = {"kind": "group", "name": f"g-{next(_NUMBERS)}"}
+    yield w.ask("coordinator.pause", **what)
+    yield w.operator.ask("coordinator.pause", **what).code == "ok"
+
+
+@case
+def pausing_another_users_task(w: World) -> Told:
+    what = {"kind": "task", "name": w.task()}
+    yield error_of(w.stranger.ask("coordinator.pause", **what))
+    yield w.operator.ask("coordinator.pause", **what).code == "ok"
+
+
+@case
+def pausing_an_ended_task(w: World) -> Told:
+    claim = w.claim()
+    w.call("coordinator.complete_task", **claim)
+    yield w.ask("coordinator.pause", kind="task", name=claim["task_id"])
+    yield w.client.ask("coordinator.pause", kind="task", name=w.task()).code == "ok"
+
+
+@case
+def bad_group_weight(w: World) -> Told:
+    return error_of(w.operator.ask("coordinator.set_group_weight", group="g", weight=1001))
+
+
+@case
+def bad_concurrency_key(w: World) -> Told:
+    return w.ask("coordinator.create_task", title="x", concurrency_key="a b")
+
+
+@case
+def bad_weight(w: World) -> Told:
+    return w.ask("coordinator.create_task", title="x", weight=0)
+
+
+@case
+def full_key(w: World) -> Told:
+    holder = w.claim(concurrency_key="repo:a")
+    ask = {"task_id": w.task(concurrency_key="repo:a"), "swarm_id": w.swarm()}
+    yield w.ask("coordinator.claim_task", **ask)
+    w.call("coordinator.release_task", **holder)
+    yield w.call("coordinator.claim_task", **ask)["claimed"]
+
+
+@case
 def pushing_what_is_held(w: World) -> Told:
     claim = w.claim()
     push = {"task_id": claim["task_id"], "swarm_id": w.swarm()}

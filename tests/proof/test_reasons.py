@@ -202,7 +202,7 @@ def test_advice_turns_the_answer(met: list[Met], proof: Proof) -> None:
 # --- why, and attention --------------------------------------------------------------------------------
 
 
-CHECKS: Final = ["owner", "free", "ready", "breaker", "match", "budget"]
+CHECKS: Final = ["owner", "free", "ready", "open", "breaker", "match", "budget"]
 
 
 def test_why_shows_every_check_in_order(proof: Proof) -> None:

@@ -49,6 +49,8 @@ _BY_CODE: Final = {
     "resource_busy": REFUSED,
     "would_deadlock": REFUSED,
     "not_ready": REFUSED,
+    "paused": REFUSED,
+    "at_capacity": REFUSED,
     "not_qualified": REFUSED,
     "not_owner": REFUSED,
     "budget_exceeded": REFUSED,
@@ -78,8 +80,8 @@ def exit_code(code: str, *, waited: bool = False) -> int:
 
     Args:
         code: The error's stable code. An unknown one, of a newer daemon, counts as refused: its message says what it is.
-        waited: The caller asked for the next one or waited: then "held" and "not ready" mean not yet.
+        waited: The caller asked for the next one or waited: then "held", "not ready" and their like mean not yet.
     """
-    if waited and code in ("not_ready", "already_claimed", "resource_busy"):
+    if waited and code in ("not_ready", "already_claimed", "resource_busy", "paused", "at_capacity"):
         return NOT_YET
     return _BY_CODE.get(code, REFUSED)

@@ -28,6 +28,9 @@ NOUNS: Final[dict[str, tuple[str, ...]]] = {
         "requeue",
     ),
     "swarm": ("ls", "show", "register"),
+    "group": ("ls", "weight"),
+    "pause": ("task", "group", "swarm"),
+    "resume": ("task", "group", "swarm"),
     "inbox": ("ls", "ack", "ask", "reply"),
     "lock": ("ls", "acquire", "release"),
     "budget": ("show", "set"),
@@ -60,6 +63,7 @@ COMPLETE: Final = "__complete"
 # A noun alone means its first question.
 _DEFAULT_VERB: Final = {
     "task": "ls", "swarm": "ls", "inbox": "ls", "lock": "ls", "approvals": "ls", "budget": "show", "breaker": "ls", "witness": "query", "cost": "report",
+    "group": "ls",
 }  # fmt: skip
 
 # What callers type without having read anything; it works and is not listed (UX 2).
@@ -69,6 +73,7 @@ _SYNONYMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "finish": ("complete",), "close": ("complete",), "ready": ("ls", "--state", "ready"),
     },
     "swarm": {"list": ("ls",), "get": ("show",), "create": ("register",), "add": ("register",)},
+    "group": {"list": ("ls",), "set": ("weight",), "show": ("ls",)},
     "inbox": {"list": ("ls",), "get": ("ls",), "show": ("ls",), "read": ("ls",), "done": ("ack",)},
     "lock": {"list": ("ls",), "get": ("ls",), "show": ("ls",), "add": ("acquire",), "take": ("acquire",), "free": ("release",)},
     "budget": {"list": ("show",), "ls": ("show",), "get": ("show",), "report": ("show",)},
@@ -79,7 +84,7 @@ _SYNONYMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 }  # fmt: skip
 _NOUN_SYNONYMS: Final = {
     "tasks": "task", "swarms": "swarm", "mail": "inbox", "budgets": "budget", "approval": "approvals", "locks": "lock", "resource": "lock", "resources": "lock", "breakers": "breaker", "costs": "cost",
-    "tools": "tool", "log": "witness",
+    "tools": "tool", "log": "witness", "groups": "group", "queue": "group", "unpause": "resume", "hold": "pause",
 }  # fmt: skip
 
 # Same thing, other word: too far off for spelling, so the answer names the right one instead of doing it.
@@ -99,6 +104,9 @@ _EXAMPLE_ARGUMENTS: Final = {
     ("swarm", "show"): "docs-2", ("swarm", "register"): "docs-2 --can docs:writing", ("inbox", "ack"): "12", ("inbox", "ask"): 'docs-2 "where is it?"', ("inbox", "reply"): "Q-1 --text here",
     ("approvals", "approve"): "A-1", ("approvals", "reject"): "A-1",
     ("lock", "acquire"): "gpu:0 --swarm docs-2", ("lock", "release"): "gpu:0@41 --swarm docs-2",
+    ("group", "weight"): "nightly 3", ("pause", "task"): 'T-7 --reason "wait for the release"',
+    ("pause", "group"): 'nightly --reason "disk full"', ("pause", "swarm"): 'docs-2 --reason "upgrade"',
+    ("resume", "task"): "T-7", ("resume", "group"): "nightly", ("resume", "swarm"): "docs-2",
     ("budget", "set"): "docs-2 5.00", ("breaker", "show"): "docs-2",
     ("breaker", "reset"): 'docs-2 --reason "looked at it"', ("breaker", "trip"): 'docs-2 --reason "too dear"',
     ("tool", "build"): "my_tool.py", ("run",): "--swarm me -- bash", ("why",): "T-12 --swarm builder",

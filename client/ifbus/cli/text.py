@@ -59,6 +59,15 @@ def span(ms: int) -> str:
     return f"{days} d {hours} h" if hours else f"{days} d"
 
 
+def describe_pause(pause: dict[str, Any] | None, view: View) -> str:
+    """``paused 3 min ago by uid 0: why``, ``""`` for no pause."""
+    if not pause:
+        return ""
+    word = view.state("draining" if "until_at_ms" in pause else "paused")
+    reason = f": {one_line(pause['reason'], 100)}" if pause["reason"] else ""
+    return f"{word} {view.ago(pause['since_at_ms'])} ago by uid {pause['by_uid']}{reason}"
+
+
 def describe_bound(bound: dict[str, Any] | None) -> str:
     """What frees a claim at once, as a fact of its own; ``""`` if nothing does but its lease."""
     if not bound:

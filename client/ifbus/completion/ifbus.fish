@@ -50,8 +50,8 @@ function _shtab_ifbus_using
   test "$_shtab_ifbus_cmdpath" = "$argv"
 end
 
-set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm register' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --budget-usd --by --can --color --cost-per-hour-usd --deadline --depends-on --description --estimate-usd --fields --grep --holder --id --key --lease --limit --max-attempts --milestone --model --need --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait -o
+set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm register' group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
+set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --deadline --depends-on --description --estimate-usd --fields --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -85,6 +85,10 @@ complete -c ifbus -n '_shtab_ifbus_using task add' -l backoff -x -d 'rest betwee
 complete -c ifbus -n '_shtab_ifbus_using task add' -l unique -x -d 'while an open task has this key, that one is the answer'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l retention -x -d 'keep it so long once it has ended'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l on-dependency-failure -xka "wait cancel run" -d 'when one that it depends on ends without being completed'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l group -xka "(ifbus __complete swarm 2>/dev/null)" -d 'the queue that it belongs to, for shares and pauses'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l concurrency-key -x -d 'what tasks must share, such as repo:website'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l concurrency-limit -x -d 'so many of that key at a time (1)'
+complete -c ifbus -n '_shtab_ifbus_using task add' -l weight -x -d 'its slots, and what it counts for its group (1)'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
 complete -c ifbus -n '_shtab_ifbus_using task add' -l dry-run -d 'show what would be sent, send nothing'
 complete -c ifbus -n '_shtab_ifbus_using task add' -s q -l quiet -d 'ids only'
@@ -93,7 +97,7 @@ complete -c ifbus -n '_shtab_ifbus_using task add' -l color -xka "auto always ne
 complete -c ifbus -n '_shtab_ifbus_using task add' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List tasks in order of creation'
 complete -c ifbus -n '_shtab_ifbus_using task ls' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using task ls' -l state -x -d 'only these: waiting,scheduled,ready,claimed,blocked,completed,failed,dead,cancelled,expired'
+complete -c ifbus -n '_shtab_ifbus_using task ls' -l state -x -d 'only these: waiting,scheduled,ready,claimed,blocked,paused,completed,failed,dead,cancelled,expired'
 complete -c ifbus -n '_shtab_ifbus_using task ls' -l holder -xka "(ifbus __complete swarm 2>/dev/null)" -d 'only what this swarm holds'
 complete -c ifbus -n '_shtab_ifbus_using task ls' -l grep -x -d 'only where id or title contains this'
 complete -c ifbus -n '_shtab_ifbus_using task ls' -l limit -x -d 'at most N, 1 to 200 (50)'
@@ -269,6 +273,78 @@ complete -c ifbus -n '_shtab_ifbus_using swarm register' -l json -d 'one JSON do
 complete -c ifbus -n '_shtab_ifbus_using swarm register' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using swarm register' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using swarm register; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a group -d 'ls, weight'
+complete -c ifbus -n '_shtab_ifbus_using group' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using group; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List groups of tasks that have a weight or a pause'
+complete -c ifbus -n '_shtab_ifbus_using group ls' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using group ls' -l limit -x -d 'at most N, 1 to 200 (50)'
+complete -c ifbus -n '_shtab_ifbus_using group ls' -l after -x -d 'go on after this one'
+complete -c ifbus -n '_shtab_ifbus_using group ls' -l fields -x -d 'only these fields'
+complete -c ifbus -n '_shtab_ifbus_using group ls' -s q -l quiet -d 'ids only'
+complete -c ifbus -n '_shtab_ifbus_using group ls' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using group ls' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using group ls' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using group; and test $_shtab_ifbus_npos -eq 0' -a weight -d 'Give a group of tasks a share of the claims beside the others (operator)'
+complete -c ifbus -n '_shtab_ifbus_using group weight' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using group weight' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using group weight' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using group weight' -s q -l quiet -d 'ids only'
+complete -c ifbus -n '_shtab_ifbus_using group weight' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using group weight' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using group weight' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a pause -d 'task, group, swarm'
+complete -c ifbus -n '_shtab_ifbus_using pause' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using pause; and test $_shtab_ifbus_npos -eq 0' -a task -d 'Let nobody claim a task (its creator or an operator); what is held goes on'
+complete -c ifbus -n '_shtab_ifbus_using pause task' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using pause task' -l reason -x -d 'goes on record with your uid; every refusal quotes it'
+complete -c ifbus -n '_shtab_ifbus_using pause task' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using pause task' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using pause task' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using pause task' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using pause task' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using pause task; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d TASK
+complete -c ifbus -n '_shtab_ifbus_using pause; and test $_shtab_ifbus_npos -eq 0' -a group -d 'Give out no task of a group (operator); what is held goes on'
+complete -c ifbus -n '_shtab_ifbus_using pause group' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using pause group' -l reason -x -d 'goes on record with your uid; every refusal quotes it'
+complete -c ifbus -n '_shtab_ifbus_using pause group' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using pause group' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using pause group' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using pause group' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using pause group' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using pause; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'Give a swarm no new work (its owner or an operator); what is held goes on'
+complete -c ifbus -n '_shtab_ifbus_using pause swarm' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l reason -x -d 'goes on record with your uid; every refusal quotes it'
+complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using pause swarm; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a resume -d 'task, group, swarm'
+complete -c ifbus -n '_shtab_ifbus_using resume' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using resume; and test $_shtab_ifbus_npos -eq 0' -a task -d 'Let a paused or drained task go on'
+complete -c ifbus -n '_shtab_ifbus_using resume task' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using resume task' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using resume task' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using resume task' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using resume task' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using resume task' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using resume task; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d TASK
+complete -c ifbus -n '_shtab_ifbus_using resume; and test $_shtab_ifbus_npos -eq 0' -a group -d 'Let a paused or drained group go on'
+complete -c ifbus -n '_shtab_ifbus_using resume group' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using resume group' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using resume group' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using resume group' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using resume group' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using resume group' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using resume; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'Let a paused or drained swarm go on'
+complete -c ifbus -n '_shtab_ifbus_using resume swarm' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using resume swarm; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a inbox -d 'ls, ack, ask, reply'
 complete -c ifbus -n '_shtab_ifbus_using inbox' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using inbox; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'Show letters that wait, oldest first; they stay until acknowledged'

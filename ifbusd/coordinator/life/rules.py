@@ -26,13 +26,16 @@ from ifbusd.coordinator.model import (
 )
 
 WAITING, SCHEDULED, READY, CLAIMED, BLOCKED = "waiting", "scheduled", "ready", "claimed", "blocked"
-OPEN_STATES: Final = (WAITING, SCHEDULED, READY, CLAIMED, BLOCKED)
+PAUSED: Final = "paused"
+OPEN_STATES: Final = (WAITING, SCHEDULED, READY, CLAIMED, BLOCKED, PAUSED)
 FINAL_STATES: Final = (COMPLETED, FAILED, DEAD, CANCELLED, EXPIRED)
 STATES: Final = (*OPEN_STATES, *FINAL_STATES)
 # Before it is created, after it was removed.
 NONE: Final = ""
 # Whatever is open and held by nobody: which of these follows from dependencies and the time.
 _FREE: Final = (WAITING, SCHEDULED, READY)
+# The same where it may have been paused meanwhile.
+_BACK: Final = (*_FREE, PAUSED)
 
 # From one state, by one event, to these; which of several is decided by the rule that the event names below.
 TABLE: Final[dict[tuple[str, str], tuple[str, ...]]] = {
@@ -44,14 +47,17 @@ TABLE: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     (SCHEDULED, "time_reached"): (READY,),
     (READY, "claim"): (CLAIMED,),
     (CLAIMED, "complete"): (COMPLETED,),
-    (CLAIMED, "fail"): (*_FREE, FAILED, DEAD),
-    (CLAIMED, "lose"): (*_FREE, DEAD),
-    (CLAIMED, "release"): _FREE,
+    (CLAIMED, "fail"): (*_BACK, FAILED, DEAD),
+    (CLAIMED, "lose"): (*_BACK, DEAD),
+    (CLAIMED, "release"): _BACK,
     (CLAIMED, "block"): (BLOCKED,),
-    (BLOCKED, "unblock"): _FREE,
+    (BLOCKED, "unblock"): _BACK,
+    # Whoever holds it goes on, and what is blocked stays so: there a pause shows when that is over.
+    **{(state, "pause"): (PAUSED,) for state in _FREE},
+    (PAUSED, "resume"): _FREE,
     **{(state, "cancel"): (CANCELLED,) for state in OPEN_STATES},
     **{(state, "expire"): (EXPIRED,) for state in OPEN_STATES},
-    **{(state, "requeue"): _FREE for state in (FAILED, DEAD, CANCELLED, EXPIRED)},
+    **{(state, "requeue"): _BACK for state in (FAILED, DEAD, CANCELLED, EXPIRED)},
     **{(state, "remove"): (NONE,) for state in FINAL_STATES},
 }
 EVENTS: Final = tuple(dict.fromkeys(event for _, event in TABLE))
@@ -102,6 +108,8 @@ def state_of(task: TaskRecord, *, is_claimed: bool, is_waiting: bool, now_ms: in
         return BLOCKED
     if is_claimed or (task.history and "attempt" in task.history):
         return CLAIMED
+    if task.pause:
+        return PAUSED
     if is_waiting:
         return WAITING
     return SCHEDULED if start_at_ms(task) > now_ms else READY

@@ -144,6 +144,32 @@ def test_not_ready(me: Shell) -> None:
     assert me.type(_remedy(said, f"ifbus task claim {second}")).exit == 0
 
 
+def test_paused(me: Shell) -> None:
+    """A paused task says who paused it and why; another one is to be had, and this one after the resume that the message names."""
+    task_id = me.new_task("later", "--need", "docs:writing")
+    me.new_task("now", "--need", "docs:writing")
+    assert "paused" in me("pause", "task", task_id, "--reason", "wait for the release").out
+    said = _refused(me("task", "claim", task_id), "paused", 3)
+    assert "wait for the release" in said
+    assert me("task", "next", "--wait", "10m").exit == 0
+    assert me.type(_remedy(said, f"ifbus resume task {task_id}")).exit == 0
+    assert me("task", "claim", task_id).exit == 0
+
+
+def test_at_capacity(me: Shell) -> None:
+    """A full concurrency key names its holders; waiting for a place works once one of them ends."""
+    first, second = (
+        me.new_task(title, "--need", "docs:writing", "--concurrency-key", "repo:site") for title in ("one", "two")
+    )
+    handle = me.claim(first)
+    said = _refused(me("task", "claim", second), "at_capacity", 3)
+    assert "1 of 1" in said
+    assert first in said
+    assert me("task", "claim", second, "--wait", "50ms").exit == 7
+    assert me("task", "release", handle).exit == 0
+    assert me.type(_remedy(said, f"ifbus task claim {second} --wait 10m")).exit == 0
+
+
 def test_nothing_ready(new_swarm: NewSwarm) -> None:
     """With nothing that fits, `task next` is 7; the wait that it names ends with the first task that does."""
     only_me = new_swarm(can="rare:skill")

@@ -115,7 +115,7 @@ async def test_an_explanation_shows_every_check(world: World) -> None:
     entries = len(await world.record())
     explained = await world.it.explain_claim(world.me, "T-2", "docs")
     assert [(check["check"], check["ok"]) for check in explained["checks"]] == [
-        ("owner", True), ("free", True), ("ready", False), ("breaker", True), ("match", False), ("budget", False),
+        ("owner", True), ("free", True), ("ready", False), ("open", True), ("breaker", True), ("match", False), ("budget", False),
     ]  # fmt: skip
     assert explained["would_succeed"] is False
     assert explained["best"] == {"swarm_id": "gpu", "overlap": 1.0}

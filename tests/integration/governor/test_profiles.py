@@ -44,6 +44,7 @@ async def test_a_match_shows_every_figure_of_the_decision(world: World) -> None:
     assert (match.jaccard, match.coverage, match.score) == (1.0, 1.0, 0.5)
     assert found["refused"] == {
         "not_qualified": 2,
+        "paused": 0,
         "breaker_tripped": 0,
         "budget_exceeded": 0,
         "too_expensive": 1,

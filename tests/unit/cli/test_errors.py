@@ -22,7 +22,7 @@ TABLE = {
         "config_invalid", "idempotency_conflict", "version_mismatch",
     ],
     3: [
-        "already_claimed", "already_exists", "not_ready", "not_qualified", "not_owner", "budget_exceeded",
+        "already_claimed", "already_exists", "not_ready", "paused", "at_capacity", "not_qualified", "not_owner", "budget_exceeded",
         "breaker_tripped", "limit_exceeded", "compile_limit", "guest_failed", "resource_busy", "would_deadlock",
     ],
     4: ["not_found"],

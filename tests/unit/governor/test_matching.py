@@ -136,7 +136,7 @@ def test_the_index_answers_as_a_look_at_every_swarm_does() -> None:
         threshold = source.choice([Fraction("0.7"), Fraction("0.3"), Fraction(1)])
         max_cost = source.choice([None, 0, 2])
         exclude = frozenset(source.sample(sorted(profiles), min(2, len(profiles))))
-        refused = {"not_qualified": 0, "breaker_tripped": 0, "budget_exceeded": 0, "too_expensive": 0}
+        refused = {"not_qualified": 0, "paused": 0, "breaker_tripped": 0, "budget_exceeded": 0, "too_expensive": 0}
         fit = []
         for swarm in profiles.values():
             standing = standings.get(swarm.swarm_id, Standing.FIT)

@@ -11,4 +11,5 @@ TASK_FIELDS = (
     "holder", "token", "claimed_at_ms", "attempts", "result", "error", "ended_at_ms", "blocker_id", "route",
     "clocks", "not_before_at_ms", "deadline_at_ms", "lease_ms", "max_attempts", "backoff", "unique_key", "retention_ms",
     "on_dependency_failure", "existing", "failures", "retry_at_ms", "errors", "artefacts", "reason", "resources", "busy_resources",
+    "group", "pause", "concurrency_key", "concurrency_limit", "weight",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from ifbus.cli.command import Command, Data, Invocation, Outcome
 from ifbus.cli.exits import DONE, FOUND_SOMETHING
 from ifbus.cli.text import View, fields, one_line, plural, span
 
-_STATES = ("ready", "claimed", "blocked", "waiting", "failed", "completed")
+_STATES = ("ready", "claimed", "blocked", "paused", "waiting", "failed", "completed")
 # The most that the daemon gives at once.
 _PAGE = 200
 # What an agent pays for reading it (UX 4); alarms that do not fit are counted.

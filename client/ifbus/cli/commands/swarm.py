@@ -6,12 +6,12 @@ import argparse
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome
 from ifbus.cli.commands.task import split_list
-from ifbus.cli.text import View, fields, table
+from ifbus.cli.text import View, describe_pause, fields, table
 from ifbus.errors import NotFound
 
 SWARM_FIELDS = (
     "swarm_id", "capabilities", "cost_per_hour_usd", "reputation", "model", "uid", "incarnation", "alive", "breaker",
-    "free_usd", "claims",
+    "free_usd", "claims", "pause",
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def render_swarms(data: Data, view: View) -> list[str]:
             (
                 swarm["swarm_id"],
                 _alive(swarm, view),
-                view.state(swarm.get("breaker", "closed")),
+                view.state(_standing(swarm)),
                 _free(swarm),
                 swarm.get("cost_per_hour_usd", "0.00"),
                 ",".join(swarm.get("claims") or ()) or "-",
@@ -60,6 +60,7 @@ def render_swarm(data: Data, view: View) -> list[str]:
             [
                 f"{swarm['swarm_id']} {_session(swarm, view)}",
                 f"breaker {view.state(swarm.get('breaker', 'closed'))}",
+                describe_pause(swarm.get("pause"), view),
                 f"{_free(swarm)} USD free" if swarm.get("free_usd") is not None else "no budget set",
                 f"{swarm.get('cost_per_hour_usd', '0.00')} USD/h",
                 f"reputation {swarm.get('reputation', 1.0):.2f}",
@@ -71,6 +72,10 @@ def render_swarm(data: Data, view: View) -> list[str]:
         f"  can: {', '.join(swarm.get('capabilities') or ()) or 'nothing registered'}",
         *([f"  holds: {', '.join(swarm['claims'])}"] if swarm.get("claims") else []),
     ]
+
+
+def _standing(swarm: Data) -> str:
+    return "paused" if swarm.get("pause") and swarm.get("breaker") != "tripped" else str(swarm.get("breaker", "closed"))
 
 
 def _alive(swarm: Data, view: View) -> str:

@@ -10,7 +10,19 @@ from ifbus.cli.commands import TASK_FIELDS
 from ifbus.cli.text import View, describe_bound, fields, one_line, plural, span, table
 from ifbus.errors import AlreadyExists, InvalidParams, Usage
 
-STATES = ("waiting", "scheduled", "ready", "claimed", "blocked", "completed", "failed", "dead", "cancelled", "expired")
+STATES = (
+    "waiting",
+    "scheduled",
+    "ready",
+    "claimed",
+    "blocked",
+    "paused",
+    "completed",
+    "failed",
+    "dead",
+    "cancelled",
+    "expired",
+)
 _GUESSES = {
     "done": "completed", "open": "ready", "todo": "ready", "in_progress": "claimed", "canceled": "cancelled", "backoff": "scheduled",
 }  # fmt: skip
@@ -55,6 +67,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("wait", "cancel", "run"),
         help="when one that it depends on ends without being completed",
     )
+    parser.add_argument("--group", metavar="NAME", help="the queue that it belongs to, for shares and pauses")
+    parser.add_argument("--concurrency-key", metavar="KEY", help="what tasks must share, such as repo:website")
+    parser.add_argument("--concurrency-limit", type=int, metavar="N", help="so many of that key at a time (1)")
+    parser.add_argument("--weight", type=int, metavar="N", help="its slots, and what it counts for its group (1)")
 
 
 def _add(invocation: Invocation) -> Outcome:
@@ -82,6 +98,10 @@ def _add(invocation: Invocation) -> Outcome:
                 "unique_key": args.unique,
                 "retention_ms": args.retention,
                 "on_dependency_failure": args.on_dependency_failure,
+                "group": args.group,
+                "concurrency_key": args.concurrency_key,
+                "concurrency_limit": args.concurrency_limit,
+                "weight": args.weight,
             },
         )
     )

@@ -1,0 +1,6 @@
+"""What keeps a ready task back, beside the match and the money.
+
+rules.py      figures and refusals: concurrency keys, slots
+checks.py     the same inside a claim's transaction
+pausing.py    pause and resume; weights of groups
+"""
