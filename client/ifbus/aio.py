@@ -63,6 +63,8 @@ class AsyncClient(AsyncLink):
     create_task = _awaiting(calls.create_task)
     get_task = _awaiting(calls.get_task)
     list_tasks = _awaiting(calls.list_tasks)
+    create_tasks = _awaiting(calls.create_tasks)
+    complete_tasks = _awaiting(calls.complete_tasks)
     cancel_task = _awaiting(calls.cancel_task)
     requeue_task = _awaiting(calls.requeue_task)
     list_dead_letters = _awaiting(calls.list_dead_letters)

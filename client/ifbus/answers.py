@@ -104,6 +104,40 @@ class ClaimEnd(Model):
 
 
 @attrs.frozen(kw_only=True, repr=False)
+class TaskOutcome(Model):
+    """How one task of a batch fared.
+
+    Attributes:
+        error: Why it was refused, as ``{"code", "message", "data"}``; None where it is completed.
+    """
+
+    task_id: str
+    token: int
+    ok: bool
+    spent_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
+    released_usd: Decimal = attrs.field(default=Decimal(0), converter=to_decimal)
+    error: dict[str, Any] | None = None
+
+    def to_error(self) -> IfbusError | None:
+        """The refusal as an exception, for who wants to raise it."""
+        return None if self.error is None else errors.from_wire(self.error)
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class BatchEnd(Model):
+    """How a batch of tasks ended, each for itself.
+
+    Attributes:
+        unblocked: Tasks that became ready by it.
+    """
+
+    outcomes: tuple[TaskOutcome, ...] = attrs.field(metadata={"models": TaskOutcome})
+    completed: int = 0
+    unblocked: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
+    receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
+
+
+@attrs.frozen(kw_only=True, repr=False)
 class Progress(Model):
     """A recorded progress report; the lease was renewed with it to `lease_ms`."""
 

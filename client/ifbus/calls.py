@@ -31,6 +31,7 @@ from ifbus.request import Call, Options, untyped
 
 if TYPE_CHECKING:
     from ifbus.answers import (
+        BatchEnd,
         BlobProgress,
         Breaker,
         ClaimEnd,
@@ -231,6 +232,20 @@ def create_task(
     return Call("coordinator.create_task", params, _task, options)
 
 
+def create_tasks(tasks: Sequence[Mapping[str, Any]], **options: Unpack[Options]) -> Call[tuple[Task, ...]]:
+    """Create up to 50 tasks in one commit, or none of them.
+
+    Args:
+        tasks: The arguments of `create_task`, by name, of each. They may depend on one another, in whatever order they stand.
+
+    Raises:
+        InvalidParams: One is out of its range (``data["index"]``), or some wait for one another (``data["cycle"]``).
+        AlreadyExists, NotFound, LimitExceeded: As `create_task`.
+    """
+    params = {"tasks": [create_task(**task).params for task in tasks]}
+    return Call("coordinator.create_tasks", params, _all_under("tasks", Task.from_wire), options)
+
+
 def cancel_task(task_id: str, *, reason: str | None = None, **options: Unpack[Options]) -> Call[Task]:
     """End an open task without a result, for its creator and operators; its holder is told to stop.
 
@@ -414,6 +429,16 @@ def complete_task(
     """
     params = _given(task_id=task_id, swarm_id=swarm_id, token=token, result=result)
     return Call("coordinator.complete_task", params, _answer("ClaimEnd"), options)
+
+
+def complete_tasks(swarm_id: str, tasks: Sequence[Mapping[str, Any]], **options: Unpack[Options]) -> Call[BatchEnd]:
+    """Complete up to 50 tasks of a swarm in one commit; each is completed, or refused by itself.
+
+    Args:
+        tasks: ``{"task_id", "token", "result"}`` each, the result may be left out.
+    """
+    params = {"swarm_id": swarm_id, "tasks": [dict(task) for task in tasks]}
+    return Call("coordinator.complete_tasks", params, _answer("BatchEnd"), options)
 
 
 def fail_task(

@@ -51,6 +51,8 @@ class Client(Link):
     create_task = _blocking(calls.create_task)
     get_task = _blocking(calls.get_task)
     list_tasks = _blocking(calls.list_tasks)
+    create_tasks = _blocking(calls.create_tasks)
+    complete_tasks = _blocking(calls.complete_tasks)
     cancel_task = _blocking(calls.cancel_task)
     requeue_task = _blocking(calls.requeue_task)
     list_dead_letters = _blocking(calls.list_dead_letters)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
-from ifbus.errors import AlreadyExists
+from ifbus.errors import AlreadyExists, InvalidParams
 from ifbus.models import check_identifier
 from ifbus.money import NO_MONEY, MicroUsd
-from ifbusd.codec import unpack
+from ifbusd.codec import how_many_fit, unpack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
 from ifbusd.coordinator.gates import rules as gate_rules
-from ifbusd.coordinator.interface import OnDependencyFailure
+from ifbusd.coordinator.interface import Coordinator
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.locks.rules import check_resources
 from ifbusd.coordinator.model import (
@@ -30,6 +30,9 @@ from ifbusd.coordinator.model import (
 )
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
+from ifbusd.signature import Signature
+
+_CREATE_TASK: Final = Signature.of(Coordinator.create_task)
 
 
 @attrs.frozen(kw_only=True)
@@ -43,9 +46,50 @@ class NewTask:
 class Creating(Core):
     """Tasks come into being here."""
 
-    async def create_task(
+    async def create_task(self, caller: Caller, title: str, **fields: Any) -> Answer:
+        """See `interface.Coordinator.create_task`, which has checked the names and types of the fields."""
+        new = self._new_task(title, **fields)
+        await self.board.show_told()
+
+        def create(tx: Tx) -> Answer:
+            [view] = self._create(tx, caller, [new])
+            tx.detail["title"] = title
+            return {"task": view}
+
+        return await self._operations.run(caller, "coordinator.create_task", new.task_id or "", create)
+
+    async def create_tasks(self, caller: Caller, tasks: list[dict[str, Any]]) -> Answer:
+        """See `interface.Coordinator.create_tasks`."""
+        rules.check_batch("tasks", len(tasks))
+        new = [self._from_wire(index, fields) for index, fields in enumerate(tasks)]
+        if (circle := life.find_cycle({one.task_id: one.record.depends_on for one in new if one.task_id})) is not None:
+            raise rules.cycle(circle)
+        read = {name for one in new for name in one.record.depends_on} | {one.task_id for one in new}
+        keys = len(read) + sum("unique_key" in one.record.options for one in new)
+        if keys > rules.MAX_BATCH_KEYS:
+            remedy = "fewer tasks, or fewer different dependencies, at a time"
+            raise limit_exceeded("create these tasks", "batch_keys", keys, rules.MAX_BATCH_KEYS, remedy)
+        await self.board.show_told()
+
+        def create(tx: Tx) -> Answer:
+            views = self._create(tx, caller, new)
+            for view in views:
+                rules.drop_heavy(view)
+            tx.detail["tasks"] = [view["task_id"] for view in views]
+            fitting = how_many_fit(views)
+            return {"tasks": views[:fitting] + [rules.in_short(view) for view in views[fitting:]]}
+
+        return await self._operations.run(caller, "coordinator.create_tasks", "", create)
+
+    def _from_wire(self, index: int, fields: dict[str, Any]) -> NewTask:
+        try:
+            return self._new_task(**_CREATE_TASK.bind([dict(fields)]))
+        except InvalidParams as error:
+            error.data["index"] = index
+            raise
+
+    def _new_task(
         self,
-        caller: Caller,
         title: str,
         *,
         task_id: str | None = None,
@@ -58,20 +102,13 @@ class Creating(Core):
         payload: dict[str, Any] | None = None,
         milestones: list[Any] | None = None,
         resources: list[str] | None = None,
-        not_before_at_ms: int | None = None,
-        deadline_at_ms: int | None = None,
-        lease_ms: int | None = None,
-        max_attempts: int | None = None,
-        backoff: dict[str, Any] | None = None,
-        unique_key: str | None = None,
-        retention_ms: int | None = None,
-        on_dependency_failure: OnDependencyFailure | None = None,
         group: str = "",
         concurrency_key: str = "",
         concurrency_limit: int = 1,
         weight: int = 1,
-    ) -> Answer:
-        """See `interface.Coordinator.create_task`."""
+        **options: Any,
+    ) -> NewTask:
+        """What `interface.Coordinator.create_task` describes. Raises InvalidParams."""
         named = check_resources(resources) if resources else []
         wanted, needed = sorted(set(capabilities or ())), list(dict.fromkeys(depends_on or ()))
         rules.check_new_task(
@@ -84,50 +121,29 @@ class Creating(Core):
             milestones=milestones or [],
         )
         gate_rules.check_gates(group=group, key=concurrency_key, limit=concurrency_limit, weight=weight)
-        given = {
-            "not_before_at_ms": not_before_at_ms,
-            "deadline_at_ms": deadline_at_ms,
-            "lease_ms": lease_ms,
-            "max_attempts": max_attempts,
-            "backoff": backoff,
-            "unique_key": unique_key,
-            "retention_ms": retention_ms,
-            "on_dependency_failure": on_dependency_failure,
-        }
-        new = NewTask(
-            task_id=task_id,
-            record=TaskRecord(
-                n=0,
-                title=title,
-                description=description,
-                capabilities=wanted,
-                depends_on=needed,
-                resources=named,
-                filler=filler,
-                priority=priority,
-                estimate_micro_usd=estimate_usd,
-                payload=payload or {},
-                milestones=milestones or [],
-                options=self._options(given),
-                group=group,
-                concurrency_key=concurrency_key,
-                concurrency_limit=concurrency_limit if concurrency_key else 0,
-                weight=weight,
-            ),
-        )
         if task_id is not None:
             check_identifier(task_id, "task_id")
             if task_id in needed:
                 raise rules.cycle([task_id, task_id])
-
-        await self.board.show_told()
-
-        def create(tx: Tx) -> Answer:
-            [view] = self._create(tx, caller, [new])
-            tx.detail["title"] = title
-            return {"task": view}
-
-        return await self._operations.run(caller, "coordinator.create_task", task_id or "", create)
+        record = TaskRecord(
+            n=0,
+            title=title,
+            description=description,
+            capabilities=wanted,
+            depends_on=needed,
+            resources=named,
+            filler=filler,
+            priority=priority,
+            estimate_micro_usd=estimate_usd,
+            payload=payload or {},
+            milestones=milestones or [],
+            options=self._options(options) if options else {},
+            group=group,
+            concurrency_key=concurrency_key,
+            concurrency_limit=concurrency_limit if concurrency_key else 0,
+            weight=weight,
+        )
+        return NewTask(task_id=task_id, record=record)
 
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
         asked = {name: value for name, value in given.items() if value is not None}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import attrs
 
-from ifbus.errors import IfbusError
+from ifbus.errors import IfbusError, InvalidParams
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator import rules
@@ -26,6 +26,7 @@ from ifbusd.coordinator.model import (
 )
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
+from ifbusd.signature import Signature
 from ifbusd.store.base import KeyValue, LeaseNotFound
 
 
@@ -55,6 +56,21 @@ class Ending:
         return _FINALS[self.verdict]
 
 
+def _from_wire(index: int, swarm_id: str, fields: dict[str, Any]) -> Ending:
+    try:
+        ending = Ending("complete", swarm_id=swarm_id, **_COMPLETED.bind([dict(fields)]))
+        check_identifier(ending.task_id, "task_id")
+    except InvalidParams as error:
+        error.data["index"] = index
+        raise
+    return ending
+
+
+def _completed(caller: Caller, task_id: str, token: int, result: Any = None) -> None:
+    """What one of `interface.Coordinator.complete_tasks` is."""
+
+
+_COMPLETED = Signature.of(_completed)
 _FINALS = {"complete": (COMPLETED,), "fail": (FAILED, DEAD), "release": ()}
 
 
@@ -156,6 +172,43 @@ class Holding(Core):
         rules.check_result_size(packed_size(result), 0)
         return await self._end(caller, Ending("complete", task_id, swarm_id, token, result=result))
 
+    async def complete_tasks(self, caller: Caller, swarm_id: str, tasks: list[dict[str, Any]]) -> Answer:
+        """See `interface.Coordinator.complete_tasks`."""
+        rules.check_batch("tasks", len(tasks))
+        endings = [_from_wire(index, swarm_id, fields) for index, fields in enumerate(tasks)]
+        leases: list[int] = []
+
+        def end(tx: Tx) -> Answer:
+            leases.clear()
+            self._governor.require_owner(tx, caller, swarm_id)
+            outcomes: list[Answer] = []
+            completed: set[str] = set()
+            refused: dict[str, str] = {}
+            for ending in endings:
+                outcome: Answer = {"task_id": ending.task_id, "token": ending.token}
+                try:
+                    rules.check_result_size(packed_size(ending.result), 0)
+                    answer = self._end_claim(tx, ending, leases)
+                except IfbusError as error:
+                    if error.retryable:
+                        raise
+                    refused[ending.task_id] = error.code
+                    outcomes.append({**outcome, "ok": False, "error": error.to_wire()})
+                else:
+                    completed.add(ending.task_id)
+                    spent = {name: answer[name] for name in ("spent_usd", "released_usd")}
+                    outcomes.append({**outcome, "ok": True, **spent})
+            tx.detail.clear()
+            tx.detail.update(swarm=swarm_id, completed=sorted(completed))
+            if refused:
+                tx.detail["refused"] = refused
+            return {"outcomes": outcomes, "completed": len(completed), "unblocked": self._unblocked_by(completed)}
+
+        answer = await self._operations.run(caller, "coordinator.complete_tasks", swarm_id, end)
+        for lease in leases:
+            self._retired.add(lease)
+        return answer
+
     async def fail_task(
         self, caller: Caller, task_id: str, swarm_id: str, token: int, error: str, *, retry: bool | None = None
     ) -> Answer:
@@ -245,10 +298,7 @@ class Holding(Core):
             raise rules.overdue(task_id, token, life.deadline_at_ms(task))
 
     def _ended(self, task_id: str, task: TaskRecord, given_back: int) -> Answer:
-        unblocked = []
-        if task.state == COMPLETED:
-            freed = (name for name in self.board.dependants_of(task_id) if self.board.tasks[name].unmet <= {task_id})
-            unblocked = sorted(freed)[: rules.MAX_UNBLOCKED]
+        unblocked = self._unblocked_by({task_id}) if task.state == COMPLETED else []
         view = rules.task_view(task_id, task, now_ms=self._now_ms())
         view["claimed_at_ms"] = task.last_claimed_at_ms  # of the claim that ended, also where the task goes on
         return {
@@ -257,3 +307,9 @@ class Holding(Core):
             "released_usd": to_usd(given_back),
             "unblocked": unblocked,
         }
+
+    def _unblocked_by(self, completed: set[str]) -> list[str]:
+        """Tasks that wait for nothing else but these, by the board; so many as an answer names."""
+        waiting = {name for task_id in completed for name in self.board.dependants_of(task_id)}
+        freed = sorted(name for name in waiting if self.board.tasks[name].unmet <= completed)
+        return freed[: rules.MAX_UNBLOCKED]

@@ -92,6 +92,21 @@ class Coordinator(Protocol):
         """
         ...
 
+    async def create_tasks(self, caller: Caller, tasks: list[dict[str, Any]]) -> Answer:
+        """Create up to 50 tasks in one commit, or none of them.
+
+        Args:
+            tasks: The parameters of `create_task`, by name, of each. They may depend on one another, in whatever order they stand.
+
+        Returns:
+            ``{"tasks": [Task, in the same order], "receipt": ...}``, without what makes a task long.
+
+        Raises:
+            invalid_params: One is out of its range, with its ``index``; some wait for one another, with the ``cycle``.
+            already_exists, not_found, limit_exceeded: As `create_task`; or together they read too many keys.
+        """
+        ...
+
     async def cancel_task(self, caller: Caller, task_id: str, *, reason: str = "") -> Answer:
         """End an open task without a result, for its creator and operators. Cancelling twice is fine.
 
@@ -305,6 +320,22 @@ class Coordinator(Protocol):
 
         Raises:
             stale_token, not_owner: The claim has ended; it is another swarm's.
+        """
+        ...
+
+    async def complete_tasks(self, caller: Caller, swarm_id: str, tasks: list[dict[str, Any]]) -> Answer:
+        """Complete up to 50 tasks of a swarm in one commit; each is completed, or refused by itself.
+
+        Args:
+            tasks: ``{"task_id", "token", "result"?}`` each, as `complete_task`.
+
+        Returns:
+            ``{"outcomes": [{"task_id", "token", "ok": true, "spent_usd", "released_usd"} or {"task_id", "token", "ok": false, "error":
+            {"code", "message", "data"}}], "completed": how many, "unblocked": [task ids], "receipt": ...}``, in the same order.
+
+        Raises:
+            not_found, permission_denied: There is no such swarm; it is another user's.
+            invalid_params: One has other fields, with its ``index``.
         """
         ...
 

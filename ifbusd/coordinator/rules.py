@@ -42,6 +42,9 @@ MAX_COMPLETED_BYTES = 56 << 10
 MAX_UNBLOCKED = 50
 # Each is a compare of the claiming transaction; etcd takes 128 in all.
 MAX_DEPENDENCIES = 100
+# Of one commit: a task takes two keys, and etcd takes 128 operations.
+MAX_BATCH = 50
+MAX_BATCH_KEYS = 110
 MAX_NOTE = 1_000
 MAX_ERROR = 4 << 10
 MAX_PAGE = 200
@@ -78,6 +81,11 @@ def check_new_task(
             and len(milestone[1]) <= MAX_TITLE,
             "[percent, text] each",
         )
+
+
+def check_batch(param: str, number: int) -> None:
+    """Raise InvalidParams if so many are not taken at once."""
+    _require(param, 1 <= number <= MAX_BATCH, f"1 to {MAX_BATCH}")
 
 
 def cycle(names: list[str]) -> InvalidParams:
@@ -440,6 +448,11 @@ def drop_heavy(view: dict[str, Any]) -> None:
     """Leave out of a task's view what makes it long, for lists; `get_task` has it."""
     for heavy in ("description", "payload", "result", "milestones", "errors", "artefacts"):
         view.pop(heavy, None)
+
+
+def in_short(view: dict[str, Any]) -> dict[str, Any]:
+    """What names a task, where its view does not fit."""
+    return {name: view[name] for name in ("task_id", "title", "state")}
 
 
 def claim_view(task_id: str, claim: ClaimRecord, *, bound: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import attrs
 
 from ifbus import models
 from ifbusd.rpc.methods import ROWS, Role, Row, Waits, unknown_method
-from ifbusd.rpc.signature import Parameter, Signature
+from ifbusd.signature import Parameter, Signature
 
 PAGE = Path("docs", "protocol.md")
 

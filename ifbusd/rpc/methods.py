@@ -20,7 +20,7 @@ from ifbusd.optimise.interface import Optimise
 from ifbusd.rpc.attention import Attention
 from ifbusd.rpc.daemon_methods import DaemonMethods
 from ifbusd.rpc.quota import Quota
-from ifbusd.rpc.signature import Signature, nearest
+from ifbusd.signature import Signature, nearest
 from ifbusd.witness.interface import Witness
 
 # Takes the `Caller` and the bound parameters; gives a value of the wire or raises an `IfbusError`.
@@ -79,6 +79,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row("daemon.status", DaemonMethods.status, _LIST),
     _row("daemon.describe", DaemonMethods.describe, _READ),
     _row("coordinator.create_task", Coordinator.create_task, _WRITE),
+    _row("coordinator.create_tasks", Coordinator.create_tasks, _LIST, changes=True),
     _row("coordinator.cancel_task", Coordinator.cancel_task, _WRITE),
     _row("coordinator.requeue_task", Coordinator.requeue_task, _WRITE),
     _row("coordinator.list_dead_letters", Coordinator.list_dead_letters, _LIST),
@@ -90,6 +91,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row("coordinator.bind_claim", Coordinator.bind_claim, _WRITE),
     _row("coordinator.report_progress", Coordinator.report_progress, _WRITE),
     _row("coordinator.complete_task", Coordinator.complete_task, _WRITE),
+    _row("coordinator.complete_tasks", Coordinator.complete_tasks, _LIST, changes=True),
     _row("coordinator.fail_task", Coordinator.fail_task, _WRITE),
     _row("coordinator.release_task", Coordinator.release_task, _WRITE),
     _row("coordinator.acquire_resources", Coordinator.acquire_resources, _WRITE, waits=Waits.ASKED),

@@ -56,6 +56,8 @@ POLICY: Final[dict[str, Row]] = {
     "coordinator.cancel_task": _CREATOR,
     "coordinator.requeue_task": _CREATOR,
     "coordinator.list_dead_letters": _EVERYBODY,
+    "coordinator.create_tasks": _EVERYBODY,
+    "coordinator.complete_tasks": _OWNER,
     "coordinator.get_task": _EVERYBODY,
     "coordinator.list_tasks": _EVERYBODY,
     "coordinator.claim_task": _OWNER,

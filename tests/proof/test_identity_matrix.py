@@ -142,6 +142,11 @@ def _swarm(situation: Situation) -> dict[str, Any]:
     return {"swarm_id": situation.swarm_id}
 
 
+def _batch(situation: Situation) -> dict[str, Any]:
+    claim = situation.claim()
+    return {"swarm_id": claim.pop("swarm_id"), "tasks": [claim]}
+
+
 def _something_to_claim(situation: Situation) -> dict[str, Any]:
     situation.world.task()
     return _swarm(situation)
@@ -163,6 +168,8 @@ QUESTIONS: dict[str, Callable[[Situation], dict[str, Any]]] = {
     "daemon.status": _nothing,
     "daemon.describe": _nothing,
     "coordinator.create_task": lambda it: {"title": "a task"},
+    "coordinator.create_tasks": lambda it: {"tasks": [{"title": "a task"}]},
+    "coordinator.complete_tasks": _batch,
     "coordinator.cancel_task": lambda it: {"task_id": it.task()},
     "coordinator.requeue_task": lambda it: {"task_id": it.task(is_cancelled=True)},
     "coordinator.list_dead_letters": _nothing,

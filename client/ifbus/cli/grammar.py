@@ -23,6 +23,7 @@ NOUNS: Final[dict[str, tuple[str, ...]]] = {
         "blocked",
         "unblock",
         "import",
+        "batch",
         "cancel",
         "dead",
         "requeue",
@@ -54,7 +55,7 @@ _MODULES: Final[dict[tuple[str, ...], str]] = {
     **dict.fromkeys(
         (("task", verb) for verb in ("progress", "complete", "fail", "release", "blocked", "unblock")), "task_holder"
     ),
-    **dict.fromkeys((("task", verb) for verb in ("cancel", "dead", "requeue")), "task_life"),
+    **dict.fromkeys((("task", verb) for verb in ("batch", "cancel", "dead", "requeue")), "task_life"),
     ("__complete",): "complete",
 }
 # Not for people: completion scripts call it at every TAB.
@@ -100,7 +101,7 @@ _EXAMPLE_ARGUMENTS: Final = {
     ("task", "add"): '"Count the words"', ("task", "show"): "T-7", ("task", "claim"): "T-7",
     ("task", "progress"): 'T-7@41 50 "half"', ("task", "complete"): "T-7@41", ("task", "fail"): 'T-7@41 "why"',
     ("task", "release"): "T-7@41", ("task", "blocked"): 'T-7@41 "why"', ("task", "unblock"): 'T-7 --note "port 8080"', ("task", "import"): "board.md",
-    ("task", "cancel"): "T-7", ("task", "requeue"): "T-7",
+    ("task", "batch"): "tasks.json", ("task", "cancel"): "T-7", ("task", "requeue"): "T-7",
     ("swarm", "show"): "docs-2", ("swarm", "register"): "docs-2 --can docs:writing", ("inbox", "ack"): "12", ("inbox", "ask"): 'docs-2 "where is it?"', ("inbox", "reply"): "Q-1 --text here",
     ("approvals", "approve"): "A-1", ("approvals", "reject"): "A-1",
     ("lock", "acquire"): "gpu:0 --swarm docs-2", ("lock", "release"): "gpu:0@41 --swarm docs-2",

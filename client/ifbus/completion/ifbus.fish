@@ -50,7 +50,7 @@ function _shtab_ifbus_using
   test "$_shtab_ifbus_cmdpath" = "$argv"
 end
 
-set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm register' group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
+set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm register' group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
 set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --deadline --depends-on --description --estimate-usd --fields --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
 
 complete -c ifbus -e
@@ -63,7 +63,7 @@ complete -c ifbus -n '_shtab_ifbus_using status' -l check -d 'exit 8 if an alarm
 complete -c ifbus -n '_shtab_ifbus_using status' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using status' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using status' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a task -d 'add, ls, show, next, claim, progress, complete, fail, release, blocked, unblock, import, cancel, dead, requeue'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a task -d 'add, ls, show, next, claim, progress, complete, fail, release, blocked, unblock, import, batch, cancel, dead, requeue'
 complete -c ifbus -n '_shtab_ifbus_using task' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a add -d 'Create a task; waiting swarms that qualify hear of it at once'
 complete -c ifbus -n '_shtab_ifbus_using task add' -s h -l help -d 'show this help message and exit'
@@ -209,6 +209,16 @@ complete -c ifbus -n '_shtab_ifbus_using task import' -l json -d 'one JSON docum
 complete -c ifbus -n '_shtab_ifbus_using task import' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using task import' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task import; and test $_shtab_ifbus_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a Markdown board, '"'"'-'"'"' for stdin'
+complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a batch -d 'Create up to 50 tasks in one commit or none of them; they may depend on one another'
+complete -c ifbus -n '_shtab_ifbus_using task batch' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task batch' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using task batch' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using task batch' -l fields -x -d 'only these fields'
+complete -c ifbus -n '_shtab_ifbus_using task batch' -s q -l quiet -d 'ids only'
+complete -c ifbus -n '_shtab_ifbus_using task batch' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using task batch' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using task batch' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using task batch; and test $_shtab_ifbus_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a JSON list of maps, each as coordinator.create_task takes it; '"'"'-'"'"' for stdin'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a cancel -d 'End an open task without a result: for its creator and operators'
 complete -c ifbus -n '_shtab_ifbus_using task cancel' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using task cancel' -l reason -x -d 'goes on record, and to whoever holds it'

@@ -261,6 +261,31 @@ def _require(param: str, is_fine: bool, expected: str) -> None:
         raise InvalidParams(f"{param} must be {expected}", data={"param": param, "expected": expected})
 
 
+def find_cycle(depends_on: dict[str, list[str]]) -> list[str] | None:
+    """Some that wait for one another in a circle, from one of them back to it; None if there are none.
+
+    Args:
+        depends_on: By task; what is no key of it waits for none of them.
+    """
+    done: set[str] = set()
+    for first in depends_on:
+        path: dict[str, None] = {}  # in order
+        left = [(first, False)]
+        while left:
+            name, is_left = left.pop()
+            if is_left:
+                del path[name]
+                done.add(name)
+            elif name in path:
+                names = list(path)
+                return [*names[names.index(name) :], name]
+            elif name not in done and name in depends_on:
+                path[name] = None
+                left.append((name, True))
+                left += [(other, False) for other in depends_on[name]]
+    return None
+
+
 # --- attempts ----------------------------------------------------------------------------------------
 
 

@@ -80,3 +80,27 @@ def test_an_artefact_reaches_the_next_holder(me: Shell, tmp_path: Path) -> None:
     taken = me("task", "claim", task_id, "--json")
     validate(taken.data, "task_claim")
     assert taken.data["claim"]["handover"]["note"] == "see report.md"
+
+
+def test_many_tasks_at_once(me: Shell, tmp_path: Path) -> None:
+    """Created from one file whatever their order, completed by one command; a circle is refused with its names."""
+    file = tmp_path / "tasks.json"
+    file.write_text(
+        '[{"title": "Second", "task_id": "two", "depends_on": ["one"]}, {"title": "First", "task_id": "one"}, {"title": "x", "task_id": "three"}]'
+    )
+    made = me("task", "batch", str(file), "--json")
+    validate(made.data, "task_batch")
+    assert [task["state"] for task in made.data["tasks"]] == ["waiting", "ready", "ready"]
+    handles = [me.claim("one"), me.claim("three")]
+    done = me("task", "complete", *handles, "--json")
+    validate(done.data, "task_complete")
+    assert (done.exit, done.data["completed"], done.data["unblocked"]) == (0, 2, ["two"])
+    again = me("task", "complete", me.claim("two"), "one@1")
+    assert again.exit != 0
+    assert "two completed" in again.out
+    assert "one@1 refused: stale_token" in again.out
+    file.write_text(
+        '[{"title": "a", "task_id": "a", "depends_on": ["b"]}, {"title": "b", "task_id": "b", "depends_on": ["a"]}]'
+    )
+    refused = me("task", "batch", str(file))
+    assert "a -> b -> a" in refused.err

@@ -32,6 +32,7 @@ _SAMPLES: dict[str, Any] = {
     "cost_usd": 1,
     "estimate_usd": 1,
     "limit_usd": 1,
+    "tasks": [],
     "capabilities": ["a:b"],
     "resources": {"gpu:0": 1},
     "token": 1,

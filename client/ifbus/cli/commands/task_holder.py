@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome, parse_handle, parse_json
+from ifbus.cli.exits import DONE, exit_code
 from ifbus.cli.text import View, fields, one_line, span
 from ifbus.errors import NotFound, Usage
 
@@ -78,13 +79,21 @@ def render_progress(data: Data, view: View) -> list[str]:
 
 def _complete_arguments(parser: argparse.ArgumentParser) -> None:
     _handle_argument(parser)
+    parser.add_argument("more", metavar="HANDLE", nargs="*", help="up to 50 in one commit, each with the same result")
     parser.add_argument("--result", metavar="JSON", help="what came of it, at most 32 KiB; '-' reads stdin")
 
 
 def _complete(invocation: Invocation) -> Outcome:
     text = invocation.args.result
     result = parse_json(sys.stdin.read() if text == "-" else text, "result") if text is not None else None
-    return Outcome(_act(invocation, "coordinator.complete_task", result=result))
+    if not invocation.args.more:
+        return Outcome(_act(invocation, "coordinator.complete_task", result=result))
+    handles = [parse_handle(text, invocation.command) for text in (invocation.args.subject, *invocation.args.more)]
+    tasks = [{"task_id": task_id, "token": token, "result": result} for task_id, token in handles]
+    params = {"swarm_id": invocation.require_swarm(), "tasks": tasks}
+    data = invocation.change("coordinator.complete_tasks", params)
+    refused = [one["error"]["code"] for one in data["outcomes"] if not one["ok"]]
+    return Outcome(data, exit=exit_code(refused[0]) if refused else DONE)
 
 
 def _fail_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +138,19 @@ def render_ended(verdict: str, data: Data, view: View) -> list[str]:
 
 
 def _render_completed(data: Data, view: View) -> list[str]:
+    if "outcomes" in data:
+        return _render_batch(data, view)
     return render_ended("completed", data, view)
+
+
+def _render_batch(data: Data, view: View) -> list[str]:
+    lines = [
+        f"{one['task_id']} completed for {one['spent_usd']} USD, {one['released_usd']} back in the budget"
+        if one["ok"]
+        else f"{one['task_id']}@{one['token']} refused: {one['error']['code']}    {one_line(one['error']['message'], 200)}"
+        for one in data["outcomes"]
+    ]
+    return [*lines, f"  now ready: {', '.join(data['unblocked'])}"] if data.get("unblocked") else lines
 
 
 def _render_failed(data: Data, view: View) -> list[str]:
@@ -264,7 +285,7 @@ COMMANDS = {
         summary="End the claim and the task with a result; dependants become ready",
         examples=(
             "ifbus task complete T-7@41 --result '{\"words\": 3}'",
-            "ifbus task complete T-7@41",
+            "ifbus task complete T-7@41 T-8@42",
             "count | ifbus task complete T-7@41 --result -",
         ),
         arguments=_complete_arguments,

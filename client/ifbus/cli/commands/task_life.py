@@ -1,17 +1,56 @@
-"""`ifbus task cancel`, `dead` and `requeue`: ends that no holder asked for, and the way back."""
+"""`ifbus task batch`, `cancel`, `dead` and `requeue`: many at once; ends that no holder asked for, and the way back."""
 
 from __future__ import annotations
 
 import argparse
 
-from ifbus.cli.command import Command, Data, Invocation, Outcome
+from ifbus.cli.command import Command, Data, Invocation, Outcome, parse_json
 from ifbus.cli.commands import TASK_FIELDS
+from ifbus.cli.commands.task import render_added
 from ifbus.cli.text import View, fields, one_line, plural
+from ifbus.errors import Usage
+
+# More than a message takes.
+_MAX_CHARS = 1 << 20
 
 
 def _task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("subject", metavar="TASK", help="T-7")
     parser.add_argument("--reason", metavar="TEXT", help="goes on record, and to whoever holds it")
+
+
+# --- batch -------------------------------------------------------------------------------------------
+
+
+def _batch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "subject", metavar="FILE", help="a JSON list of maps, each as coordinator.create_task takes it; '-' for stdin"
+    )
+
+
+def _batch(invocation: Invocation) -> Outcome:
+    tasks = parse_json(_read(invocation.args.subject), "tasks")
+    return Outcome(invocation.change("coordinator.create_tasks", {"tasks": tasks}))
+
+
+def _read(path: str) -> str:
+    import sys
+
+    try:
+        if path == "-":
+            return sys.stdin.read(_MAX_CHARS)
+        with open(path, encoding="utf-8") as file:
+            return file.read(_MAX_CHARS)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Usage(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
+            data={"command": "task batch", "example": "ifbus task batch tasks.json"},
+        ) from error
+
+
+def render_batch(data: Data, view: View) -> list[str]:
+    """One line a task, as `task add` says it."""
+    return [line for task in data["tasks"] for line in render_added({"task": task}, view)]
 
 
 # --- cancel ------------------------------------------------------------------------------------------
@@ -86,6 +125,18 @@ def render_requeued(data: Data, view: View) -> list[str]:
 
 
 COMMANDS = {
+    "batch": Command(
+        words="task batch",
+        summary="Create up to 50 tasks in one commit or none of them; they may depend on one another",
+        examples=("ifbus task batch tasks.json", "ifbus task batch tasks.json --json", "plan | ifbus task batch -"),
+        arguments=_batch_arguments,
+        run=_batch,
+        render=render_batch,
+        kind="change",
+        items="tasks",
+        id_field="task_id",
+        columns=TASK_FIELDS,
+    ),
     "cancel": Command(
         words="task cancel",
         summary="End an open task without a result: for its creator and operators",

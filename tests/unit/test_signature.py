@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ifbus.errors import InvalidParams
 from ifbus.money import MicroUsd
 from ifbusd.identity import Caller
-from ifbusd.rpc.signature import Signature, nearest
+from ifbusd.signature import Signature, nearest
 
 FIVE_CENTS = MicroUsd(50_000)
 
