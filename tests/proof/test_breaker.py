@@ -126,7 +126,7 @@ def test_stays_tripped(tmp_path: Path, proof: Proof, seed: int) -> None:
                 with among.daemon.client() as bus:
                     _trip_all(bus, swarms, bait, rng)
                 stopped = set(swarms)
-                for happens in (_kill_and_start_otherwise, _register_anew, _set_clocks, _go_back_to_a_copy, _kill):
+                for happens in (_kill_and_start_otherwise, _register_anew, _set_clocks, _go_back_to_a_copy):
                     happens(among, swarms, rng)
                     with among.daemon.client() as bus:
                         stopped &= {swarm_id for swarm_id in swarms if _is_stopped(bus, swarm_id, bait)}
@@ -151,10 +151,6 @@ def _trip_all(bus: Link, swarms: list[str], bait: str, rng: random.Random) -> No
         profile: dict[str, Any] = {"swarm_id": swarm_id, "capabilities": ["hot:task"], "budget_usd": "1"}
         bus.call("coordinator.register_swarm", **profile, lease_ms=600_000)
         _trip(bus, swarm_id, rng.choice(CAUSES))
-
-
-def _kill(among: Crowd, _swarms: list[str], _rng: random.Random) -> None:
-    among.restart()
 
 
 def _set_clocks(among: Crowd, _swarms: list[str], rng: random.Random) -> None:
