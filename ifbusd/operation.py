@@ -398,11 +398,11 @@ class Operations:
         receipt = {
             "revision": earlier.create_revision,
             "replayed": True,
-            **await self._log_position(earlier.create_revision),
+            **await self._log_position(earlier.create_revision, caller, op, target),
         }
         return {**answer, "receipt": receipt}
 
-    async def _log_position(self, revision: int) -> dict[str, Any]:
+    async def _log_position(self, revision: int, caller: Caller, op: str, target: str) -> dict[str, Any]:
         # Revisions never decrease along the log, so the entry of a writing operation is found by bisection; rare enough
         # that it needs no index on the hot path.
         low, high = 0, (await self._store.log_head()).seq
@@ -413,8 +413,12 @@ class Operations:
                 low = middle + 1
             else:
                 high = middle
-        found = await self._store.read_log(after_seq=low, limit=1)
-        return {"seq": found[0].seq, "head": found[0].hash.hex()} if found and found[0].revision == revision else {}
+        entries = await self._store.read_log(after_seq=low, limit=MAX_TXN_OPS)
+        found = [entry for entry in entries if entry.revision == revision and unpack(entry.record)["outcome"] == "ok"]
+        if len(found) > 1:  # operations that went to etcd together share a revision
+            whose = {"op": op, "uid": caller.uid, "target": target[:_TARGET_CHARS]}
+            found = [entry for entry in found if whose.items() <= unpack(entry.record).items()]
+        return {"seq": found[0].seq, "head": found[0].hash.hex()} if len(found) == 1 else {}
 
     async def _ensure_window(self, op: str) -> None:
         window = self._now_ms() // IDEMPOTENCY_WINDOW_MS

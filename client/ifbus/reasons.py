@@ -38,7 +38,6 @@ REASONS: Final[dict[str, Reason]] = {
     "invalid_params": Reason(
         ("param",),
         (
-            "at",
             "index",
             "cycle",
             "expected",

@@ -68,6 +68,7 @@ class Entry:
         weight: How many slots it takes.
         queued_as: The place in a heap of ready tasks that counts; None where it stands in none.
         is_taken: Somebody's claim is under way, or is committed and not shown yet: others need not try.
+        is_missed: It became ready while `is_taken`, so that nobody was told, not even who tries.
         is_counted: It moved its group on, by a claim that is under way or shown.
         offered_to: Who was woken for it and has not looked yet; nobody overtakes them.
         on_dependency_failure: As in `model.TaskOptions`.
@@ -100,6 +101,7 @@ class Entry:
     shown: str = ""
     queued_as: _Order | None = None
     is_taken: bool = False
+    is_missed: bool = False
     is_counted: bool = False
     offered_to: Waiter | None = None
     on_dependency_failure: str = "wait"
@@ -197,6 +199,7 @@ class Offers:
     def add(self, entry: Entry) -> None:
         """A task has become ready: queue it, and wake somebody for it."""
         self._queue(entry)
+        entry.is_missed = entry.is_taken
         self.offer(entry)
 
     def candidates(self, waiter: Waiter, fits: Callable[[Kind], bool], *, most: int) -> list[Entry]:
@@ -274,7 +277,7 @@ class Offers:
 
     def take(self, entry: Entry) -> None:
         """A claim of this task is under way: others need not try until it is shown or given up."""
-        entry.is_taken = True
+        entry.is_taken, entry.is_missed = True, False
         self._count(entry)
 
     def hold(self, entry: Entry) -> None:
@@ -301,7 +304,7 @@ class Offers:
             entry.is_counted = False
             share = self._share_of(entry.group)
             self._tags[share] = max(0, self._tags.get(share, 0) - self._stride(share, entry))
-        self.offer(entry, besides=waiter)
+        self.offer(entry, besides=None if entry.is_missed else waiter)
 
     def _count(self, entry: Entry) -> None:
         if entry.is_counted:

@@ -18,7 +18,6 @@ import attrs
 
 from ifbus.link import Link
 from ifbus.testing import Daemon, daemon
-from tests.proof.clocks import Clocks
 from tests.proof.swarm import COUNTERS, Counters
 
 ROOT: Final = Path(__file__).parents[2]
@@ -94,7 +93,6 @@ class Crowd:
     directory: Path
     counters: Counters
     counters_path: Path
-    clocks: Clocks
     clients: list[Client] = attrs.field(factory=list)
     started: int = 0
 
@@ -129,16 +127,13 @@ class Crowd:
 
 @contextmanager
 def crowd(directory: Path) -> Iterator[Crowd]:
-    """A daemon with short leases and clocks to set, on a state directory that outlives its restarts; no process is left behind."""
+    """A daemon with short leases, on a state directory that outlives its restarts; no process is left behind."""
     config, counters = directory / "ifbusd.toml", directory / "counters"
-    clocks = Clocks(directory / "clocks")
     config.write_text(_CONFIG.format(tick_ms=TICK_MS))
     counters.write_bytes(bytes(8 * COUNTERS))
     with ExitStack() as stack:
-        running = stack.enter_context(daemon(config=config, state_dir=directory / "state", environment=clocks.environ))
-        made = Crowd(
-            daemon=running, directory=directory, counters=Counters(counters), counters_path=counters, clocks=clocks
-        )
+        running = stack.enter_context(daemon(config=config, state_dir=directory / "state"))
+        made = Crowd(daemon=running, directory=directory, counters=Counters(counters), counters_path=counters)
         stack.callback(made.kill_all)
         yield made
 

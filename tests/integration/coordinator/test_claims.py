@@ -386,16 +386,16 @@ async def test_a_retried_claim_has_the_effect_of_one(world: World) -> None:
     first = await world.it.claim_task(caller, "T-1", "docs")
     again = await world.it.claim_task(caller, "T-1", "docs")
     assert again["claim"] == first["claim"]
-    assert again["receipt"] == first["receipt"] | {"replayed": True}
+    assert again["receipt"].items() >= (first["receipt"] | {"replayed": True}).items()  # its entry may be known by now
     with pytest.raises(IdempotencyConflict) as conflict:
         await world.it.claim_task(world.caller(key="k1", body="claim T-2"), "T-2", "docs")
     assert conflict.value.would_change
     token = first["claim"]["token"]
     done = world.caller(key="k2", body="complete T-1")
     ended = await world.it.complete_task(done, "T-1", "docs", token, result=1)
-    assert await world.it.complete_task(done, "T-1", "docs", token, result=1) == ended | {
-        "receipt": ended["receipt"] | {"replayed": True}
-    }
+    replayed = await world.it.complete_task(done, "T-1", "docs", token, result=1)
+    assert replayed | {"receipt": {}} == ended | {"receipt": {}}
+    assert replayed["receipt"].items() >= (ended["receipt"] | {"replayed": True}).items()
     assert (await world.it.claim_task(caller, "T-1", "docs"))["claim"]["token"] == token
     assert await world.outcomes("claim_task") == ["ok", "idempotency_conflict"]
     assert (await world.account("docs")).reserved == 0

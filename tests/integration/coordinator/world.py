@@ -20,7 +20,7 @@ from ifbusd import processes
 from ifbusd.bus.local import LocalBus
 from ifbusd.codec import unpack
 from ifbusd.coordinator.holder import Claims
-from ifbusd.coordinator.model import CoordinatorConfig
+from ifbusd.coordinator.model import INBOX, CoordinatorConfig
 from ifbusd.coordinator.service import IFCoordinator
 from ifbusd.governor.model import ACCOUNTS, Account, Policy
 from ifbusd.governor.service import IFGovernor
@@ -31,6 +31,7 @@ from ifbusd.peers import Peers
 from ifbusd.store.base import Compacted, WatchEvent
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.store.embedded import EmbeddedStore
+from tests.conformance.backends import etcd_store
 
 ME = 1000
 STRANGER = 2000
@@ -259,16 +260,24 @@ async def open_world(
     is_forgetful: bool = False,
     beside: World | None = None,
     host: str = "",
+    etcd: str = "",
 ) -> AsyncIterator[World]:
     """Everything started in the daemon's order; opened again on the same directory, it finds what was left.
 
     Args:
         beside: Another daemon's world, whose store this one shares.
         host: The daemon's id where there are several.
+        etcd: Address of an etcd to keep everything in, under a prefix of its own.
     """
     numbers = itertools.count(1)
     start = host or (f"{steady_ms():x}" if (directory / "ifbusd.db").exists() else "0")
-    store = _store(directory) if beside is None else beside.store
+    store: Any = (
+        beside.store
+        if beside is not None
+        else etcd_store(directory, etcd, ordered=(INBOX,))
+        if etcd
+        else _store(directory)
+    )
     bus, claims = LocalBus(), Claims()
     news = News(store, bus, daemon_id=host) if host else None
     peers = Peers(store, daemon_id=host, card={"host": host}) if host else None
