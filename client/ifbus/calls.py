@@ -650,15 +650,43 @@ def broadcast(
     *,
     capabilities: Sequence[str] | None = None,
     sender: str | None = None,
+    expression: str | None = None,
+    subscribers: bool | None = None,
     **options: Unpack[Options],
 ) -> Call[TaskBroadcast]:
     """Put a message into the inbox of every registered swarm that has all `capabilities`.
 
     Args:
         sender: The caller's swarm, if it speaks for one; must be its own.
+        expression: Only swarms that it fits, as ``all(code-analysis:python, any(infra:*, docs:writing), not(gpu:cuda))``.
+        subscribers: Only swarms that subscribed to the topic.
     """
-    params = _given(topic=topic, body=dict(body), capabilities=_list(capabilities), sender=sender)
+    params = _given(
+        topic=topic,
+        body=dict(body),
+        capabilities=_list(capabilities),
+        sender=sender,
+        expression=expression,
+        subscribers=subscribers,
+    )
     return Call("coordinator.broadcast", params, _under("broadcast", TaskBroadcast), options)
+
+
+def subscribe_topic(swarm_id: str, topic: str, **options: Unpack[Options]) -> Call[str]:
+    """Have what is broadcast to a topic's subscribers put into this swarm's inbox, also while it is away; the topic."""
+    params = {"swarm_id": swarm_id, "topic": topic}
+    return Call("coordinator.subscribe_topic", params, lambda answer: str(answer["topic"]), options)
+
+
+def unsubscribe_topic(swarm_id: str, topic: str, **options: Unpack[Options]) -> Call[str]:
+    """And no longer; what is in the inbox stays. The topic."""
+    params = {"swarm_id": swarm_id, "topic": topic}
+    return Call("coordinator.unsubscribe_topic", params, lambda answer: str(answer["topic"]), options)
+
+
+def list_topics(swarm_id: str, **options: Unpack[Options]) -> Call[tuple[str, ...]]:
+    """The topics that a swarm subscribed to, by name."""
+    return Call("coordinator.list_topics", {"swarm_id": swarm_id}, lambda answer: tuple(answer["topics"]), options)
 
 
 def detect_blocker(

@@ -566,6 +566,7 @@ class TaskBroadcast(Model):
     Attributes:
         topic: What it is about, an identifier.
         capabilities: Only swarms that have all of these get it; empty means everybody.
+        expression: Only swarms that it fits; ``""`` means everybody.
         delivered_to: How many inboxes it was put into.
     """
 
@@ -575,6 +576,7 @@ class TaskBroadcast(Model):
     capabilities: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     at_ms: int = 0
     delivered_to: int = 0
+    expression: str = ""
 
 
 @attrs.frozen(kw_only=True, repr=False)

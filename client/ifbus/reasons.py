@@ -38,6 +38,7 @@ REASONS: Final[dict[str, Reason]] = {
     "invalid_params": Reason(
         ("param",),
         (
+            "at",
             "index",
             "cycle",
             "expected",

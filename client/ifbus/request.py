@@ -30,6 +30,7 @@ KEYLESS: Final = frozenset(
         "coordinator.renew_session",
         "coordinator.list_blockers",
         "coordinator.list_resources",
+        "coordinator.list_topics",
         "coordinator.await_reply",
         "coordinator.list_questions",
         "coordinator.waits",

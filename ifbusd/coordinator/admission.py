@@ -115,6 +115,10 @@ class Admission(Protocol):
         """Registered swarm ids that have all of these capabilities."""
         ...
 
+    def swarms_matching(self, matches: Callable[[frozenset[str]], bool]) -> list[str]:
+        """Registered swarm ids whose capabilities are such; asked once per different set of capabilities (no I/O)."""
+        ...
+
     async def caught_up(self, swarm_id: str) -> None:
         """Return once the governor's view shows this swarm as the store has it: await it between `save_profile` and the answer."""
         ...

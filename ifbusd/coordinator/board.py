@@ -18,6 +18,7 @@ import trio
 from ifbus.errors import Unavailable
 from ifbusd.codec import unpack
 from ifbusd.coordinator import rules
+from ifbusd.coordinator.audience.topics import Topics
 from ifbusd.coordinator.bindings import Bindings
 from ifbusd.coordinator.deadlines import Deadlines
 from ifbusd.coordinator.life import rules as life
@@ -41,6 +42,7 @@ from ifbusd.coordinator.model import (
     QUESTIONS,
     SESSIONS,
     TASKS,
+    TOPICS,
     WAITS,
     BlockerRecord,
     ClaimRecord,
@@ -60,22 +62,11 @@ from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 _log = logging.getLogger(__name__)
 _PAGE: Final = 1_000
 # The rest of what is stored is others' matter.
-_SHOWN: Final = frozenset(
-    (
-        "tasks",
-        "claims",
-        "sessions",
-        "inbox",
-        "blockers",
-        "alarms",
-        "locks",
-        "questions",
-        "approvals",
-        "answers",
-        "waits",
-        "groups",
-    )
+_READ: Final = (
+    *(GROUPS, CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS, LOCKS),
+    *(QUESTIONS, APPROVALS, ANSWERS, WAITS, TOPICS),
 )
+_SHOWN: Final = frozenset(prefix.removesuffix("/") for prefix in _READ)
 _NOTHING: Final[frozenset[str]] = frozenset()
 # Different sets of capabilities that are kept once.
 _MAX_SHARED: Final = 4_096
@@ -129,6 +120,7 @@ class Board:
         self.mail = Mailboxes()
         self.locks = Locks()
         self.waits = Waits()
+        self.topics = Topics()
         self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
         self.blockers_due = Deadlines()
@@ -198,6 +190,7 @@ class Board:
         self.mail.clear()
         self.locks.clear()
         self.waits.clear()
+        self.topics.clear()
         self.offers.clear()
         self.blockers.clear()
         self.blockers_due.clear()
@@ -212,20 +205,7 @@ class Board:
         self._timers.replace(())
         self._kept.replace(())
         revision = 0
-        for prefix in (
-            GROUPS,
-            CLAIMS,
-            TASKS,
-            SESSIONS,
-            INBOX,
-            BLOCKERS,
-            ALARMS,
-            LOCKS,
-            QUESTIONS,
-            APPROVALS,
-            ANSWERS,
-            WAITS,
-        ):
+        for prefix in _READ:
             after = ""
             while True:
                 page = await self._store.range(prefix, after=after, limit=_PAGE)
@@ -386,6 +366,8 @@ class Board:
             self.waits.put_question(name, QuestionRecord.from_bytes(item.value))
         elif kind == "answers":
             self.waits.put_answer(name, QuestionRecord.from_bytes(item.value))
+        elif kind == "topics":
+            self.topics.put(*name.split("/", 1))
         elif kind == "waits":
             self.waits.put_wait(name, WaitRecord.from_bytes(item.value))
         elif kind == "locks":
@@ -418,6 +400,8 @@ class Board:
             self.waits.drop_question(name)
         elif kind == "answers":
             self.waits.drop_answer(name)
+        elif kind == "topics":
+            self.topics.drop(*name.split("/", 1))
         elif kind == "waits":
             self.waits.drop_wait(name)
         elif kind == "locks":

@@ -11,6 +11,7 @@ from ifbus.errors import InvalidRequest
 from ifbus.models import check_capabilities, check_identifier
 from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
+from ifbusd.coordinator.audience import rules as audience
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
 from ifbusd.coordinator.gates import checks as gates
 from ifbusd.coordinator.mailboxes import Listener
@@ -89,10 +90,13 @@ class Inbox(Core):
         *,
         capabilities: list[str] | None = None,
         sender: str = "",
+        expression: str = "",
+        subscribers: bool = False,
     ) -> Answer:
         """See `interface.Coordinator.broadcast`."""
         check_identifier(topic, "topic")
         wanted = check_capabilities(capabilities or ())
+        meant = audience.parse(expression) if expression else None
         if packed_size(body) > _MAX_BODY_BYTES:
             raise limit_exceeded(
                 "broadcast",
@@ -115,7 +119,8 @@ class Inbox(Core):
                     self._governor.require_owner(tx, caller, sender)
                 self._require_may_send(caller.uid, "broadcast")
                 # Sorted, and the next chunk goes on after the last name: a retry with the same key meets nobody twice.
-                left = [name for name in self._governor.swarms_with(wanted) if name > last and name != sender]
+                named = self._audience(topic if subscribers else "", wanted, meant)
+                left = [name for name in named if name > last and name != sender]
                 chunk = left[:_CHUNK]
                 room = [name for name in chunk if self._has_room(name)]
                 for name in room:
@@ -140,10 +145,22 @@ class Inbox(Core):
             "body": body,
             "sender": sender,
             "capabilities": sorted(wanted),
+            "expression": expression,
             "at_ms": at_ms,
             "delivered_to": delivered,
         }
         return {"broadcast": broadcast, "full": len(full), "full_inboxes": full[:_NAMED], **answer}
+
+    def _audience(self, topic: str, wanted: frozenset[str], meant: audience.Expression | None) -> list[str]:
+        """Whom a broadcast is for, by name."""
+        if meant is None:
+            named = self._governor.swarms_with(wanted)
+        else:
+            named = self._governor.swarms_matching(lambda can: wanted <= can and meant.matches(can))
+        if not topic:
+            return named
+        fit = frozenset(named)
+        return [name for name in self.board.topics.subscribers(topic) if name in fit]
 
     async def read_inbox(self, caller: Caller, swarm_id: str, *, after_seq: int = 0, limit: int = 50) -> Answer:
         """See `interface.Coordinator.read_inbox`."""

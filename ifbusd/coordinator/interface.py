@@ -592,15 +592,38 @@ class Coordinator(Protocol):
         *,
         capabilities: list[str] | None = None,
         sender: str = "",
+        expression: str = "",
+        subscribers: bool = False,
     ) -> Answer:
         """Put a message into the inbox of every registered swarm that has all `capabilities`; full inboxes are left out.
 
         Args:
+            expression: Only swarms that it fits, as ``all(code-analysis:python, any(infra:*, docs:writing), not(gpu:cuda))``.
+            subscribers: Only swarms that subscribed to the topic.
             sender: The caller's swarm, if it speaks for one; must be its own, and does not get the message.
 
         Returns:
             ``{"broadcast": TaskBroadcast, "full": number left out, "full_inboxes": [the first 20 of them], "receipt": ...}``.
         """
+        ...
+
+    async def subscribe_topic(self, caller: Caller, swarm_id: str, topic: str) -> Answer:
+        """Have what is broadcast on a topic to its subscribers put into this swarm's inbox, from now on, also while it is away.
+
+        There it has a number and waits until it is acknowledged: `subscribe_inbox` and `read_inbox` go on after the last one seen.
+        Answers ``{"topic", "receipt"}``, also if it was subscribed already.
+
+        Raises:
+            limit_exceeded: The swarm subscribed to too many.
+        """
+        ...
+
+    async def unsubscribe_topic(self, caller: Caller, swarm_id: str, topic: str) -> Answer:
+        """And no longer; what is in the inbox stays. Answers ``{"topic", "receipt"}``, also if it was not subscribed."""
+        ...
+
+    async def list_topics(self, caller: Caller, swarm_id: str) -> Answer:
+        """What a swarm subscribed to: ``{"topics": [topic]}``."""
         ...
 
     async def detect_blocker(self, caller: Caller, swarm_id: str, info: dict[str, Any]) -> Answer:

@@ -6,6 +6,7 @@
 ``sessions/<swarm>``        `SessionRecord`, on the session's lease: there while the swarm is alive
 ``inbox/<swarm>/<id>``      `MessageRecord`; its create-revision is the message's ``seq``
 ``blockers/<id>``           `BlockerRecord`, gone when resolved
+``topics/<swarm>/<topic>``   since when it is subscribed to
 ``helpers/<whose>``         swarms that open blockers of a task (or of a swarm, ``@<swarm>``) have called, as a list
 ``alarms/<kind>/<whose>``   an open alarm (`clocks`), as it was told
 ``locks/<resource>``         `LockRecord`, on the lease of its claim or session, or its own; its create-revision is the fence
@@ -36,6 +37,7 @@ INBOX: Final = "inbox/"
 BLOCKERS: Final = "blockers/"
 ALARMS: Final = "alarms/"
 HELPERS: Final = "helpers/"
+TOPICS: Final = "topics/"
 LOCKS: Final = "locks/"
 QUESTIONS: Final = "questions/"
 APPROVALS: Final = "approvals/"
@@ -97,6 +99,7 @@ class CoordinatorConfig:
         leases_per_uid: Sessions of one user, and claims with a lease of their own. 16,384: a quarter of the store's
             `max_leases`, without which nobody can begin a session.
         resources_per_uid: Resources that one user's swarms hold. 4096: about 1 MiB of memory, and nobody holds all that others name.
+        topics_per_swarm: Topics that one swarm subscribes to. 256: a name each.
         questions_per_uid: Open questions of one user's swarms. 1024: what people and swarms can still look through.
         question_ms: How long a question stays open, and its answer is kept, that was asked outside a claim and a session. 24 h.
         bindings: Processes that are watched because a claim or session is bound to them; each takes a descriptor. 1024: as
@@ -131,6 +134,7 @@ class CoordinatorConfig:
     escalate_critical_ms: int = attrs.field(default=0, validator=and_(ge(0), le(365 * 24 * 3_600_000)))
     leases_per_uid: int = attrs.field(default=16_384, validator=ge(1))
     resources_per_uid: int = attrs.field(default=4_096, validator=and_(ge(1), le(1_000_000)))
+    topics_per_swarm: int = attrs.field(default=256, validator=and_(ge(1), le(10_000)))
     questions_per_uid: int = attrs.field(default=1_024, validator=and_(ge(1), le(100_000)))
     question_ms: int = attrs.field(default=24 * 3_600_000, validator=and_(ge(1_000), le(30 * 24 * 3_600_000)))
     bindings: int = attrs.field(default=1_024, validator=and_(ge(0), le(65_536)))

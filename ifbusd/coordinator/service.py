@@ -22,6 +22,7 @@ from ifbusd.coordinator.questions import Questions
 from ifbusd.coordinator.sessions import Sessions
 from ifbusd.coordinator.tasks import Tasks
 from ifbusd.coordinator.timekeeping import Timekeeping
+from ifbusd.coordinator.topics import TopicSubscriptions
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
@@ -64,6 +65,7 @@ class IFCoordinator(
     Inbox,
     Blockers,
     Escalating,
+    TopicSubscriptions,
     Questions,
     Alarms,
     Pausing,

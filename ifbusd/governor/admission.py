@@ -332,6 +332,10 @@ class Admissions:
         """Registered swarm ids that have all of these capabilities, by name."""
         return self._registry.swarms_with(capabilities)
 
+    def swarms_matching(self, matches: Callable[[frozenset[str]], bool]) -> list[str]:
+        """Registered swarm ids whose capabilities are such, by name; asked once per different set of capabilities."""
+        return self._registry.swarms_matching(matches)
+
     async def caught_up(self, swarm_id: str) -> None:
         """Return once the view shows this swarm as the store has it: await it between `save_profile` and the answer."""
         await self._view.caught_up(swarm_id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import heapq
 from bisect import bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -120,6 +120,12 @@ class Registry:
             return sorted(self._profiles)
         rarest = min((self._groups_with.get(one, set()) for one in capabilities), key=len)
         return sorted(name for group in rarest if capabilities <= group for name in self._groups[group].members)
+
+    def swarms_matching(self, matches: Callable[[frozenset[str]], bool]) -> list[str]:
+        """Swarms whose capabilities are such, by name; asked once per different set of capabilities."""
+        return sorted(
+            name for capabilities, group in self._groups.items() if matches(capabilities) for name in group.members
+        )
 
     def is_match(self, swarm_id: str, required: frozenset[str], similarity: Similarity, threshold: Fraction) -> bool:
         """Whether the swarm fits and work may go to it."""

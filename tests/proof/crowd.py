@@ -18,6 +18,7 @@ import attrs
 
 from ifbus.link import Link
 from ifbus.testing import Daemon, daemon
+from tests.proof.clocks import Clocks
 from tests.proof.swarm import COUNTERS, Counters
 
 ROOT: Final = Path(__file__).parents[2]
@@ -93,6 +94,7 @@ class Crowd:
     directory: Path
     counters: Counters
     counters_path: Path
+    clocks: Clocks
     clients: list[Client] = attrs.field(factory=list)
     started: int = 0
 
@@ -127,13 +129,16 @@ class Crowd:
 
 @contextmanager
 def crowd(directory: Path) -> Iterator[Crowd]:
-    """A daemon with short leases, on a state directory that outlives its restarts; no process is left behind."""
+    """A daemon with short leases and clocks to set, on a state directory that outlives its restarts; no process is left behind."""
     config, counters = directory / "ifbusd.toml", directory / "counters"
+    clocks = Clocks(directory / "clocks")
     config.write_text(_CONFIG.format(tick_ms=TICK_MS))
     counters.write_bytes(bytes(8 * COUNTERS))
     with ExitStack() as stack:
-        running = stack.enter_context(daemon(config=config, state_dir=directory / "state"))
-        made = Crowd(daemon=running, directory=directory, counters=Counters(counters), counters_path=counters)
+        running = stack.enter_context(daemon(config=config, state_dir=directory / "state", environment=clocks.environ))
+        made = Crowd(
+            daemon=running, directory=directory, counters=Counters(counters), counters_path=counters, clocks=clocks
+        )
         stack.callback(made.kill_all)
         yield made
 

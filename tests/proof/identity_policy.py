@@ -84,6 +84,9 @@ POLICY: Final[dict[str, Row]] = {
     # Whoever made the task may send it to anybody who could claim it.
     "coordinator.push_task_to_swarm": _READER,
     "coordinator.broadcast": _OWNER,
+    "coordinator.subscribe_topic": _OWNER,
+    "coordinator.unsubscribe_topic": _OWNER,
+    "coordinator.list_topics": _OWNER,
     "coordinator.detect_blocker": _OWNER,
     "coordinator.resolve_blocker": Row(OK, DENIED, NO_BLOCKER, operator_another=OK),
     "coordinator.list_blockers": _EVERYBODY,

@@ -674,6 +674,16 @@ def bad_backoff(w: World) -> Told:
 
 
 @case
+def bad_expression(w: World) -> Told:
+    return w.ask("coordinator.broadcast", topic="x", body={}, expression="all(docs:a")
+
+
+@case
+def too_long_an_expression(w: World) -> Told:
+    return w.ask("coordinator.broadcast", topic="x", body={}, expression="a" * 2_000)
+
+
+@case
 def resource_busy(w: World) -> Told:
     holder, other, name = w.swarm(), w.swarm(), f"x:{next(_NUMBERS)}"
     fences = w.call("coordinator.acquire_resources", swarm_id=holder, resources=[name])["fences"]

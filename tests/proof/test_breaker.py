@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ GRABBERS: Final = 2
 RACES: Final = 1_000
 # Swarms that one kill meets.
 AT_ONCE: Final = 50
+DAY_MS: Final = 86_400_000
 CAUSES: Final = ["operator", "budget", "failures"]
 
 
@@ -114,7 +116,8 @@ def _recorded_after(log: list[dict[str, Any]], tripped_at: dict[str, int]) -> It
 
 @pytest.mark.slow
 def test_stays_tripped(tmp_path: Path, proof: Proof, seed: int) -> None:
-    """A breaker that tripped for whatever reason is tripped after a kill, under another policy and in a new incarnation."""
+    """A breaker that tripped for whatever reason is tripped after a kill, under another policy, in a new incarnation, at another
+    time and in an old copy of the state."""
     ran = violations = 0
     for directory, rng in rounds(tmp_path, seed, size(1, 25, 250)):
         with crowd(directory) as among:
@@ -123,8 +126,8 @@ def test_stays_tripped(tmp_path: Path, proof: Proof, seed: int) -> None:
                 with among.daemon.client() as bus:
                     _trip_all(bus, swarms, bait, rng)
                 stopped = set(swarms)
-                for happens in (_kill_and_start_otherwise, _register_anew, _kill):
-                    happens(among, swarms)
+                for happens in (_kill_and_start_otherwise, _register_anew, _set_clocks, _go_back_to_a_copy):
+                    happens(among, swarms, rng)
                     with among.daemon.client() as bus:
                         stopped &= {swarm_id for swarm_id in swarms if _is_stopped(bus, swarm_id, bait)}
                 ran += AT_ONCE
@@ -150,11 +153,25 @@ def _trip_all(bus: Link, swarms: list[str], bait: str, rng: random.Random) -> No
         _trip(bus, swarm_id, rng.choice(CAUSES))
 
 
-def _kill(among: Crowd, _: list[str]) -> None:
-    among.restart()
+def _set_clocks(among: Crowd, _swarms: list[str], rng: random.Random) -> None:
+    """Set the wall clock by up to a month, either way, and let the host sleep for up to a day."""
+    among.clocks.jump(wall_ms=rng.randint(-30 * DAY_MS, 30 * DAY_MS), boot_ms=rng.randint(0, DAY_MS))
 
 
-def _kill_and_start_otherwise(among: Crowd, _: list[str]) -> None:
+def _go_back_to_a_copy(among: Crowd, swarms: list[str], rng: random.Random) -> None:
+    """Restore a copy of the state directory that knows nothing of what was done last."""
+    state, copy = among.daemon.state_dir, among.directory / "copy"
+    among.restart(between=lambda: shutil.copytree(state, copy))
+    _register_anew(among, swarms, rng)
+
+    def restore() -> None:
+        shutil.rmtree(state)
+        copy.rename(state)
+
+    among.restart(between=restore)
+
+
+def _kill_and_start_otherwise(among: Crowd, _swarms: list[str], _rng: random.Random) -> None:
     """Kill the daemon, and start it with a policy by which no failures would have tripped; for this one run."""
     config = among.directory / "ifbusd.toml"
     usual = config.read_text()
@@ -163,7 +180,7 @@ def _kill_and_start_otherwise(among: Crowd, _: list[str]) -> None:
     config.write_text(usual)
 
 
-def _register_anew(among: Crowd, swarms: list[str]) -> None:
+def _register_anew(among: Crowd, swarms: list[str], _rng: random.Random) -> None:
     with among.daemon.client() as bus:
         for swarm_id in swarms:
             bus.call("coordinator.register_swarm", swarm_id=swarm_id, capabilities=["hot:task"], lease_ms=600_000)

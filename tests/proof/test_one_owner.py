@@ -40,6 +40,9 @@ HELD_BY_EACH: Final = 50
 # Claims that one stop of the daemon meets.
 AT_ONCE: Final = 10
 LONGEST_MS: Final = 150
+MOST_JUMP_MS: Final = 30 * 86_400_000
+# All of them together stay below the days for which a completed task is kept, which are counted by the wall clock.
+NEAR_JUMP_MS: Final = 3_600_000
 # A gap counts as two ticks (ADR 0003); and the clocks count whole milliseconds.
 UNOBSERVED_MS: Final = 2 * TICK_MS + 2
 
@@ -125,13 +128,14 @@ def _record(proof: Proof, name: str, verdicts: Counter[Verdict], seed: int) -> N
 
 
 class Disturber:
-    """Stops and kills clients and the daemon while they work. The mutable state is who is stopped, and until when."""
+    """Stops and kills clients and the daemon, and sets its wall clock, while they work. The mutable state is who is stopped, and
+    until when."""
 
     def __init__(self, contest: Contest, rng: random.Random) -> None:
         self._contest = contest
         self._rng = rng
         self._stopped: dict[Client, float] = {}
-        self.kills = self.stops = self.restarts = 0
+        self.kills = self.stops = self.restarts = self.jumps = 0
 
     def disturb_until_over(self, times: int) -> None:
         """Do something to somebody `times` times, evenly over the operations."""
@@ -139,8 +143,8 @@ class Disturber:
         for number in range(times):
             due = contest.operations * (number + 1) // (times + 2)
             self._wait_until(lambda due=due: contest.among.counters.sum() >= due)  # type: ignore[misc]
-            action = self._rng.choices([self._stop_client, self._kill_client, self._kill_daemon], [12, 6, 2])[0]
-            action()
+            actions = [self._stop_client, self._kill_client, self._kill_daemon, self._set_clock]
+            self._rng.choices(actions, [12, 6, 2, 4])[0]()
         self._wait_until(lambda: contest.is_over)
         for client in self._stopped:
             client.go_on()
@@ -174,10 +178,14 @@ class Disturber:
         self._contest.among.restart()
         self.restarts += 1
 
+    def _set_clock(self) -> None:
+        self._contest.among.clocks.jump(wall_ms=self._rng.choice([-1, 1]) * self._rng.randint(1, NEAR_JUMP_MS))
+        self.jumps += 1
+
 
 @pytest.mark.slow
 def test_hot_tasks_under_kills_and_stops(tmp_path: Path, proof: Proof, seed: int) -> None:
-    """The same holds while clients are stopped beyond their leases and killed, and the daemon is killed and restarted."""
+    """The same holds while clients are stopped beyond their leases and killed, and the daemon is killed and its clock set."""
     verdicts: Counter[Verdict] = Counter()
     for directory, rng in rounds(tmp_path, seed, size(1, 50, 500)):
         with crowd(directory) as among:
@@ -186,6 +194,7 @@ def test_hot_tasks_under_kills_and_stops(tmp_path: Path, proof: Proof, seed: int
             disturber.disturb_until_over(DISTURBANCES)
             verdicts += contest.verdicts()
             print(f"{disturber.stops} stops, {disturber.kills} kills of clients, {disturber.restarts} of the daemon")
+            print(f"{disturber.jumps} jumps of its clock")
     _record(proof, "hot tasks under kills and stops", verdicts, seed)
 
 
@@ -307,6 +316,36 @@ def test_stopped_daemon(tmp_path: Path, proof: Proof, seed: int) -> None:
                 ran += 1
                 violations += is_early
     proof.cases(promise=1, name="daemon stopped", ran=ran, violations=violations, seed=seed)
+
+
+@pytest.mark.slow
+def test_clock_jumps(tmp_path: Path, proof: Proof, seed: int) -> None:
+    """Whatever is done to the clocks of the host, no claim ends before it was held for its lease, and all end."""
+    rng = random.Random(seed)
+    ran = violations = 0
+    with crowd(tmp_path) as among, among.daemon.client() as bus, ThreadPoolExecutor(AT_ONCE) as threads:
+        for name in ("holder", "rival"):
+            bus.call("governor.register_profile", swarm_id=name, capabilities=["hot:task"])
+        for _ in range(size(3, 30, 300)):
+            held: list[tuple[dict[str, Any], float]] = []
+            for _ in range(AT_ONCE):
+                asked_at = time.monotonic()
+                held.append((_claim_for_a_while(bus, rng.randint(100, LONGEST_MS)), asked_at))
+            waiting = [threads.submit(_claimed_at, among, claim["task_id"]) for claim, _ in held]
+            among.clocks.jump(wall_ms=rng.randint(-MOST_JUMP_MS, MOST_JUMP_MS), boot_ms=rng.choice([0, MOST_JUMP_MS]))
+            for (claim, asked_at), won in zip(held, waiting, strict=True):
+                held_ms = (won.result() - asked_at) * 1000
+                is_early = held_ms < claim["lease_ms"] - UNOBSERVED_MS
+                if is_early:
+                    print(f"{claim['task_id']}: a lease of {claim['lease_ms']} ms ended after {held_ms:.0f} ms")
+                ran += 1
+                violations += is_early
+    proof.cases(promise=1, name="clock jumps", ran=ran, violations=violations, seed=seed)
+
+
+def _claimed_at(among: Crowd, task_id: str) -> float:
+    _wait_for_claim(among, task_id)
+    return time.monotonic()
 
 
 def _claim_for_a_while(bus: Link, lease_ms: int) -> dict[str, Any]:
