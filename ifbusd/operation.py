@@ -133,6 +133,21 @@ class Tx:
         found: T = self._obtained[name]
         return found
 
+    @property
+    def reads(self) -> int:
+        """How many keys are to be compared."""
+        return len(self._seen)
+
+    def attempt(self, part: Callable[[Tx], T]) -> T:
+        """What a part of the decision gives; where it refuses, or raises anything else, it has neither read nor written anything."""
+        seen, writes, detail, told = dict(self._seen), dict(self._writes), dict(self.detail), len(self.messages)
+        try:
+            return part(self)
+        except Exception:
+            self._seen, self._writes, self.detail = seen, writes, detail
+            del self.messages[told:]
+            raise
+
     def get(self, key: str) -> bytes | None:
         """The key's value, with this transaction's own writes; None if absent. Its revision becomes a compare."""
         write = self._writes.get(key)

@@ -70,6 +70,7 @@ class AsyncClient(AsyncLink):
     list_dead_letters = _awaiting(calls.list_dead_letters)
     claim_task = _awaiting(calls.claim_task)
     claim_next = _awaiting(calls.claim_next)
+    claim_several = _awaiting(calls.claim_several)
     renew_claim = _awaiting(calls.renew_claim)
     bind_claim = _awaiting(calls.bind_claim)
     report_progress = _awaiting(calls.report_progress)

@@ -112,6 +112,13 @@ def _claim(answer: Any) -> TaskClaim | Refusal:
     return TaskClaim.from_wire(claim)
 
 
+def _claims(answer: Any) -> tuple[TaskClaim, ...] | Refusal:
+    # A daemon that was asked for one answers with one.
+    parts = answer["claims"] if "claims" in answer else (answer.get("claim"),)
+    found = [_claim({**answer, "claim": part}) for part in parts]
+    return tuple(found) if answer["claimed"] else found[0]  # type: ignore[arg-type, return-value]
+
+
 _task = _under("task", Task)
 _report = _under("report", BudgetReport)
 _blocker = _under("blocker", BlockerAlert)
@@ -379,6 +386,28 @@ def claim_next(
     """
     params = _given(swarm_id=swarm_id, wait_ms=wait_ms, lease_ms=lease_ms, bind=bind, resume_token=resume_token)
     return Call("coordinator.claim_next", params, _claim, options, (wait_ms or 0) / 1000)
+
+
+def claim_several(
+    swarm_id: str,
+    n: int,
+    *,
+    wait_ms: int | None = None,
+    lease_ms: int | None = None,
+    bind: str | None = None,
+    resume_token: str | None = None,
+    **options: Unpack[Options],
+) -> Call[tuple[TaskClaim, ...] | Refusal]:
+    """As `claim_next`, the best `n` tasks at once, in one commit; at least one, or a `Refusal`.
+
+    Args:
+        n: 1 to 16; fewer come if fewer can be had, or fit into one answer.
+
+    Raises:
+        NotFound, PermissionDenied, BreakerTripped, StaleToken: As `claim_task`.
+    """
+    params = _given(swarm_id=swarm_id, n=n, wait_ms=wait_ms, lease_ms=lease_ms, bind=bind, resume_token=resume_token)
+    return Call("coordinator.claim_next", params, _claims, options, (wait_ms or 0) / 1000)
 
 
 def renew_claim(task_id: str, swarm_id: str, token: int, **options: Unpack[Options]) -> Call[int]:

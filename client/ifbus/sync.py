@@ -58,6 +58,7 @@ class Client(Link):
     list_dead_letters = _blocking(calls.list_dead_letters)
     claim_task = _blocking(calls.claim_task)
     claim_next = _blocking(calls.claim_next)
+    claim_several = _blocking(calls.claim_several)
     renew_claim = _blocking(calls.renew_claim)
     bind_claim = _blocking(calls.bind_claim)
     report_progress = _blocking(calls.report_progress)

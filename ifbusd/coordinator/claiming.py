@@ -12,6 +12,7 @@ from ifbus.errors import (
     AtCapacity,
     BudgetExceeded,
     IfbusError,
+    LimitExceeded,
     NotFound,
     NotQualified,
     NotReady,
@@ -21,6 +22,7 @@ from ifbus.errors import (
 )
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
+from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer
 from ifbusd.coordinator.gates import checks as gates
@@ -39,12 +41,39 @@ from ifbusd.coordinator.offers import Entry, Kind, Waiter
 from ifbusd.coordinator.resources import Resources
 from ifbusd.coordinator.rules import Terms, session_ended
 from ifbusd.identity import Caller
-from ifbusd.operation import Tx
+from ifbusd.operation import Body, Tx
 from ifbusd.store.base import LeaseNotFound
 
 _CLAIM = "coordinator.claim_task"
+_CLAIM_SEVERAL = "coordinator.claim_next"
 # So many of the best ready tasks are looked at in one go.
 _CANDIDATES = 16
+# And so many are claimed at most: each is a handful of keys in one transaction.
+MAX_CLAIMS = _CANDIDATES
+# Keys that are compared when another claim is added at most; etcd takes 128 in all.
+_MAX_READS = 100
+# What a look at several tasks passes over.
+_PASSED_OVER = (NotReady, NotFound, Paused, AtCapacity, ResourceBusy, NotQualified, BudgetExceeded)
+
+
+class _Full(Exception):
+    """No more fits into this commit."""
+
+
+class _NothingWon(Exception):
+    """None of several could be claimed; leaves the operation without a trace."""
+
+
+@attrs.define
+class _Leases:
+    """The leases that a claim was given of its own, and the one that its decision uses."""
+
+    granted: list[int] = attrs.field(factory=list)
+    used: list[int] = attrs.field(factory=list)
+
+    def unused(self, *, is_kept: bool = True) -> list[int]:
+        """Those that nothing hangs on, unless the claim came about and is kept."""
+        return [lease for lease in self.granted if not is_kept or lease not in self.used]
 
 
 @attrs.define(kw_only=True)
@@ -60,6 +89,11 @@ class _Wish:
     kinds: set[Kind] = attrs.field(factory=set)
     too_dear: int | None = None
     paused: Paused | None = None
+
+    @property
+    def size(self) -> tuple[int, int | None]:
+        """Tells whether anything was added."""
+        return len(self.kinds), self.too_dear
 
     def allows(self, kind: Kind) -> bool:
         return kind not in self.kinds and (self.too_dear is None or kind[1] < self.too_dear)
@@ -137,6 +171,7 @@ class Claiming(Resources):
         caller: Caller,
         swarm_id: str,
         *,
+        n: int = 1,
         wait_ms: int = 0,
         lease_ms: int | None = None,
         bind: str | None = None,
@@ -144,15 +179,16 @@ class Claiming(Resources):
     ) -> Answer:
         """See `interface.Coordinator.claim_next`."""
         self._check_claim(swarm_id, wait_ms, lease_ms)
+        rules.check_number("n", n, 1, MAX_CLAIMS)
         # A request that was answered before must not depend on what is ready now.
-        earlier = await self._operations.replayed(caller, _CLAIM, swarm_id)
+        earlier = await self._operations.replayed(caller, _CLAIM if n == 1 else _CLAIM_SEVERAL, swarm_id)
         if earlier is not None:
             return _with_token(earlier)
         with await self._bind(caller, bind, "claim_next", swarm_id) as holder:
             terms = Terms(lease_ms=lease_ms, holder=holder, resume_token=resume_token)
-            return await self._claim_next(caller, swarm_id, wait_ms, terms)
+            return await self._claim_next(caller, swarm_id, n, wait_ms, terms)
 
-    async def _claim_next(self, caller: Caller, swarm_id: str, wait_ms: int, terms: Terms) -> Answer:
+    async def _claim_next(self, caller: Caller, swarm_id: str, n: int, wait_ms: int, terms: Terms) -> Answer:
         deadline = trio.current_time() + wait_ms / 1000
         wish = _Wish()
 
@@ -162,7 +198,7 @@ class Claiming(Resources):
         waiter = Waiter(swarm_id=swarm_id, fits=lambda entry: fits(entry.kind))
         with self.board.offers.waiting(waiter):
             while True:
-                answer = await self._claim_best(caller, waiter, terms, wish)
+                answer = await self._claim_best(caller, waiter, n, terms, wish)
                 if answer is not None:
                     self.board.offers.served(swarm_id)
                     return answer
@@ -184,8 +220,8 @@ class Claiming(Resources):
             await waiter.woken.wait()
         return waiter.woken.is_set()
 
-    async def _claim_best(self, caller: Caller, waiter: Waiter, terms: Terms, wish: _Wish) -> Answer | None:
-        """Claim the best task that is free for this swarm; None if there is none."""
+    async def _claim_best(self, caller: Caller, waiter: Waiter, n: int, terms: Terms, wish: _Wish) -> Answer | None:
+        """Claim the best task that is free for this swarm, or the best `n`; None if there is none."""
         swarm_id = waiter.swarm_id
         await self.board.catch_up()
 
@@ -205,7 +241,14 @@ class Claiming(Resources):
         await self._governor.caught_up(swarm_id)
         while True:
             refused = False
-            for entry in self._choices(waiter, wish):
+            choices = self._choices(waiter, wish)
+            if n > 1:
+                before = wish.size
+                several = await self._claim_several(caller, waiter, n, terms, wish, choices)
+                if several is not None or wish.size == before:
+                    return several
+                continue
+            for entry in choices:
                 if not entry.is_free_for(waiter) or not wish.allows(entry.kind):
                     continue
                 try:
@@ -282,9 +325,86 @@ class Claiming(Resources):
             if entry is not None and not is_done:
                 self.board.offers.give_up(entry, waiter)
 
+    async def _claim_several(
+        self, caller: Caller, waiter: Waiter, n: int, terms: Terms, wish: _Wish, choices: list[Entry]
+    ) -> Answer | None:
+        """Claim the best `n` of several in one commit, passing over what is refused; None if all of them are, or none is free."""
+        swarm_id = waiter.swarm_id
+        entries = [entry for entry in dict.fromkeys(choices) if entry.is_free_for(waiter) and wish.allows(entry.kind)]
+        leases = {entry: _Leases() for entry in entries}
+        parts = {entry: self._claim_body(caller, entry.task_id, swarm_id, terms, leases[entry]) for entry in entries}
+        won: dict[str, Answer] = {}
+
+        def claim(tx: Tx) -> Answer:
+            won.clear()
+            taken: set[str] = set()  # resources
+            for entry, part in parts.items():
+                if len(won) == n:
+                    break
+                if not taken.isdisjoint(entry.resources):
+                    continue
+                try:
+                    tx.attempt(partial(_fitting, part, entry.task_id, won))
+                except _Full:
+                    leases[entry].used.clear()
+                    break
+                except (*_PASSED_OVER, AlreadyClaimed) as refusal:
+                    leases[entry].used.clear()
+                    if isinstance(refusal, (NotQualified, BudgetExceeded)):
+                        wish.note(entry, refusal)
+                except LimitExceeded:
+                    leases[entry].used.clear()
+                    if not won:
+                        raise
+                    break
+                else:
+                    taken.update(entry.resources)
+            if not won:
+                raise _NothingWon
+            reserved = sum(self.board.tasks[name].estimate_micro_usd for name in won if name in self.board.tasks)
+            tx.detail = {"swarm": swarm_id, "tasks": list(won), "reserved_usd": to_usd(reserved)}
+            return {"claimed": True, "claims": list(won.values())}
+
+        for entry in entries:
+            self.board.offers.take(entry)
+        is_done = False
+        try:
+            if any(entry.resources for entry in entries):
+                await self.board.show_told()  # the bound on what a user holds counts by the board
+            answer = await self._operations.run(caller, _CLAIM_SEVERAL, swarm_id, claim)
+            is_done = "replayed" not in answer["receipt"]
+            return _with_token(answer)
+        except _NothingWon:
+            return None
+        except LeaseNotFound:  # the session's, which is just ending
+            raise await self._refuse(caller, "claim_next", swarm_id, session_ended(swarm_id)) from None
+        finally:
+            for entry in entries:
+                if not is_done or entry.task_id not in won:
+                    self.board.offers.give_up(entry, waiter)
+                for lease in leases[entry].unused(is_kept=entry.task_id in won):
+                    self._retired.add(lease)
+
     async def _claim(self, caller: Caller, task_id: str, swarm_id: str, terms: Terms) -> Answer:
-        granted: list[int] = []  # a lease of its own
-        used: list[int] = []
+        leases = _Leases()
+        claim = self._claim_body(caller, task_id, swarm_id, terms, leases)
+        try:
+            answer = await self._operations.run(caller, _CLAIM, task_id, claim)
+        except IfbusError as error:
+            leases.used.clear()
+            if isinstance(error, AlreadyClaimed):
+                return {"claimed": False, "refusal": error.to_wire()}
+            if isinstance(error, LeaseNotFound):  # the session's, which is just ending
+                raise await self._refuse(caller, "claim_task", task_id, session_ended(swarm_id)) from None
+            raise
+        finally:  # cancelled, it may have been committed: then the lease stays
+            for lease in leases.unused():
+                self._retired.add(lease)
+        return _with_token(answer)
+
+    def _claim_body(self, caller: Caller, task_id: str, swarm_id: str, terms: Terms, leases: _Leases) -> Body:
+        """The decision about one claim; the lease of its own that it takes, if it does, is noted in `leases`."""
+        granted, used = leases.granted, leases.used
 
         async def grant(span_ms: int) -> int:
             granted.append(await self._store.grant(span_ms))
@@ -327,7 +447,7 @@ class Claiming(Resources):
             else:
                 span_ms = asked.lease_ms or self._config.lease_ms
                 self._require_lease(caller.uid, f"claim {task_id}")
-                lease = tx.obtain("lease", partial(grant, span_ms))
+                lease = tx.obtain(f"lease for {task_id}", partial(grant, span_ms))
                 used[:] = granted
             record = ClaimRecord(
                 swarm_id=swarm_id,
@@ -358,20 +478,7 @@ class Claiming(Resources):
             self._publish_board(tx, "claimed", task_id, swarm_id=swarm_id)
             return {"claimed": True, "claim": self._claim_answer(task_id, task, record, session)}
 
-        try:
-            answer = await self._operations.run(caller, _CLAIM, task_id, claim)
-        except IfbusError as error:
-            used.clear()
-            if isinstance(error, AlreadyClaimed):
-                return {"claimed": False, "refusal": error.to_wire()}
-            if isinstance(error, LeaseNotFound):  # the session's, which is just ending
-                raise await self._refuse(caller, "claim_task", task_id, session_ended(swarm_id)) from None
-            raise
-        finally:  # cancelled, it may have been committed: then the lease stays
-            for lease in granted:
-                if lease not in used:
-                    self._retired.add(lease)
-        return _with_token(answer)
+        return claim
 
     def _claim_answer(
         self, task_id: str, task: TaskRecord, claim: ClaimRecord, session: SessionRecord | None
@@ -393,5 +500,17 @@ class Claiming(Resources):
 def _with_token(answer: Answer) -> Answer:
     # The fencing token is the revision that created the claim: this operation's own, unless the claim was there already.
     token = answer.pop("token", None) or answer["receipt"]["revision"]
-    answer["claim"]["token"] = answer["claim"]["task"]["token"] = token
+    for claim in answer["claims"] if "claims" in answer else (answer["claim"],):
+        claim["token"] = claim["task"]["token"] = token
     return answer
+
+
+def _fitting(part: Body, task_id: str, won: dict[str, Answer], tx: Tx) -> None:
+    """Do one claim of several, unless it is too much for one transaction or one answer."""
+    answer = part(tx)
+    if "token" in answer:
+        raise _Full  # this session holds it already: the board is behind
+    claims = [*won.values(), answer["claim"]]
+    if won and (tx.reads > _MAX_READS or how_many_fit(claims) < len(claims)):
+        raise _Full
+    won[task_id] = answer["claim"]

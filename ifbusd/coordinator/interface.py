@@ -242,6 +242,7 @@ class Coordinator(Protocol):
         caller: Caller,
         swarm_id: str,
         *,
+        n: int = 1,
         wait_ms: int = 0,
         lease_ms: int | None = None,
         bind: str | None = None,
@@ -253,10 +254,12 @@ class Coordinator(Protocol):
         one for every ``ageing_ms`` of the configuration that a task has been ready.
 
         Args:
+            n: Claim so many of the best at once, in one commit, 1 to 16; fewer if fewer can be had, or fit into one answer.
             wait_ms: Wait in the daemon until there is one, at most 10 min; 0 answers at once.
             lease_ms, bind, resume_token: As `claim_task`.
 
         Returns:
+            With an `n` above 1 ``{"claimed": true, "claims": [TaskClaim], "receipt": Receipt}``, at least one. Else
             As `claim_task`; without one ``{"claimed": false, "refusal": {"code": "not_ready", ...}}``, whose data has
             ``too_dear_usd`` if something ready fits that the swarm cannot pay; ``paused`` instead while the swarm is.
 

@@ -146,6 +146,11 @@ def check_percent(percent: int) -> None:
     _require("percent", 0 <= percent <= 100, "0 to 100")
 
 
+def check_number(param: str, value: int, least: int, most: int) -> None:
+    """Raise InvalidParams if a number is out of its bounds."""
+    _require(param, least <= value <= most, f"{least} to {most}")
+
+
 def check_limit(limit: int) -> None:
     """Raise InvalidParams if a page of so many is not to be had."""
     _require("limit", 1 <= limit <= MAX_PAGE, f"1 to {MAX_PAGE}")

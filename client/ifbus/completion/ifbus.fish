@@ -51,7 +51,7 @@ function _shtab_ifbus_using
 end
 
 set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm register' group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --deadline --depends-on --description --estimate-usd --fields --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
+set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -117,6 +117,7 @@ complete -c ifbus -n '_shtab_ifbus_using task show' -l socket -xka "(__fish_comp
 complete -c ifbus -n '_shtab_ifbus_using task show; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d 'T-7; a handle T-7@41 is fine too'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a next -d 'Claim the best ready task that this swarm qualifies for and can pay'
 complete -c ifbus -n '_shtab_ifbus_using task next' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task next' -l count -x -d 'so many of the best at once, 1 to 16; then all are listed'
 complete -c ifbus -n '_shtab_ifbus_using task next' -l lease -x -d 'a lease of its own, even inside a session (10m outside one)'
 complete -c ifbus -n '_shtab_ifbus_using task next' -l bind -x -d 'what frees it at once: session (the default inside `ifbus run`), process (the nearest ancestor that does not end with this command, the default outside), pid:N (that ancestor), connection, or lease (nothing)'
 complete -c ifbus -n '_shtab_ifbus_using task next' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'

@@ -82,6 +82,9 @@ def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path:
     asked = ("which port?", "--need", "docs:writing", "--severity", "high")
     check("task_blocked", "task", "blocked", me.claim(fourth), *asked)
     check("task_unblock", "task", "unblock", fourth, "--note", "8080")
+    several = [me.new_task(title, "--need", "docs:writing", "--priority", "90") for title in "ef"]
+    both = check("task_next", "task", "next", "--count", "2", shell=other)["claim"]
+    assert [claim["task_id"] for claim in both] == several
     claim = check("task_next", "task", "next", shell=other)["claim"]
     check("task_show", "task", "show", first)
     check("task_ls", "task", "ls", "--limit", "3")

@@ -86,6 +86,19 @@ def test_answers_are_read_as_what_is_annotated() -> None:
             assert read in promised, name
 
 
+def test_several_claims_are_read_as_such() -> None:
+    """Each with the receipt of their one commit; a refusal stays one, and a daemon that knows no `n` gives one."""
+    claim = {"swarm_id": "me", "token": 7, "lease_ms": 1000, "claimed_at_ms": 1}
+    parts = [{**claim, "task_id": name, "task": {"task_id": name, "title": "t"}} for name in ("T-1", "T-2")]
+    read = calls.claim_several("me", 2).read
+    claims = read({"claimed": True, "claims": parts, "receipt": {"revision": 7}})
+    assert isinstance(claims, tuple)
+    assert [(one.handle, one.receipt and one.receipt.revision) for one in claims] == [("T-1@7", 7), ("T-2@7", 7)]
+    assert len(read({"claimed": True, "claim": parts[0], "receipt": {"revision": 7}})) == 1  # type: ignore[arg-type]
+    refusal = read({"claimed": False, "refusal": {"code": "not_ready", "message": "none", "data": {}}})
+    assert isinstance(refusal, answers.Refusal)
+
+
 @pytest.mark.parametrize(
     ("amount", "sent"), [("0.05", "0.05"), (5, "5.00"), (Decimal("1.20"), "1.20"), (Decimal("1E+1"), "10.00")]
 )

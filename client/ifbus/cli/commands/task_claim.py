@@ -65,8 +65,16 @@ def _claim(invocation: Invocation) -> Outcome:
         raise
 
 
+def _next_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="so many of the best at once, 1 to 16; then all are listed"
+    )
+    _lease_argument(parser)
+
+
 def _next(invocation: Invocation) -> Outcome:
-    return _won(invocation, "coordinator.claim_next")
+    count = invocation.args.count
+    return _won(invocation, "coordinator.claim_next", **({} if count is None else {"n": count}))
 
 
 def _won(invocation: Invocation, method: str, **params: str | list[str] | None) -> Outcome:
@@ -88,7 +96,8 @@ def _won(invocation: Invocation, method: str, **params: str | list[str] | None) 
         answer = invocation.change(method, {**terms, "bind": "lease"}, wait_ms=wait_ms, secret={"resume_token": proof})
     if not answer["claimed"]:
         raise from_wire(answer["refusal"])
-    return Outcome({"claim": answer["claim"], "receipt": answer["receipt"]})
+    claims = answer.get("claims") or ([answer["claim"]] if terms.get("n") else answer["claim"])
+    return Outcome({"claim": claims, "receipt": answer["receipt"]})
 
 
 def _to_bind(asked: str | None) -> str:
@@ -153,6 +162,8 @@ def _handover(pack: Data | None, task_id: str) -> list[str]:
 def render_claim(data: Data, view: View) -> list[str]:
     """The handle first: everything that the holder does next needs it."""
     claim = data["claim"]
+    if isinstance(claim, list):
+        return [line for one in claim for line in render_claim({"claim": one}, view)]
     task = claim["task"]
     handle = f"{claim['task_id']}@{claim['token']}"
     if claim["bound_to"] == "session":
@@ -196,8 +207,8 @@ COMMANDS = {
     "next": Command(
         words="task next",
         summary="Claim the best ready task that this swarm qualifies for and can pay",
-        examples=("ifbus task next", "ifbus task next --wait 10m", "ifbus task next --swarm builder --lease 1h"),
-        arguments=_lease_argument,
+        examples=("ifbus task next", "ifbus task next --wait 10m", "ifbus task next --count 4 --swarm builder --lease 1h"),
+        arguments=_next_arguments,
         run=_next,
         render=render_claim,
         kind="change",
