@@ -154,6 +154,7 @@ class AsyncClient(AsyncLink):
         resume_token: str | None = None,
         bind: str | None = None,
         on_lease_lost: Callable[[LeaseLost], None] | None = None,
+        on_claim_lost: Callable[[str, LeaseLost], None] | None = None,
     ) -> Registering:
         """Start a session and keep it alive until it is left: ``async with bus.register("builder") as swarm``.
 
@@ -165,6 +166,9 @@ class AsyncClient(AsyncLink):
                 connection is its own and the daemon's kernel can tell of its end. ``lease``: nothing does but its lease.
             on_lease_lost: Called once, in the renewing thread, when the session can no longer be proven: stop touching the
                 world. Every later call as its holder raises LeaseLost all the same, and those under way do at once.
+            on_claim_lost: Called once with the handle of a claim that ended without its holder's word (its task was cancelled, its deadline
+                has passed, its lease is lost): stop that work. In the renewing thread, or where an answer brought the news, so it must not
+                wait for this client. Every later call of that claim raises LeaseLost all the same.
 
         Takes and raises, beside that, what `register_swarm` does.
         """
@@ -181,13 +185,14 @@ class AsyncClient(AsyncLink):
             resume_token=resume_token,
             bind=bind,
         )
-        return Registering(self._start_session(steps, bind, on_lease_lost))
+        return Registering(self._start_session(steps, bind, on_lease_lost, on_claim_lost))
 
     async def _start_session(
         self,
         steps: Steps[tuple[Registration, Tenure]],
         bind: str | None,
         on_lease_lost: Callable[[LeaseLost], None] | None,
+        on_claim_lost: Callable[[str, LeaseLost], None] | None,
     ) -> AsyncSwarm:
         registration, tenure = await drive_async(steps, self.perform)
         swarm_id = registration.profile.swarm_id
@@ -195,7 +200,13 @@ class AsyncClient(AsyncLink):
         call = call_to_bind(registration, bind)
         if call is not None:
             self._routes.bindings[swarm_id] = call
-        return AsyncSwarm(self, registration, tenure, bind=bind, on_lease_lost=on_lease_lost)
+        return AsyncSwarm(
+            self, registration, tenure, bind=bind, on_lease_lost=on_lease_lost, on_claim_lost=on_claim_lost
+        )
+
+    def _forget_hearer(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        if hear in self._routes.hearers:
+            self._routes.hearers.remove(hear)
 
     def _renewing_link(self) -> Performer:
         if self._inherited is None:
@@ -256,10 +267,12 @@ class AsyncSwarm(SwarmCore):
         *,
         bind: str | None,
         on_lease_lost: Callable[[LeaseLost], None] | None,
+        on_claim_lost: Callable[[str, LeaseLost], None] | None,
     ) -> None:
         super().__init__(registration, tenure, client.new_key)
         self._client = client
         self._on_lease_lost = on_lease_lost
+        self._on_claim_lost = on_claim_lost
         self._run_soon = _entrance()
         self._changed = anyio.Event()  # replaced when it is set: what is held, waited for, or to be done has changed
         # Of the calls under way, and whether a drain ends them.
@@ -275,8 +288,13 @@ class AsyncSwarm(SwarmCore):
             # The renewing connection is this process's too, but it is another connection.
             bind=None if bind == "connection" else call_to_bind(registration, bind),
             on_lost=self._hear_of_the_loss,
+            on_attention=self._hear,
+            on_gone=self._tell_gone,
         )
         self._renewal.start()
+        client._routes.hearers.append(self._hear)
+        if self._resumed:
+            self._renewal.listen()
 
     async def __aenter__(self) -> Self:
         return self
@@ -317,6 +335,7 @@ class AsyncSwarm(SwarmCore):
             finally:
                 await anyio.to_thread.run_sync(self._renewal.stop)
                 self._client._forget_swarm(self.swarm_id)
+                self._client._forget_hearer(self._hear)
                 for letters in self._letters:
                     await letters.close()
         return freed
@@ -418,6 +437,13 @@ class AsyncSwarm(SwarmCore):
             self._tell_change()
         self.check()
         raise Cancelled(f"{call.method} was given up, because {self.swarm_id} leaves; it may have been done")
+
+    def _listen(self) -> None:
+        self._renewal.listen()
+
+    def _tell_claim_lost(self, handle: str, error: LeaseLost) -> None:
+        if self._on_claim_lost is not None:
+            self._on_claim_lost(handle, error)
 
     def _settle(self, steps: Callable[[], Steps[None]]) -> None:
         if not self._is_leaving:  # whatever is held is freed with the session

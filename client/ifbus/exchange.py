@@ -9,6 +9,7 @@ has its own answer, it passes the lead on. So a program with one thread or task 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from ifbus.errors import ConnectionLost, IfbusError, Overloaded, ProtocolError, Refused, RequestError, from_wire
@@ -64,7 +65,15 @@ class Feed:
         dropped: Messages lost because the queue was full; for an inbox they are fetched again.
     """
 
-    def __init__(self, method: str, subscribe: str, *, swarm_id: str | None = None, after_seq: int = 0) -> None:
+    def __init__(
+        self,
+        method: str,
+        subscribe: str,
+        *,
+        swarm_id: str | None = None,
+        after_seq: int = 0,
+        params: dict[str, Any] | None = None,
+    ) -> None:
         self.method = method
         self.swarm_id = swarm_id
         self.error: IfbusError | None = None
@@ -75,12 +84,13 @@ class Feed:
         self.is_closed = False
         self.waiter: Waiter | None = None
         self._subscribe = subscribe
+        self._params = params or {}
         self._queue: deque[dict[str, Any]] = deque()
 
     @property
     def subscribe(self) -> Call[Any]:
         """The call that starts it on a connection, from where it stands."""
-        params = {} if self.swarm_id is None else {"swarm_id": self.swarm_id, "after_seq": self.last_seq}
+        params = self._params if self.swarm_id is None else {"swarm_id": self.swarm_id, "after_seq": self.last_seq}
         return Call(self._subscribe, params, untyped)
 
     @property
@@ -147,6 +157,7 @@ class Routes:
         bindings: By swarm the call that binds its session to this process or connection, again on each new connection: a
             daemon that was started anew watches nobody until it is asked to.
         has_unheard: Attention has arrived that nobody was told of yet.
+        hearers: Are told of each item of attention as it arrives, in the thread or task that reads: they must not wait.
         connections: How many were greeted; a feed of another number is not subscribed on the present one.
     """
 
@@ -157,13 +168,21 @@ class Routes:
         self.connections = 0
         self.attention: deque[dict[str, Any]] = deque(maxlen=MAX_ATTENTION)
         self.has_unheard = False
+        self.hearers: list[Callable[[dict[str, Any]], None]] = []
 
     def deliver(self, event: Notification) -> None:
         """Hand one notification to whom it concerns; unknown ones are a newer daemon's and are passed over."""
         if event.method == "attention":
             items = event.params[0] if event.params and isinstance(event.params[0], list) else []
-            self.attention.extend(item for item in items if isinstance(item, dict))
+            items = [item for item in items if isinstance(item, dict)]
+            self.attention.extend(items)
             self.has_unheard = bool(self.attention)
+            for item in items:
+                for hear in self.hearers:
+                    hear(item)
+                for feed in self.feeds:
+                    if feed.method == "attention":
+                        feed.put(item)
             return
         for message in event.params:
             if not isinstance(message, dict):

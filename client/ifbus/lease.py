@@ -12,12 +12,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar
 
 from ifbus import calls
 from ifbus.backoff import backoff
 from ifbus.errors import ConnectionFailed, IfbusError, LeaseLost, Momentary
-from ifbus.link import GRACE_S
+from ifbus.exchange import Feed
+from ifbus.link import GRACE_S, Link
 from ifbus.request import Call
 from ifbus.steps import Steps, drive
 
@@ -48,12 +50,28 @@ class Tenure:
         self.lost: LeaseLost | None = None
         self._pid = pid
         self._held_since_s: dict[str, float] = {}
-        self._gone: set[str] = set()
+        self._own_lease_s: dict[str, float] = {}  # of claims whose tasks have shorter ones than the session
+        self._gone: dict[str, str] = {}  # and why
         self._last_sent_s = sent_s
 
-    def hold(self, handle: str, at_s: float) -> None:
-        """A claim was won."""
+    def hold(self, handle: str, at_s: float, lease_ms: int | None = None) -> None:
+        """A claim was won; its own lease counts where it is shorter than the session's, and is renewed with that."""
+        if lease_ms is not None and lease_ms / 1000 < self.lease_s:
+            self._own_lease_s[handle] = lease_ms / 1000
         self._held_since_s[handle] = at_s
+
+    def end(self, handle: str, reason: str) -> LeaseLost | None:
+        """The daemon says that a claim has ended: the error for whoever holds it; None if nobody does any more."""
+        if self._held_since_s.pop(handle, None) is None:
+            return None
+        self._own_lease_s.pop(handle, None)
+        self._gone[handle] = reason
+        return LeaseLost(f"{reason}; nothing was written", data={"handle": handle})
+
+    @property
+    def has_short_leases(self) -> bool:
+        """Whether a claim is held that has to be renewed more often than the session."""
+        return bool(self._own_lease_s)
 
     def holds(self, handle: str) -> bool:
         """Whether a claim was won and has not ended."""
@@ -66,6 +84,7 @@ class Tenure:
     def let_go(self, handle: str) -> None:
         """A claim has ended by its holder's own word."""
         self._held_since_s.pop(handle, None)
+        self._own_lease_s.pop(handle, None)
 
     def renewed(self, *, lease_ms: int, sent_s: float, listed: Iterable[str]) -> list[str]:
         """The daemon renewed the session and listed its claims; the handles that were found to be gone.
@@ -82,14 +101,16 @@ class Tenure:
         gone = [
             handle for handle, since_s in list(self._held_since_s.items()) if since_s < before_s and handle not in known
         ]
-        for handle in gone:
-            self._held_since_s.pop(handle, None)
-        self._gone.update(gone)
-        return gone
+        return [
+            handle
+            for handle in gone
+            if self.end(handle, f"{handle} has ended: the daemon lists it no more") is not None
+        ]
 
     def next_renewal_s(self, now_s: float) -> float:
         """Seconds from now until the next renewal is due."""
-        return max(0.0, self._last_sent_s + self.lease_s / RENEWALS_PER_LEASE - now_s)
+        lease_s = min([self.lease_s, *tuple(self._own_lease_s.values())])
+        return max(0.0, self._last_sent_s + lease_s / RENEWALS_PER_LEASE - now_s)
 
     def lose(self, reason: str) -> LeaseLost:
         """The session is over; the error that every later call as its holder raises."""
@@ -120,10 +141,14 @@ class Tenure:
         if self.lost is not None:
             # A new instance for each caller: a shared one would collect everybody's tracebacks.
             raise LeaseLost(self.lost.message, data=self.lost.data)
-        if handle is not None and handle in self._gone:
-            raise LeaseLost(
-                f"{handle} has ended: the daemon lists it no more; nothing was written", data={"handle": handle}
-            )
+        if handle is None:
+            return
+        if (own_s := self._own_lease_s.get(handle)) is not None:
+            since_s = max(self._held_since_s.get(handle, 0.0), self._last_sent_s)
+            if now_s >= since_s + own_s:
+                self.end(handle, f"the lease of {own_s:g} s of {handle} was not renewed in time")
+        if handle in self._gone:
+            raise LeaseLost(f"{self._gone[handle]}; nothing was written", data={"handle": handle})
 
 
 class Performer(Protocol):
@@ -141,6 +166,8 @@ class Renewal:
         bind: Binds the session again to its process, where the daemon does not watch that any more; None if nothing is to be.
         on_lost: Called once in this thread when the session is lost, with the error, and whether that is because the daemon
             did not answer.
+        on_attention: Called in this thread with what the daemon says of the swarm, as soon as it does, once `listen` was called.
+        on_gone: Called in this thread with the handle of a claim that a renewal found gone.
     """
 
     def __init__(
@@ -152,7 +179,16 @@ class Renewal:
         owns_link: bool,
         bind: Call[Any] | None = None,
         on_lost: Callable[[LeaseLost, bool], None],
+        on_attention: Callable[[dict[str, Any]], None],
+        on_gone: Callable[[str], None],
     ) -> None:
+        self._on_attention = on_attention
+        self._on_gone = on_gone
+        self._hearing: Feed | None = None
+        self._woken = threading.Event()
+        if isinstance(link, Link) and owns_link:
+            self._hearing = Feed("attention", "daemon.hello", params={"swarm": tenure.swarm_id})
+            link._attach(self._hearing)
         self._bind = bind
         self._link = link
         self._tenure = tenure
@@ -160,6 +196,7 @@ class Renewal:
         self._owns_link = owns_link
         self._on_lost = on_lost
         self._stopped = threading.Event()
+        self._is_listening = False
         self._thread = threading.Thread(target=self._run, name=f"ifbus renewal {tenure.swarm_id}", daemon=True)
 
     def start(self) -> None:
@@ -169,10 +206,35 @@ class Renewal:
     def stop(self) -> None:
         """Renew no more; comes back when the thread has ended, which a renewal under way delays by its connection's end."""
         self._stopped.set()
+        self._woken.set()
         if self._owns_link:
             self._link.close()
         if self._thread is not threading.current_thread() and self._thread.is_alive():
             self._thread.join()
+
+    def listen(self) -> None:
+        """Something is held: from now on hear at once what the daemon says of it, and renew as often as it needs."""
+        if not self._is_listening or self._tenure.has_short_leases:
+            self._is_listening = True
+            self._woken.set()
+            if self._hearing is not None and isinstance(self._link, Link):
+                self._link._rouse(self._hearing)
+
+    def _pause(self, wait_s: float) -> bool:
+        """Wait, hearing meanwhile what the daemon says; True once this has stopped. Ends early when it is woken."""
+        until_s = now_s() + wait_s
+        while not self._stopped.is_set() and (left_s := until_s - now_s()) > 0:
+            if self._woken.is_set():
+                self._woken.clear()
+                return self._stopped.is_set()
+            item = None
+            if self._is_listening and self._hearing is not None and isinstance(self._link, Link):
+                item = self._link._listen_to(self._hearing, left_s)
+            if item is not None:
+                self._on_attention(item)
+            else:
+                self._woken.wait(max(0.0, until_s - now_s()))
+        return self._stopped.is_set()
 
     def settle(self, steps: Callable[[], Steps[None]]) -> None:
         """Take steps that outlive their caller, in a thread of their own, until they are done or this has stopped.
@@ -198,7 +260,12 @@ class Renewal:
     def _run(self) -> None:
         failures = 0
         wait_s = self._tenure.next_renewal_s(now_s())
-        while not self._stopped.wait(wait_s):
+        while not self._pause(wait_s):
+            due_s = self._tenure.next_renewal_s(now_s())
+            if failures == 0 and due_s > 0:  # woken: there is something to listen for, or to renew sooner
+                self._connect(due_s)
+                wait_s = self._tenure.next_renewal_s(now_s())
+                continue
             sent_s = now_s()
             left_s = self._tenure.proven_until_s - sent_s
             timeout_s = max(LEAST_TIMEOUT_S, min(left_s, self._tenure.lease_s / RENEWALS_PER_LEASE) - GRACE_S)
@@ -222,13 +289,21 @@ class Renewal:
                 return
             else:
                 failures = 0
-                self._tenure.renewed(lease_ms=answer.lease_ms, sent_s=sent_s, listed=answer.claims)
+                for handle in self._tenure.renewed(lease_ms=answer.lease_ms, sent_s=sent_s, listed=answer.claims):
+                    self._on_gone(handle)
                 if self._tenure.lost is not None:
                     self._lose(self._tenure.lost.message)
                     return
                 if not answer.is_watched and self._bind is not None:
                     self._bind_again(self._bind)
                 wait_s = self._tenure.next_renewal_s(now_s())
+
+    def _connect(self, at_most_s: float) -> None:
+        """So that what the daemon says is heard before the first renewal."""
+        if self._hearing is None or not self._is_listening:
+            return
+        with suppress(IfbusError):  # the renewal tries again, and knows what to do about it
+            self._link.perform(calls.ping(timeout=max(LEAST_TIMEOUT_S, at_most_s / 2)))
 
     def _bind_again(self, bind: Call[Any]) -> None:
         try:

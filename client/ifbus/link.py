@@ -551,6 +551,29 @@ class Link:
             if self._routes.has_unheard:
                 self._tell_attention()
 
+    def _attach(self, feed: Feed) -> None:
+        """Have a subscription started with each connection that is made from now on."""
+        self._routes.feeds.append(feed)
+
+    def _rouse(self, feed: Feed) -> None:
+        """Bring back whoever is in `_listen_to`."""
+        feed.wake()
+        session = self._session
+        if session is not None:
+            session.nudge()
+
+    def _listen_to(self, feed: Feed, timeout_s: float) -> dict[str, Any] | None:
+        """The subscription's next message if one comes in time; None at once where there is no connection: it makes none."""
+        message = feed.take()
+        session = self._session
+        if message is not None or session is None or session.failure is not None or feed.is_closed:
+            return message
+        waiter = feed.waiter = Waiter()
+        # Set first, then another look: what came in between has seen the waiter or is seen here.
+        if not feed.has_news and session.failure is None:
+            session.wait(waiter, timeout_s)
+        return feed.take()
+
     def _keep_connected(self) -> None:
         session = self._session
         if session is None or session.failure is not None:

@@ -142,6 +142,7 @@ class Client(Link):
         resume_token: str | None = None,
         bind: str | None = None,
         on_lease_lost: Callable[[LeaseLost], None] | None = None,
+        on_claim_lost: Callable[[str, LeaseLost], None] | None = None,
     ) -> Swarm:
         """Start a session and keep it alive until it is left: ``with bus.register("builder") as swarm``.
 
@@ -152,6 +153,9 @@ class Client(Link):
                 connection is its own and the daemon's kernel can tell of its end. ``lease``: nothing does but its lease.
             on_lease_lost: Called once, in the renewing thread, when the session can no longer be proven: stop touching the
                 world. Every later call as its holder raises LeaseLost all the same.
+            on_claim_lost: Called once with the handle of a claim that ended without its holder's word (its task was cancelled, its deadline
+                has passed, its lease is lost): stop that work. In the renewing thread, or where an answer brought the news, so it must not
+                wait for this client. Every later call of that claim raises LeaseLost all the same.
 
         Takes and raises, beside that, what `register_swarm` does.
         """
@@ -178,12 +182,25 @@ class Client(Link):
         # An inherited connection cannot be opened a second time: there the renewals share it.
         owns_link = self._inherited is None
         link = Link(self.socket_path, timeout=self.timeout) if owns_link else self
-        return Swarm(self, registration, tenure, link, owns_link=owns_link, bind=bind, on_lease_lost=on_lease_lost)
+        return Swarm(
+            self,
+            registration,
+            tenure,
+            link,
+            owns_link=owns_link,
+            bind=bind,
+            on_lease_lost=on_lease_lost,
+            on_claim_lost=on_claim_lost,
+        )
 
     def _forget_swarm(self, swarm_id: str) -> None:
         if swarm_id in self._routes.swarms:
             self._routes.swarms.remove(swarm_id)
         self._routes.bindings.pop(swarm_id, None)
+
+    def _forget_hearer(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        if hear in self._routes.hearers:
+            self._routes.hearers.remove(hear)
 
     def _give_up_connection(self, error: LeaseLost) -> None:
         """The daemon does not answer and a lease is lost: holders that wait for it must hear of that now."""
@@ -207,10 +224,12 @@ class Swarm(SwarmCore):
         owns_link: bool,
         bind: str | None,
         on_lease_lost: Callable[[LeaseLost], None] | None,
+        on_claim_lost: Callable[[str, LeaseLost], None] | None,
     ) -> None:
         super().__init__(registration, tenure, client.new_key)
         self._client = client
         self._on_lease_lost = on_lease_lost
+        self._on_claim_lost = on_claim_lost
         # Guards `_in_flight` and `_aborts`; told when one of them, or whether to go on, has changed.
         self._changed = threading.Condition()
         self._aborts: dict[Abort, bool] = {}  # of the claims under way, and whether a drain ends them
@@ -223,8 +242,13 @@ class Swarm(SwarmCore):
             # The renewing connection is this process's too, but it is another connection.
             bind=None if bind == "connection" else call_to_bind(registration, bind),
             on_lost=self._hear_of_the_loss,
+            on_attention=self._hear,
+            on_gone=self._tell_gone,
         )
         self._renewal.start()
+        client._routes.hearers.append(self._hear)
+        if self._resumed:
+            self._renewal.listen()
 
     def __enter__(self) -> Self:
         return self
@@ -266,6 +290,7 @@ class Swarm(SwarmCore):
         finally:
             self._renewal.stop()
             self._client._forget_swarm(self.swarm_id)
+            self._client._forget_hearer(self._hear)
             for letters in self._letters:
                 letters.close()
 
@@ -352,6 +377,13 @@ class Swarm(SwarmCore):
             with self._changed:
                 del self._aborts[abort]
                 self._changed.notify_all()
+
+    def _listen(self) -> None:
+        self._renewal.listen()
+
+    def _tell_claim_lost(self, handle: str, error: LeaseLost) -> None:
+        if self._on_claim_lost is not None:
+            self._on_claim_lost(handle, error)
 
     def _settle(self, steps: Callable[[], Steps[None]]) -> None:
         if not self._is_leaving:  # whatever is held is freed with the session

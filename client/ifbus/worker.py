@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # How long one request waits in the daemon for the next task. A task that gets ready answers it at once; the end of a wait only
 # costs a look at whether the swarm is to stop.
 WAIT_S: Final = 2.0
+# What the daemon says when a claim has ended without its holder's word.
+_CLAIM_ENDS: Final = frozenset(("cancelled", "expired", "lease_lost"))
 
 
 class SwarmCore:
@@ -55,6 +57,35 @@ class SwarmCore:
         self._is_draining = False
         self._is_leaving = False
         self._has_left = False
+
+    def _listen(self) -> None:
+        """Something is held: hear at once what the daemon says of it."""
+        raise NotImplementedError
+
+    def _tell_claim_lost(self, handle: str, error: LeaseLost) -> None:
+        """A claim has ended, and not by its holder."""
+        raise NotImplementedError
+
+    def _hear(self, item: dict[str, Any]) -> None:
+        """What the daemon says, on whatever connection, and perhaps twice: a claim that it ended is held no more."""
+        if item.get("kind") in _CLAIM_ENDS and "task_id" in item and "token" in item:
+            handle = f"{item['task_id']}@{item['token']}"
+            self._lose_claim(handle, str(item.get("message") or f"{handle} has ended: {item.get('reason', 'lost')}"))
+
+    def _lose_claim(self, handle: str, reason: str) -> None:
+        error = self._tenure.end(handle, reason)
+        if error is not None:
+            self._tell_claim_lost(handle, error)
+
+    def _tell_gone(self, handle: str) -> None:
+        self._tell_claim_lost(
+            handle, LeaseLost(f"{handle} has ended: the daemon lists it no more", data={"handle": handle})
+        )
+
+    def _hold(self, grant: TaskClaim) -> None:
+        # Held from now, not from when we began to wait: a renewal sent meanwhile could not list it.
+        self._tenure.hold(grant.handle, lease.now_s(), grant.lease_ms)
+        self._listen()
 
     def _settle(self, steps: Callable[[], Steps[None]]) -> None:
         """Take steps in the background, where the caller cannot wait for them."""
@@ -136,8 +167,7 @@ class SwarmCore:
                 self._settle(lambda: self._strike_steps(call, key))
             raise
         if isinstance(grant, TaskClaim):
-            # Held from now, not from when we began to wait: a renewal sent meanwhile could not list it.
-            self._tenure.hold(grant.handle, lease.now_s())
+            self._hold(grant)
         return grant
 
     def _strike_steps(self, call: Call[TaskClaim | Refusal], key: str) -> Steps[None]:
@@ -236,7 +266,7 @@ def registration_steps(
     tenure = Tenure(swarm_id, lease_ms=registration.lease_ms, sent_s=sent_s, pid=os.getpid())
     taken_up = []
     for claim in registration.claims:
-        tenure.hold(claim.handle, sent_s)
+        tenure.hold(claim.handle, sent_s, claim.lease_ms)
         # Many claims do not fit into one answer with all that their tasks say, so a resumed one may have been cut short.
         taken_up.append(attrs.evolve(claim, task=(yield from ask(calls.get_task(claim.task_id)))))
     return attrs.evolve(registration, claims=tuple(taken_up)), tenure

@@ -456,6 +456,7 @@ class Claiming(Resources):
                 lease_ms=span_ms,
                 claimed_at_ms=now_ms,
                 own_lease=own,
+                with_session=own and asked is not terms and session is not None,
                 reserved_micro_usd=task.estimate_micro_usd,
                 percent=task.percent,
                 note=task.note,

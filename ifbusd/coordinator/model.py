@@ -304,6 +304,7 @@ class ClaimRecord(_Record):
     Attributes:
         incarnation: Of the session in which it was made; 0 without one.
         own_lease: The lease is this claim's alone and ends with it; otherwise it is the session's.
+        with_session: It is, because the task asks for its length: the session's renewals renew it, and its end ends it.
         bound: What frees it at once beside its lease, as `bindings.Holder` stores it; empty for the lease alone, or the session's.
         evidence_at_ms: When it last came further; 0 where it has not since it was claimed.
         evidence_micro_usd: What had been spent on the task by then.
@@ -316,6 +317,7 @@ class ClaimRecord(_Record):
     lease_ms: int
     claimed_at_ms: int
     own_lease: bool = False
+    with_session: bool = False
     reserved_micro_usd: int = 0
     percent: int = 0
     note: str = ""

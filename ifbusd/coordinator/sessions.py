@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ifbus.errors import IfbusError, InvalidParams
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import MicroUsd
 from ifbusd.codec import ANSWER_BYTES, how_many_fit
 from ifbusd.coordinator.bindings import EXPECTED_OF_SESSION
 from ifbusd.coordinator.core import Answer, Core
-from ifbusd.coordinator.model import LEASE, SESSION, SESSIONS, TASKS, Holder, SessionRecord, TaskRecord
+from ifbusd.coordinator.model import LEASE, SESSION, SESSIONS, TASKS, ClaimRecord, Holder, SessionRecord, TaskRecord
 from ifbusd.coordinator.rules import (
     claim_view,
     describe_bound,
@@ -144,6 +146,7 @@ class Sessions(Core):
             if stored is None:
                 raise session_ended(swarm_id)
             lease_ms = await self._keep(stored.lease, swarm_id)
+            await self._keep_claims(swarm_id, SessionRecord.from_bytes(stored.value).incarnation)
         except IfbusError as error:
             raise await self._refuse(caller, "renew_session", swarm_id, error) from None
         await self.board.catch_up()  # a claim that was just made must not be missing
@@ -181,7 +184,14 @@ class Sessions(Core):
                 return {"freed": []}
             ended.append(stored.lease)
             tx.delete(SESSIONS + swarm_id)
-            freed = [task_id for task_id, held in self.board.claims_of(swarm_id) if held.lease == stored.lease]
+            incarnation = SessionRecord.from_bytes(stored.value).incarnation
+            freed = []
+            for task_id, held in self.board.claims_of(swarm_id):
+                if _goes_with(held.claim, incarnation):
+                    ended.append(held.lease)
+                elif held.lease != stored.lease:
+                    continue
+                freed.append(task_id)
             tx.detail["freed"] = freed
             return {"freed": freed}
 
@@ -199,11 +209,22 @@ class Sessions(Core):
             raise session_ended(swarm_id)
         return stored
 
+    async def _keep_claims(self, swarm_id: str, incarnation: int) -> None:
+        """Renew the claims that live with the session on leases of their own."""
+        for _, held in self.board.claims_of(swarm_id):
+            if _goes_with(held.claim, incarnation):
+                with suppress(LeaseNotFound):  # it has just ended, which its holder hears from the list of claims
+                    await self._store.keep_alive(held.lease)
+
     async def _keep(self, lease: int, swarm_id: str) -> int:
         try:
             return await self._store.keep_alive(lease)
         except LeaseNotFound:
             raise session_ended(swarm_id) from None
+
+
+def _goes_with(claim: ClaimRecord, incarnation: int) -> bool:
+    return claim.with_session and claim.incarnation == incarnation
 
 
 def _check_bind(bind: str | None) -> None:

@@ -36,7 +36,15 @@ def test_a_lease_is_counted_from_when_its_renewal_was_asked_for() -> None:
     link = SlowLink()
     before_s = now_s() - LEASE_S / 2  # long enough ago for a renewal to be due at once
     tenure = Tenure("me", lease_ms=int(LEASE_S * 1000), sent_s=before_s, pid=1)
-    renewal = Renewal(link, tenure, "token", owns_link=False, on_lost=lambda error, is_silent: None)
+    renewal = Renewal(
+        link,
+        tenure,
+        "token",
+        owns_link=False,
+        on_lost=lambda error, is_silent: None,
+        on_attention=lambda item: None,
+        on_gone=lambda handle: None,
+    )
     renewal.start()
     try:
         deadline = time.monotonic() + PATIENCE_S

@@ -1,0 +1,145 @@
+"""A holder whose claim somebody else ended hears it at once, also while it says nothing to the daemon."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.to_thread
+import pytest
+
+import ifbus
+from ifbus.errors import LeaseLost
+from tests.integration.client.conftest import PATIENCE_S, World
+
+Run = Callable[[Callable[[], Awaitable[None]]], None]
+# Its renewals, by which a lost claim would be found out too, are further apart than the test's patience.
+LONG_LEASE_MS = 3_600_000
+
+
+def test_a_busy_holder_hears_that_its_task_was_cancelled(world: World) -> None:
+    """By a call of its own function, with the reason; then it can prove nothing and write nothing."""
+    task_id = world.add()
+    lost: list[tuple[str, LeaseLost]] = []
+    told = threading.Event()
+
+    def hear(handle: str, error: LeaseLost) -> None:
+        lost.append((handle, error))
+        told.set()
+
+    with world.bus.register(
+        world.swarm, capabilities=[world.skill], lease_ms=LONG_LEASE_MS, on_claim_lost=hear
+    ) as swarm:
+        claim = swarm.claim(task_id)
+        assert claim
+        claim.check()
+        with ifbus.Client(world.daemon.socket) as other:
+            assert other.cancel_task(task_id, reason="not wanted any more").state == "cancelled"
+        assert told.wait(PATIENCE_S)
+        [(handle, error)] = lost
+        assert handle == claim.handle
+        assert "was cancelled: not wanted any more" in error.message
+        with pytest.raises(LeaseLost, match="not wanted any more"):
+            claim.check()
+        with pytest.raises(LeaseLost):
+            claim.complete({"late": True})
+        swarm.check()  # the session goes on
+        again = swarm.claim(world.add())
+        assert again
+        again.complete()
+    assert world.bus.get_task(task_id).result is None
+
+
+def test_a_busy_task_hears_that_its_deadline_has_passed(world: World, run: Run) -> None:
+    """The same in an event loop."""
+    lost: list[str] = []
+
+    async def test() -> None:
+        told = threading.Event()
+
+        def hear(handle: str, error: LeaseLost) -> None:
+            lost.append(f"{handle} {error.message}")
+            told.set()
+
+        async with (
+            ifbus.AsyncClient(world.daemon.socket) as bus,
+            bus.register(world.swarm, capabilities=[world.skill], lease_ms=LONG_LEASE_MS, on_claim_lost=hear) as swarm,
+        ):
+            task = await bus.create_task(
+                "x", capabilities=[world.skill], deadline_at_ms=int(time.time() * 1000) + 1_000
+            )
+            claim = await swarm.claim(task.task_id)
+            assert claim
+            assert await anyio.to_thread.run_sync(told.wait, PATIENCE_S)
+            with pytest.raises(LeaseLost, match="has expired"):
+                claim.check()
+            assert (await bus.get_task(task.task_id)).state == "expired"
+
+    run(test)
+    assert len(lost) == 1
+
+
+@pytest.mark.slow
+def test_a_task_with_a_short_lease_is_held_as_long_as_its_holder_lives(world: World) -> None:
+    """The session's renewals come as often as the task's lease needs, and renew that too."""
+    task_id = world.add(lease_ms=3_000)
+    lost: list[str] = []
+    with world.bus.register(
+        world.swarm,
+        capabilities=[world.skill],
+        lease_ms=LONG_LEASE_MS,
+        on_claim_lost=lambda handle, _: lost.append(handle),
+    ) as swarm:
+        claim = swarm.claim(task_id)
+        assert claim
+        assert claim.grant.lease_ms == 3_000
+        until = claim.grant.claimed_at_ms + 4_000
+        world.wait_for(lambda: time.time() * 1000 > until)
+        assert not lost
+        claim.check()
+        claim.complete()
+
+
+def test_what_the_last_holder_left_is_in_the_next_claim(world: World) -> None:
+    """Notes, artefacts, errors and cost."""
+    task_id = world.add(max_attempts=3, backoff={"base_ms": 0})
+    with world.bus.register(world.swarm, capabilities=[world.skill]) as swarm:
+        first = swarm.claim(task_id)
+        assert first
+        assert first.handover == {}
+        first.progress(40, "half", artefacts=[{"name": "report.md", "sha256": "0" * 64, "bytes": 10}])
+        assert first.fail("no such file").task.failures == 1
+        second = swarm.claim(task_id)
+        assert second
+        assert (second.handover["percent"], second.handover["note"]) == (40, "half")
+        assert second.handover["artefacts"][0]["name"] == "report.md"
+        assert second.handover["errors"][0]["error"] == "no such file"
+        second.complete()
+
+
+def test_batches(world: World) -> None:
+    """Created in one commit, completed in one, each for itself."""
+    first, second = world.bus.create_tasks(
+        [
+            {"title": "a", "capabilities": [world.skill], "task_id": f"{world.swarm}-a"},
+            {"title": "b", "capabilities": [world.skill], "depends_on": [f"{world.swarm}-a"], "estimate_usd": "0.05"},
+        ]
+    )
+    assert (first.state, second.state) == ("ready", "waiting")
+    with world.bus.register(world.swarm, capabilities=[world.skill]) as swarm:
+        claim = swarm.claim(first.task_id)
+        assert claim
+        end = world.bus.complete_tasks(
+            world.swarm,
+            [
+                {"task_id": first.task_id, "token": claim.token, "result": 1},
+                {"task_id": second.task_id, "token": claim.token},
+            ],
+        )
+        assert [one.ok for one in end.outcomes] == [True, False]
+        assert end.unblocked == (second.task_id,)
+        error = end.outcomes[1].to_error()
+        assert error is not None
+        assert error.code == "stale_token"
