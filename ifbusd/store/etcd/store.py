@@ -193,6 +193,7 @@ class EtcdStore:
             answer = await self._call("Range", request, f"read {key}")
             found = self._keys.key_value(answer.kvs[0]) if answer.kvs else None
             self._replica.note(key, found, int(answer.header.revision))
+            self._expect(found)
         else:
             await trio.lowlevel.checkpoint()
         return found
@@ -305,7 +306,10 @@ class EtcdStore:
 
     async def _commit(self, txn: Txn) -> TxnResult:
         try:
-            return await self._commits.commit(txn)
+            done = await self._commits.commit(txn)
+            for found in done.values:
+                self._expect(found)
+            return done
         except EtcdFault as fault:
             error = self._cluster.unavailable(fault, "commit")
             if isinstance(error, LeaseNotFound):
@@ -313,6 +317,11 @@ class EtcdStore:
                     if type(op) is Put and op.lease:
                         self._renewals.forget(op.lease)
             raise error from fault
+
+    def _expect(self, found: KeyValue | None) -> None:
+        """Somebody has read this: the watch is about to tell it, so whoever wants to see no less waits for it."""
+        if found is not None:
+            self._told_revision = max(self._told_revision, found.mod_revision)
 
     async def _landed(self, revision: int, keys: Iterable[str]) -> None:
         """Return once our own watch has told this revision, or it has to be read again."""
