@@ -61,12 +61,14 @@ class TaskPage(Model):
 
     Attributes:
         counts: Number of tasks by state.
+        revision: As of which they are, or later.
     """
 
     tasks: tuple[Task, ...] = attrs.field(metadata={"models": Task})
     total: int
     next: str | None = None
     counts: dict[str, int] = attrs.field(factory=dict)
+    revision: int = 0
 
 
 @attrs.frozen(kw_only=True, repr=False)

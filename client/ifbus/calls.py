@@ -295,9 +295,9 @@ def _list(values: Sequence[Any] | None) -> list[Any] | None:
     return None if values is None else list(values)
 
 
-def get_task(task_id: str, **options: Unpack[Options]) -> Call[Task]:
-    """One task as it stands. Raises NotFound."""
-    return Call("coordinator.get_task", {"task_id": task_id}, _task, options)
+def get_task(task_id: str, *, consistent: bool | None = None, **options: Unpack[Options]) -> Call[Task]:
+    """One task as it stands; `consistent` with what other hosts have just done, too. Raises NotFound."""
+    return Call("coordinator.get_task", {"task_id": task_id, **_given(consistent=consistent)}, _task, options)
 
 
 def list_tasks(
@@ -307,6 +307,7 @@ def list_tasks(
     grep: str | None = None,
     after: str | None = None,
     limit: int | None = None,
+    consistent: bool | None = None,
     **options: Unpack[Options],
 ) -> Call[TaskPage]:
     """Tasks in order of creation.
@@ -317,8 +318,9 @@ def list_tasks(
         grep: Only tasks whose id or title contains this, whatever the case.
         after: Go on after this task id.
         limit: At most this many, 1 to 200; 50 if not given.
+        consistent: With what other hosts have just done, too.
     """
-    params = _given(states=_list(states), holder=holder, grep=grep, after=after, limit=limit)
+    params = _given(states=_list(states), holder=holder, grep=grep, after=after, limit=limit, consistent=consistent)
     return Call("coordinator.list_tasks", params, _answer("TaskPage"), options)
 
 

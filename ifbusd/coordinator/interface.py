@@ -151,8 +151,12 @@ class Coordinator(Protocol):
         """
         ...
 
-    async def get_task(self, caller: Caller, task_id: str) -> Answer:
-        """One task as it stands: ``{"task": Task}``.
+    async def get_task(self, caller: Caller, task_id: str, *, consistent: bool = False) -> Answer:
+        """One task as it stands: ``{"task": Task, "revision": as of which it is, or later}``.
+
+        Args:
+            consistent: See also what another host has just done, at the price of a question to the cluster's store. On one host
+                there is nothing else to see.
 
         While it is claimed it has ``clocks``: ``{"alive": true while what it is bound to lives and is watched, else nil, "bound_to",
         "bound"?, "beat_ms": since its lease was renewed, "lease_left_ms", "progress_ms": since it came further (a higher percentage,
@@ -172,6 +176,7 @@ class Coordinator(Protocol):
         grep: str = "",
         after: str = "",
         limit: int = 50,
+        consistent: bool = False,
     ) -> Answer:
         """Tasks in order of creation.
 
@@ -181,9 +186,11 @@ class Coordinator(Protocol):
             grep: Only tasks whose id or title contains this, whatever the case.
             after: Go on after this task id.
             limit: At most this many, 1 to 200; fewer if they do not fit into one answer.
+            consistent: As in `get_task`.
 
         Returns:
-            ``{"tasks": [Task], "total": matching, "next": task id to go on after or None, "counts": {state: number}}``.
+            ``{"tasks": [Task], "total": matching, "next": task id to go on after or None, "counts": {state: number}, "revision": as of
+            which they are, or later}``.
         """
         ...
 

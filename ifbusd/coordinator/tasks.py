@@ -26,10 +26,16 @@ _LOOKED_AT = 1_000
 class Tasks(Resources):
     """Tasks as such."""
 
-    async def get_task(self, caller: Caller, task_id: str) -> Answer:
+    async def get_task(self, caller: Caller, task_id: str, *, consistent: bool = False) -> Answer:
         """See `interface.Coordinator.get_task`."""
         check_identifier(task_id, "task_id")
+        if consistent:
+            await self._store.sync()
+        revision = self._store.revision
         [(stored, held)] = await self._read_tasks([task_id])
+        if stored is None and not consistent:
+            await self._store.sync()  # another host may have created it just now
+            [(stored, held)] = await self._read_tasks([task_id])
         if stored is None:
             raise self._no_task(task_id)
         await self.board.catch_up()
@@ -41,7 +47,7 @@ class Tasks(Resources):
             if left_ms is not None:
                 view["lease_left_ms"] = left_ms
             view["clocks"] = await self._clocks(task_id, TaskRecord.from_bytes(stored.value), claim, left_ms)
-        return {"task": view}
+        return {"task": view, "revision": revision}
 
     async def _clocks(self, task_id: str, task: TaskRecord, claim: ClaimRecord, left_ms: int | None) -> Answer:
         spent = await self._operations.look(lambda tx: self._governor.spent_on(tx, claim.swarm_id, task_id))
@@ -61,6 +67,7 @@ class Tasks(Resources):
         grep: str = "",
         after: str = "",
         limit: int = 50,
+        consistent: bool = False,
     ) -> Answer:
         """See `interface.Coordinator.list_tasks`."""
         rules.check_limit(limit)
@@ -69,7 +76,10 @@ class Tasks(Resources):
                 raise InvalidParams(
                     f"states must be among {', '.join(life.STATES)}, got {state!r:.40}", data={"param": "states"}
                 )
+        if consistent:
+            await self._store.sync()
         await self.board.catch_up()
+        revision = self.board.revision
         start = 0
         if after:
             entry = self.board.tasks.get(after)
@@ -102,6 +112,7 @@ class Tasks(Resources):
             "total": len(matching),
             "next": last if last is not None and last != shown[-1] else None,
             "counts": {state: number for state, number in self.board.counts.items() if number},
+            "revision": revision,
         }
 
     async def explain_claim(self, caller: Caller, task_id: str, swarm_id: str) -> Answer:

@@ -77,10 +77,17 @@ def embedded_in_thread(directory: Path) -> AbstractAsyncContextManager[Backend]:
 _prefixes = itertools.count(1)
 
 
-def etcd_store(directory: Path, endpoint: str, *, ordered: tuple[str, ...] = (), **settings: Any) -> EtcdStore:
+def etcd_store(
+    directory: Path,
+    endpoint: str,
+    *,
+    ordered: tuple[str, ...] = (),
+    kind: type[EtcdStore] = EtcdStore,
+    **settings: Any,
+) -> EtcdStore:
     """A store over a real etcd, not running yet, under a prefix of its own unless one is given."""
     defaults = {"endpoints": (f"http://{endpoint}",), "prefix": f"/test-{os.getpid()}/{next(_prefixes)}/"}
-    return EtcdStore(
+    return kind(
         directory / "ifbusd.db",
         config=EtcdConfig(**{**defaults, **settings}),
         wal_limit_bytes=1 << 20,

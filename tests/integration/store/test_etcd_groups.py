@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -177,3 +178,41 @@ async def test_a_cancelled_wait_takes_its_transaction_back_or_leaves_it(store: E
         found = await store.get("a/1")
         assert found is not None
         assert found.value == b"last"
+
+
+class LateStore(EtcdStore):
+    """A store whose watch tells nothing until it may."""
+
+    may_tell: trio.Event
+
+    async def _take(self, events: list[Any]) -> None:
+        await self.may_tell.wait()
+        await super()._take(events)
+
+
+async def test_a_consistent_read_waits_for_what_others_have_done(etcd_endpoint: str, tmp_path: Path) -> None:
+    """A host that is behind says as of when it knows what it knows; asked for all there is, it waits until it has it."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    there = etcd_store(tmp_path / "there", etcd_endpoint, prefix="/consistent/")
+    here = etcd_store(tmp_path / "here", etcd_endpoint, prefix="/consistent/", kind=LateStore)
+    assert isinstance(here, LateStore)
+    here.may_tell = trio.Event()
+    async with running(there), running(here):
+        before = here.revision
+        done = await there.txn(Txn(then=[Put("a/1", b"")]))
+        assert (here.peek("a/1"), here.revision) == (None, before)
+        is_synced = trio.Event()
+
+        async def look() -> None:
+            await here.sync()
+            is_synced.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            await there.sync()  # far more than `here` needs to ask
+            assert not is_synced.is_set()
+            assert here.peek("a/1") is None
+            here.may_tell.set()
+        assert here.revision >= done.revision
+        assert here.peek("a/1") is not None

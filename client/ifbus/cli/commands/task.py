@@ -148,6 +148,7 @@ def _ls_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", metavar="A,B", help=f"only these: {','.join(STATES)}")
     parser.add_argument("--holder", metavar="SWARM", help="only what this swarm holds")
     parser.add_argument("--grep", metavar="WORD", help="only where id or title contains this")
+    parser.add_argument("--consistent", action="store_true", help="with what other hosts have just done, too")
 
 
 def _ls(invocation: Invocation) -> Outcome:
@@ -160,7 +161,13 @@ def _ls(invocation: Invocation) -> Outcome:
                 data={"command": "task ls", "example": "ifbus task ls --state ready,claimed"},
             )
     answer = invocation.ask(
-        "coordinator.list_tasks", states=states, holder=args.holder, grep=args.grep, after=args.after, limit=args.limit
+        "coordinator.list_tasks",
+        states=states,
+        holder=args.holder,
+        grep=args.grep,
+        after=args.after,
+        limit=args.limit,
+        consistent=args.consistent or None,
     )
     tasks = answer["tasks"]
     page = {"returned": len(tasks), "total": answer["total"], "next": answer["next"]}
@@ -199,11 +206,14 @@ def _progress(task: Data, view: View) -> str:
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("subject", metavar="TASK", help="T-7; a handle T-7@41 is fine too")
+    parser.add_argument("--consistent", action="store_true", help="with what another host has just done, too")
 
 
 def _show(invocation: Invocation) -> Outcome:
     task_id = invocation.args.subject.partition("@")[0]
-    return Outcome(invocation.ask("coordinator.get_task", task_id=task_id))
+    return Outcome(
+        invocation.ask("coordinator.get_task", task_id=task_id, consistent=invocation.args.consistent or None)
+    )
 
 
 def render_task(data: Data, view: View) -> list[str]:
