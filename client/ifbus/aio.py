@@ -90,6 +90,7 @@ class AsyncClient(AsyncLink):
     renew_session = _awaiting(calls.renew_session)
     bind_session = _awaiting(calls.bind_session)
     end_session = _awaiting(calls.end_session)
+    swarm_status = _awaiting(calls.swarm_status)
     push_task_to_swarm = _awaiting(calls.push_task_to_swarm)
     broadcast = _awaiting(calls.broadcast)
     subscribe_topic = _awaiting(calls.subscribe_topic)
@@ -530,14 +531,22 @@ class AsyncClaim(ClaimCore[S], Generic[S]):
         await _say_in_parting(self.leave_steps(error), self._perform, error)
 
     async def progress(
-        self, percent: int, note: str | None = None, *, artefacts: Sequence[Mapping[str, Any]] | None = None
+        self,
+        percent: int,
+        note: str | None = None,
+        *,
+        artefacts: Sequence[Mapping[str, Any]] | None = None,
+        blocked_on: str | None = None,
+        next_action: str | None = None,
     ) -> Task:
         """Say how far it is, 0 to 100; the task as it stands. Raises LeaseLost.
 
         Args:
             artefacts: What is left for whoever holds the task next, ``{"name", "sha256", "bytes"}`` each.
+            blocked_on, next_action: What it waits for and what it does next; what is not given stays, ``""`` takes it back.
         """
-        return await drive_async(self.progress_steps(percent, note, artefacts=artefacts), self._perform)
+        steps = self.progress_steps(percent, note, artefacts=artefacts, blocked_on=blocked_on, next_action=next_action)
+        return await drive_async(steps, self._perform)
 
     async def complete(self, result: Any = None) -> ClaimEnd:
         """End the task with a result, any plain value of at most 32 KiB. Raises LeaseLost."""

@@ -81,6 +81,26 @@ class SwarmPage(Model):
 
 
 @attrs.frozen(kw_only=True, repr=False)
+class SwarmStatus(Model):
+    """What a swarm is doing.
+
+    Attributes:
+        status: ``in_progress``, ``blocked``, ``waiting`` (for a task) or ``away``.
+        tasks: What it holds, with ``milestone``, ``blocked_on`` and ``next_action``.
+        tasks_completed: Of the tasks that are kept.
+        waits: Edges as in `WaitGraph`.
+    """
+
+    swarm_id: str
+    status: str
+    tasks: tuple[Task, ...] = attrs.field(default=(), metadata={"models": Task})
+    tasks_in_progress: int = 0
+    tasks_completed: int = 0
+    waits: tuple[dict[str, Any], ...] = attrs.field(default=(), converter=to_strings)
+    at_ms: int = 0
+
+
+@attrs.frozen(kw_only=True, repr=False)
 class InboxPage(Model):
     """Some unacknowledged messages, oldest first, and whether there are more."""
 

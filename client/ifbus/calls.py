@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         ResourcePage,
         SessionRenewal,
         SwarmPage,
+        SwarmStatus,
         TaskPage,
         WaitGraph,
         WitnessHead,
@@ -439,15 +440,27 @@ def report_progress(
     *,
     note: str | None = None,
     artefacts: Sequence[Mapping[str, Any]] | None = None,
+    blocked_on: str | None = None,
+    next_action: str | None = None,
     **options: Unpack[Options],
 ) -> Call[Progress]:
     """Record how far the holder is (0 to 100) and renew its lease. Raises StaleToken, NotOwner.
 
     Args:
         artefacts: What it leaves for whoever holds the task next, ``{"name", "sha256", "bytes"}`` each; the newest 16 are kept.
+        blocked_on, next_action: What it waits for and what it does next; what is not given stays, ``""`` takes it back.
     """
     left = None if artefacts is None else [dict(artefact) for artefact in artefacts]
-    params = _given(task_id=task_id, swarm_id=swarm_id, token=token, percent=percent, note=note, artefacts=left)
+    params = _given(
+        task_id=task_id,
+        swarm_id=swarm_id,
+        token=token,
+        percent=percent,
+        note=note,
+        artefacts=left,
+        blocked_on=blocked_on,
+        next_action=next_action,
+    )
     return Call("coordinator.report_progress", params, _answer("Progress"), options)
 
 
@@ -663,6 +676,11 @@ def end_session(swarm_id: str, resume_token: str, **options: Unpack[Options]) ->
     """End a session: the ids of the tasks that are free by it. Ended already is fine."""
     params = {"swarm_id": swarm_id, "resume_token": resume_token}
     return Call("coordinator.end_session", params, lambda answer: tuple(answer["freed"]), options)
+
+
+def swarm_status(swarm_id: str, **options: Unpack[Options]) -> Call[SwarmStatus]:
+    """What a swarm works on, how far it is, what it waits for and what it does next. Raises NotFound."""
+    return Call("coordinator.swarm_status", {"swarm_id": swarm_id}, _answer("SwarmStatus"), options)
 
 
 def push_task_to_swarm(task_id: str, swarm_id: str, **options: Unpack[Options]) -> Call[Push]:

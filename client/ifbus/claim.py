@@ -179,10 +179,25 @@ class ClaimCore(Generic[S]):
         return self._grant.handover or {}
 
     def progress_steps(
-        self, percent: int, note: str | None = None, *, artefacts: Sequence[Mapping[str, Any]] | None = None
+        self,
+        percent: int,
+        note: str | None = None,
+        *,
+        artefacts: Sequence[Mapping[str, Any]] | None = None,
+        blocked_on: str | None = None,
+        next_action: str | None = None,
     ) -> Steps[Task]:
         """Say how far it is, 0 to 100; the task as it stands. Raises LeaseLost."""
-        call = calls.report_progress(self.task_id, self.swarm_id, self.token, percent, note=note, artefacts=artefacts)
+        call = calls.report_progress(
+            self.task_id,
+            self.swarm_id,
+            self.token,
+            percent,
+            note=note,
+            artefacts=artefacts,
+            blocked_on=blocked_on,
+            next_action=next_action,
+        )
         return (yield from self._as_holder(call)).task
 
     def complete_steps(self, result: Any = None) -> Steps[ClaimEnd]:

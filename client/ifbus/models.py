@@ -406,6 +406,8 @@ class Task(Model):
         milestones: ``[percent, text]`` each.
         resources: What a claim of it takes; `busy_resources` are those of them that somebody holds.
         percent, note: The holder's last progress report.
+        blocked_on, next_action: What the holder says that it waits for, and what it does next.
+        milestone: The last milestone that it has passed (`swarm_status`).
         holder, token: The swarm that holds it and its fencing token.
         result: What it was completed with.
         error: Why its last attempt failed.
@@ -465,6 +467,9 @@ class Task(Model):
     clocks: dict[str, Any] | None = None
     resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
     busy_resources: tuple[str, ...] = attrs.field(default=(), converter=to_strings)
+    blocked_on: str | None = None
+    next_action: str | None = None
+    milestone: str | None = None
     group: str = ""
     pause: dict[str, Any] | None = None
     concurrency_key: str = ""

@@ -31,6 +31,7 @@ KEYLESS: Final = frozenset(
         "coordinator.list_blockers",
         "coordinator.list_resources",
         "coordinator.list_topics",
+        "coordinator.swarm_status",
         "coordinator.await_reply",
         "coordinator.list_questions",
         "coordinator.waits",

@@ -78,6 +78,7 @@ class Client(Link):
     renew_session = _blocking(calls.renew_session)
     bind_session = _blocking(calls.bind_session)
     end_session = _blocking(calls.end_session)
+    swarm_status = _blocking(calls.swarm_status)
     push_task_to_swarm = _blocking(calls.push_task_to_swarm)
     broadcast = _blocking(calls.broadcast)
     subscribe_topic = _blocking(calls.subscribe_topic)
@@ -422,14 +423,22 @@ class Claim(ClaimCore[S], Generic[S]):
         drive(self.leave_steps(error), self._perform)
 
     def progress(
-        self, percent: int, note: str | None = None, *, artefacts: Sequence[Mapping[str, Any]] | None = None
+        self,
+        percent: int,
+        note: str | None = None,
+        *,
+        artefacts: Sequence[Mapping[str, Any]] | None = None,
+        blocked_on: str | None = None,
+        next_action: str | None = None,
     ) -> Task:
         """Say how far it is, 0 to 100; the task as it stands. Raises LeaseLost.
 
         Args:
             artefacts: What is left for whoever holds the task next, ``{"name", "sha256", "bytes"}`` each.
+            blocked_on, next_action: What it waits for and what it does next; what is not given stays, ``""`` takes it back.
         """
-        return drive(self.progress_steps(percent, note, artefacts=artefacts), self._perform)
+        steps = self.progress_steps(percent, note, artefacts=artefacts, blocked_on=blocked_on, next_action=next_action)
+        return drive(steps, self._perform)
 
     def complete(self, result: Any = None) -> ClaimEnd:
         """End the task with a result, any plain value of at most 32 KiB. Raises LeaseLost."""

@@ -121,6 +121,7 @@ class Board:
         self.locks = Locks()
         self.waits = Waits()
         self.topics = Topics()
+        self.completed_by: dict[str, int] = {}  # tasks that are kept, by the swarm that completed them
         self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
         self.blockers_due = Deadlines()
@@ -191,6 +192,7 @@ class Board:
         self.locks.clear()
         self.waits.clear()
         self.topics.clear()
+        self.completed_by.clear()
         self.offers.clear()
         self.blockers.clear()
         self.blockers_due.clear()
@@ -461,6 +463,8 @@ class Board:
             if record.depends_on:
                 self._put_dependencies(entry, record)
             if record.state == COMPLETED:
+                entry.completed_by = record.last_holder
+                self.completed_by[record.last_holder] = self.completed_by.get(record.last_holder, 0) + 1
                 self._release_dependants(task_id, record.ended_at_ms)
             elif record.state != OPEN or before is not None:
                 self._tell_dependants(entry)
@@ -541,6 +545,8 @@ class Board:
         self._ending.discard(task_id)
         if entry.resources:
             self.locks.unwant(task_id, entry.resources)
+        if entry.completed_by:
+            self.completed_by[entry.completed_by] -= 1
         if entry.state == DEAD:
             self._forget_dead(task_id)
 

@@ -108,10 +108,16 @@ class Holding(Core):
         *,
         note: str = "",
         artefacts: list[Any] | None = None,
+        blocked_on: str | None = None,
+        next_action: str | None = None,
     ) -> Answer:
         """See `interface.Coordinator.report_progress`."""
         rules.check_percent(percent)
         rules.check_text("note", note, rules.MAX_NOTE)
+        said = {"blocked_on": blocked_on, "next_action": next_action}
+        outlook = {name: text for name, text in said.items() if text is not None}
+        for name, text in outlook.items():
+            rules.check_text(name, text, rules.MAX_NOTE)
         left = life.check_artefacts(artefacts or [])
 
         def progress(tx: Tx) -> Answer:
@@ -120,7 +126,7 @@ class Holding(Core):
             task = self._task(tx, task_id)
             self._require_in_time(task_id, token, task)
             lease_ms = tx.obtain("renewed", lambda: self._renew(stored, task_id, token))
-            now = claim.evolve(percent=percent, note=note, progress_at_ms=self._now_ms())
+            now = claim.evolve(percent=percent, note=note, progress_at_ms=self._now_ms(), **outlook)
             if rules.is_evidence(claim, percent, note):
                 spent = self._governor.spent_on(tx, swarm_id, task_id)
                 now = now.evolve(evidence_at_ms=now.progress_at_ms, evidence_micro_usd=spent)
@@ -130,7 +136,7 @@ class Holding(Core):
                 tx.put(TASKS + task_id, task.to_map(), decoded=task)
                 tx.detail["artefacts"] = [artefact["name"] for artefact in left]
             tx.detail.update(swarm=swarm_id, token=token, percent=percent)
-            self._publish_board(tx, "progress", task_id, swarm_id=swarm_id, percent=percent, note=note)
+            self._publish_board(tx, "progress", task_id, swarm_id=swarm_id, percent=percent, note=note, **outlook)
             return {"task": self._view(task_id, task, now, token), "lease_ms": lease_ms}
 
         try:

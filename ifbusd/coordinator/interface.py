@@ -305,12 +305,16 @@ class Coordinator(Protocol):
         *,
         note: str = "",
         artefacts: list[Any] | None = None,
+        blocked_on: str | None = None,
+        next_action: str | None = None,
     ) -> Answer:
         """Record how far the holder is (0 to 100) and renew its lease: ``{"task": Task, "lease_ms": ..., "receipt": ...}``.
 
         Args:
             artefacts: What it leaves for whoever holds the task next, ``{"name", "sha256", "bytes"}`` each; one of the same name takes the
                 other's place, the newest 16 are kept.
+            blocked_on, next_action: What the holder waits for and what it does next, each at most 1000 characters; what is not given
+                stays as it was, ``""`` takes it back. Everybody sees them with the task while it is claimed.
 
         Raises:
             stale_token, not_owner: The claim has ended; it is another swarm's.
@@ -577,6 +581,19 @@ class Coordinator(Protocol):
 
         Raises:
             stale_token: Another incarnation took its place.
+        """
+        ...
+
+    async def swarm_status(self, caller: Caller, swarm_id: str) -> Answer:
+        """What a swarm works on, how far it is, what it waits for and what it does next.
+
+        Returns:
+            ``{"swarm_id", "status": "in_progress", "blocked" (each of its tasks waits for somebody, or says so), "waiting" (for a task) or
+            "away", "tasks": [Task with ``milestone``], "tasks_in_progress": n, "tasks_completed": of the tasks that are kept,
+            "waits": [edges as in `waits`], "at_ms"}``.
+
+        Raises:
+            not_found: There is no such swarm.
         """
         ...
 

@@ -308,6 +308,7 @@ class ClaimRecord(_Record):
         bound: What frees it at once beside its lease, as `bindings.Holder` stores it; empty for the lease alone, or the session's.
         evidence_at_ms: When it last came further; 0 where it has not since it was claimed.
         evidence_micro_usd: What had been spent on the task by then.
+        blocked_on, next_action: What the holder says that it waits for, and what it does next.
         ends_with: Keys that hang on its lease and are deleted in the transaction that ends it.
     """
 
@@ -325,6 +326,8 @@ class ClaimRecord(_Record):
     bound: dict[str, Any] = attrs.field(factory=dict)
     evidence_at_ms: int = 0
     evidence_micro_usd: int = 0
+    blocked_on: str = ""
+    next_action: str = ""
     ends_with: list[str] = attrs.field(factory=list)
 
     @property

@@ -74,6 +74,7 @@ class Entry:
         on_dependency_failure: As in `model.TaskOptions`.
         start_at_ms, deadline_at_ms: When it may be claimed, when it expires; 0: at once, never.
         due_at_ms: When to look at it next, or, once it is final, when to remove it; 0: never.
+        completed_by: The swarm that completed it.
         is_ending: Its last claim has been lost, which is not on record yet.
     """
 
@@ -109,6 +110,7 @@ class Entry:
     deadline_at_ms: int = 0
     due_at_ms: int = 0
     is_ending: bool = False
+    completed_by: str = ""
 
     def is_free_for(self, waiter: Waiter) -> bool:
         """Whether it is worth a try."""

@@ -77,7 +77,7 @@ class Questions(Waiting):
             used.clear()
             self._governor.require_owner(tx, caller, swarm_id)
             if to != waits.PERSON and self._governor.capabilities_of(to) is None:
-                raise _no_swarm(to)
+                raise rules.no_swarm(to)
             used_up, allowed = self.board.waits.count_of(caller.uid), self._config.questions_per_uid
             if used_up >= allowed:
                 remedy = "wait until some are answered: ifbus waits"
@@ -290,14 +290,6 @@ def _view(reply_id: str, record: QuestionRecord) -> Answer:
     if record.task_id:
         view["task_id"] = record.task_id
     return view
-
-
-def _no_swarm(swarm_id: str) -> NotFound:
-    return NotFound(
-        f"there is no swarm {swarm_id} to ask",
-        data={"swarm_id": swarm_id},
-        would_change=[{"by": "self", "what": "look it up", "call": "ifbus swarm ls"}],
-    )
 
 
 def _no_question(reply_id: str, swarm_id: str) -> NotFound:

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from ifbus.errors import AlreadyClaimed, IfbusError, InvalidParams, InvalidRequest, NotReady, StaleToken
+from ifbus.errors import AlreadyClaimed, IfbusError, InvalidParams, InvalidRequest, NotFound, NotReady, StaleToken
 from ifbus.models import check_capabilities, check_identifier
 from ifbus.money import to_usd
 from ifbusd.coordinator.life import rules as life
@@ -231,6 +231,24 @@ def terms_on(task: TaskRecord, terms: Terms) -> Terms:
     return terms if lease_ms is None or terms.lease_ms is not None else attrs.evolve(terms, lease_ms=lease_ms)
 
 
+def no_swarm(swarm_id: str) -> NotFound:
+    """The refusal of a name that no swarm has."""
+    return NotFound(
+        f"there is no swarm {swarm_id:.80}",
+        data={"swarm_id": swarm_id[:80]},
+        would_change=[{"by": "self", "what": "look it up", "call": "ifbus swarm ls"}],
+    )
+
+
+def milestone(task: TaskRecord, claim: ClaimRecord) -> str:
+    """The last milestone that the holder has passed, as the old status files wrote it; without one the holder's own words."""
+    passed = [(percent, text) for percent, text in task.milestones if percent <= claim.percent]
+    if not passed:
+        return f"{claim.percent}% - {claim.note}" if claim.note else f"{claim.percent}%"
+    percent, text = max(passed, key=lambda one: one[0])
+    return f"{percent}% - {text}"
+
+
 def session_ended(swarm_id: str) -> StaleToken:
     """The refusal for a session whose lease is gone."""
     return StaleToken(
@@ -425,6 +443,8 @@ def task_view(
         "resources": task.resources,
         "busy_resources": busy if task.state == OPEN and claim is None else None,
         "progress_at_ms": (claim.progress_at_ms if claim else task.progress_at_ms),
+        "blocked_on": claim.blocked_on if claim else "",
+        "next_action": claim.next_action if claim else "",
         "error": task.error,
         "ended_at_ms": task.ended_at_ms,
         "blocker_id": task.blocker,

@@ -20,6 +20,7 @@ from ifbusd.coordinator.holding import Holding
 from ifbusd.coordinator.inbox import Inbox
 from ifbusd.coordinator.questions import Questions
 from ifbusd.coordinator.sessions import Sessions
+from ifbusd.coordinator.standing import Standing
 from ifbusd.coordinator.tasks import Tasks
 from ifbusd.coordinator.timekeeping import Timekeeping
 from ifbusd.coordinator.topics import TopicSubscriptions
@@ -66,6 +67,7 @@ class IFCoordinator(
     Blockers,
     Escalating,
     TopicSubscriptions,
+    Standing,
     Questions,
     Alarms,
     Pausing,

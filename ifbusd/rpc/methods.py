@@ -107,6 +107,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row("coordinator.renew_session", Coordinator.renew_session, _WRITE),
     _row("coordinator.bind_session", Coordinator.bind_session, _WRITE),
     _row("coordinator.end_session", Coordinator.end_session, _WRITE),
+    _row("coordinator.swarm_status", Coordinator.swarm_status, _LIST),
     _row("coordinator.push_task_to_swarm", Coordinator.push_task_to_swarm, _WRITE),
     _row("coordinator.broadcast", Coordinator.broadcast, _LIST, changes=True),
     _row("coordinator.subscribe_topic", Coordinator.subscribe_topic, _WRITE),

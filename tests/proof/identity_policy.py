@@ -84,6 +84,7 @@ POLICY: Final[dict[str, Row]] = {
     # Whoever made the task may send it to anybody who could claim it.
     "coordinator.push_task_to_swarm": _READER,
     "coordinator.broadcast": _OWNER,
+    "coordinator.swarm_status": _READER,
     "coordinator.subscribe_topic": _OWNER,
     "coordinator.unsubscribe_topic": _OWNER,
     "coordinator.list_topics": _OWNER,

@@ -198,6 +198,7 @@ QUESTIONS: dict[str, Callable[[Situation], dict[str, Any]]] = {
     "coordinator.end_session": _session,
     "coordinator.push_task_to_swarm": lambda it: {"task_id": it.world.task(), **_swarm(it)},
     "coordinator.broadcast": lambda it: {"topic": "news", "body": {}, "sender": it.swarm_id},
+    "coordinator.swarm_status": _swarm,
     "coordinator.subscribe_topic": lambda it: {**_swarm(it), "topic": "news"},
     "coordinator.unsubscribe_topic": lambda it: {**_swarm(it), "topic": "news"},
     "coordinator.list_topics": _swarm,

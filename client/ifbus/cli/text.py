@@ -10,7 +10,7 @@ _GREEN, _YELLOW, _RED = "32", "33", "31"
 # Colour means state and nothing else; the word beside it says the same (UX 2).
 _STATE_COLOUR = {
     "ready": _GREEN, "completed": _GREEN, "closed": _GREEN, "yes": _GREEN, "ok": _GREEN,
-    "claimed": _YELLOW, "waiting": _YELLOW, "blocked": _YELLOW,
+    "claimed": _YELLOW, "in_progress": _YELLOW, "waiting": _YELLOW, "blocked": _YELLOW,
     "failed": _RED, "tripped": _RED, "no": _RED, "refused": _RED, "silent": _RED,
 }  # fmt: skip
 

@@ -50,8 +50,8 @@ function _shtab_ifbus_using
   test "$_shtab_ifbus_cmdpath" = "$argv"
 end
 
-set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm register' group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
+set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm status' 'swarm register' group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
+set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --blocked-on --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --next --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -148,6 +148,8 @@ complete -c ifbus -n '_shtab_ifbus_using task claim' -l socket -xka "(__fish_com
 complete -c ifbus -n '_shtab_ifbus_using task claim; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d TASK
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a progress -d 'Say how far the work is; renews the claim'"'"'s lease'
 complete -c ifbus -n '_shtab_ifbus_using task progress' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task progress' -l blocked-on -x -d 'what it waits for, for all to see; '"'"''"'"' takes it back'
+complete -c ifbus -n '_shtab_ifbus_using task progress' -l next -x -d 'what comes next; '"'"''"'"' takes it back'
 complete -c ifbus -n '_shtab_ifbus_using task progress' -l artefact -xka "(__fish_complete_path (commandline -ct))" -d 'leave name, size and SHA-256 of this file to the next holder'
 complete -c ifbus -n '_shtab_ifbus_using task progress' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
 complete -c ifbus -n '_shtab_ifbus_using task progress' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
@@ -254,7 +256,7 @@ complete -c ifbus -n '_shtab_ifbus_using task requeue' -l json -d 'one JSON docu
 complete -c ifbus -n '_shtab_ifbus_using task requeue' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using task requeue' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task requeue; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d T-7
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'ls, show, register'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'ls, show, status, register'
 complete -c ifbus -n '_shtab_ifbus_using swarm' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using swarm; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List swarms by name'
 complete -c ifbus -n '_shtab_ifbus_using swarm ls' -s h -l help -d 'show this help message and exit'
@@ -273,6 +275,15 @@ complete -c ifbus -n '_shtab_ifbus_using swarm show' -l json -d 'one JSON docume
 complete -c ifbus -n '_shtab_ifbus_using swarm show' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using swarm show' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using swarm show; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
+complete -c ifbus -n '_shtab_ifbus_using swarm; and test $_shtab_ifbus_npos -eq 0' -a status -d 'Show what a swarm works on, how far it is, what it waits for and does next'
+complete -c ifbus -n '_shtab_ifbus_using swarm status' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using swarm status' -l yaml -d 'in the shape of the old status files, one document per task'
+complete -c ifbus -n '_shtab_ifbus_using swarm status' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'the same as SWARM'
+complete -c ifbus -n '_shtab_ifbus_using swarm status' -s q -l quiet -d 'ids only'
+complete -c ifbus -n '_shtab_ifbus_using swarm status' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using swarm status' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using swarm status' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using swarm status; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d 'your own (--swarm, IFBUS_SWARM) if not given'
 complete -c ifbus -n '_shtab_ifbus_using swarm; and test $_shtab_ifbus_npos -eq 0' -a register -d 'Create or change a swarm'"'"'s profile; `ifbus run` also gives it a session'
 complete -c ifbus -n '_shtab_ifbus_using swarm register' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using swarm register' -l can -x -d 'what it can do, area:skill; again or A,B (else as it was)'

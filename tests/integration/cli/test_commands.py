@@ -74,6 +74,8 @@ def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path:
     rejected = check("inbox_ask", "inbox", "ask", "person", "and now?", "--task", handle(claim))["reply_id"]
     check("approvals_reject", "approvals", "reject", str(rejected))
     hold = check("lock_acquire", "lock", "acquire", "gpu:0", "--task", handle(claim))["fences"]
+    check("swarm_status", "swarm", "status")
+    assert me("swarm", "status", "--yaml").out.startswith(f'session: "{name}"')
     check("lock_ls", "lock", "ls", "--prefix", "gpu:")
     check("lock_release", "lock", "release", f"gpu:0@{hold['gpu:0']}")
     check("task_complete", "task", "complete", handle(claim), "--result", "[1]")

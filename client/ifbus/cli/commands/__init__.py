@@ -10,6 +10,6 @@ TASK_FIELDS = (
     "estimate_usd", "spent_usd", "payload", "milestones", "created_at_ms", "percent", "note", "progress_at_ms",
     "holder", "token", "claimed_at_ms", "attempts", "result", "error", "ended_at_ms", "blocker_id", "route",
     "clocks", "not_before_at_ms", "deadline_at_ms", "lease_ms", "max_attempts", "backoff", "unique_key", "retention_ms",
-    "on_dependency_failure", "existing", "failures", "retry_at_ms", "errors", "artefacts", "reason", "resources", "busy_resources",
+    "on_dependency_failure", "existing", "failures", "retry_at_ms", "errors", "artefacts", "reason", "resources", "busy_resources", "blocked_on", "next_action", "milestone",
     "group", "pause", "concurrency_key", "concurrency_limit", "weight",
 )  # fmt: skip

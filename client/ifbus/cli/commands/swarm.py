@@ -6,7 +6,7 @@ import argparse
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome
 from ifbus.cli.commands.task import split_list
-from ifbus.cli.text import View, describe_pause, fields, table
+from ifbus.cli.text import View, describe_pause, fields, one_line, plural, table
 from ifbus.errors import NotFound
 
 SWARM_FIELDS = (
@@ -132,6 +132,66 @@ def _render_registered(data: Data, view: View) -> list[str]:
     return [*render_swarm(data, view), f"  next: ifbus run --swarm {name} -- COMMAND | ifbus task next --swarm {name}"]
 
 
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="SWARM", nargs="?", help="your own (--swarm, IFBUS_SWARM) if not given")
+    parser.add_argument(
+        "--yaml", action="store_true", help="in the shape of the old status files, one document per task"
+    )
+    parser.add_argument("--swarm", metavar="NAME", help="the same as SWARM")
+
+
+def _status(invocation: Invocation) -> Outcome:
+    swarm_id = invocation.args.subject or invocation.require_swarm()
+    answer = invocation.ask("coordinator.swarm_status", swarm_id=swarm_id)
+    return Outcome({**answer, "as_yaml": invocation.args.yaml})
+
+
+def render_status(data: Data, view: View) -> list[str]:
+    """What it works on, one line a task, and below it what it waits for and what comes next."""
+    if data["as_yaml"]:
+        return status_yaml(data)
+    done = f"{plural(data['tasks_completed'], 'task')} completed"
+    lines = fields([f"{data['swarm_id']} {view.state(data['status'])}", done], view)
+    for task in data["tasks"]:
+        handle = f"{task['task_id']}@{task['token']}"
+        lines += fields([f"  {handle} {one_line(task['title'], 80)}", one_line(task["milestone"], 120)], view, indent=4)
+        for name, words in (("blocked_on", "blocked on"), ("next_action", "next")):
+            if task.get(name):
+                lines.append(f"    {words}: {one_line(task[name])}")
+    more = data["tasks_in_progress"] - len(data["tasks"])
+    return [*lines, f"  and {plural(more, 'more task')}"] if more else lines
+
+
+def status_yaml(data: Data) -> list[str]:
+    """The old status files, by which sessions told one another in git what they do: the same keys in the same order."""
+    from datetime import UTC, datetime
+
+    when = datetime.fromtimestamp(data["at_ms"] / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    lines: list[str] = []
+    for task in data["tasks"] or [{}]:
+        rows: list[tuple[str, object]] = [
+            ("session", data["swarm_id"]),
+            ("status", data["status"]),
+            ("current_task", task.get("task_id")),
+            ("milestone", task.get("milestone")),
+            ("timestamp", when),
+            ("branch", task.get("branch")),
+            ("blocked_on", task.get("blocked_on")),
+            ("next_action", task.get("next_action")),
+            ("tasks_completed", data["tasks_completed"]),
+            ("tasks_in_progress", data["tasks_in_progress"]),
+        ]
+        lines += [*(["---"] if lines else []), *(f"{name}: {_yaml(value)}" for name, value in rows)]
+    return lines
+
+
+def _yaml(value: object) -> str:
+    """A scalar. Text is quoted as JSON, which YAML reads the same: no word of it turns into a number, a date or a no."""
+    import json
+
+    return "null" if value is None else json.dumps(value, ensure_ascii=True)
+
+
 COMMANDS = {
     "ls": Command(
         words="swarm ls",
@@ -154,6 +214,16 @@ COMMANDS = {
         items="profile",
         id_field="swarm_id",
         columns=SWARM_FIELDS,
+    ),
+    "status": Command(
+        words="swarm status",
+        summary="Show what a swarm works on, how far it is, what it waits for and does next",
+        examples=("ifbus swarm status docs-2", "ifbus swarm status docs-2 --yaml", "ifbus swarm status docs-2 --json"),
+        arguments=_status_arguments,
+        run=_status,
+        render=render_status,
+        items="tasks",
+        id_field="task_id",
     ),
     "register": Command(
         words="swarm register",

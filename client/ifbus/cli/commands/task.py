@@ -236,8 +236,9 @@ def render_task(data: Data, view: View) -> list[str]:
     )
     if task.get("clocks"):
         lines += [f"  {line}" for line in _clocks(task["clocks"], view)]
-    if task.get("note"):
-        lines.append(f"  note: {one_line(task['note'])}")
+    for name, words in (("note", "note"), ("blocked_on", "blocked on"), ("next_action", "next")):
+        if task.get(name):
+            lines.append(f"  {words}: {one_line(task[name])}")
     if task.get("description"):
         lines += ["", *(f"  {one_line(line, 1000)}" for line in task["description"].splitlines()), ""]
     for name, values in (

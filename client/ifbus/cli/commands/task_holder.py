@@ -34,6 +34,8 @@ def _progress_arguments(parser: argparse.ArgumentParser) -> None:
     _handle_argument(parser)
     parser.add_argument("percent", type=int, help="0 to 100")
     parser.add_argument("note", nargs="?", help="what was done")
+    parser.add_argument("--blocked-on", metavar="TEXT", help="what it waits for, for all to see; '' takes it back")
+    parser.add_argument("--next", dest="next_action", metavar="TEXT", help="what comes next; '' takes it back")
     parser.add_argument(
         "--artefact",
         metavar="PATH",
@@ -46,7 +48,15 @@ def _progress(invocation: Invocation) -> Outcome:
     args = invocation.args
     artefacts = [_artefact(path) for path in args.artefact] if args.artefact else None
     return Outcome(
-        _act(invocation, "coordinator.report_progress", percent=args.percent, note=args.note, artefacts=artefacts)
+        _act(
+            invocation,
+            "coordinator.report_progress",
+            percent=args.percent,
+            note=args.note,
+            artefacts=artefacts,
+            blocked_on=args.blocked_on,
+            next_action=args.next_action,
+        )
     )
 
 
@@ -273,7 +283,7 @@ COMMANDS = {
     "progress": Command(
         words="task progress",
         summary="Say how far the work is; renews the claim's lease",
-        examples=('ifbus task progress T-7@41 50 "half"', "ifbus task progress T-7@41 75", "ifbus task progress T-7@41 100 --json"),
+        examples=('ifbus task progress T-7@41 50 "half"', "ifbus task progress T-7@41 75 --next 'run the tests'", "ifbus task progress T-7@41 100 --json"),
         arguments=_progress_arguments,
         run=_progress,
         render=render_progress,
