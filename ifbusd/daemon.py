@@ -51,6 +51,7 @@ from ifbusd.store.base import Put, Store, Txn
 from ifbusd.store.dirlock import lock_directory
 from ifbusd.store.embedded import EmbeddedStore
 from ifbusd.store.etcd.config import NODE_FILE
+from ifbusd.store.fsync import make_directory
 from ifbusd.witness.service import IFWitness
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ async def serve(
         IfbusError: It could not start: another daemon has the state directory or the socket, the database is damaged.
     """
     state_dir = config.daemon.state_dir
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(state_dir)
     # Processes that are watched take descriptors as connections do, and neither may take the other's.
     make_room(config.rpc.connections + config.coordinator.bindings)
     with lock_directory(state_dir):

@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 
 from ifbus.errors import IfbusError, InvalidParams, LimitExceeded, NotFound, PermissionDenied
 
-# Descriptors that no binding takes: the store and sandboxes must go on where many processes are watched. Keep in step with
-# `ifbusd.rpc.descriptors`, which keeps them from connections.
+# Descriptors that neither bindings nor connections take: for the store, the zygote, and a handful each for the sandboxes that run
+# at once (`chassis.max_workers`).
 DESCRIPTOR_RESERVE: Final = 256
 # Far deeper than anybody's shells; a walk ends at the first process anyway.
 _MAX_DEPTH: Final = 64
@@ -187,11 +187,16 @@ def guarded(descriptor: int, *, bind: str) -> int:
     raise exhausted(bind)
 
 
+def reserve_of(allowed: int) -> int:
+    """How many descriptors of so many are kept back; where the limit is low, not most of them."""
+    return min(DESCRIPTOR_RESERVE, allowed // 3)
+
+
 def is_affordable(descriptor: int) -> bool:
     """Whether this is none of the last descriptors that there are."""
     # The kernel gives the lowest free number, so the number tells how many are taken.
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return allowed == resource.RLIM_INFINITY or descriptor < allowed - min(DESCRIPTOR_RESERVE, allowed // 3)
+    return allowed == resource.RLIM_INFINITY or descriptor < allowed - reserve_of(allowed)
 
 
 def translated(error: OSError, bind: str) -> IfbusError:

@@ -367,11 +367,6 @@ class Connection:
         """The bytes that give request `msgid` up; its response may still come."""
         return self._pack([2, CANCEL_METHOD, [msgid]])
 
-    def send_failed(self) -> None:
-        """Not all bytes of a message went out: the stream is torn, this side is finished, close it."""
-        if self._failed is None:
-            self._fail("a write was cut short")
-
     def _pack(self, message: list[Any]) -> bytes:
         data: bytes = self._packer.pack(message)
         if len(data) > self._message_bytes:

@@ -25,8 +25,10 @@ from ifbusd.chassis.orders import FORK
 _PR_SET_CHILD_SUBREAPER: Final = 36
 # Python, wasmtime and one compilation: 0.15 s here; a busy small machine gets the rest.
 _ZYGOTE_START_S: Final = 15.0
-# A fork takes 3 ms; a zygote that needs longer than this is stopped or ill, and is replaced.
+# A fork takes 3 ms; a zygote that is found stopped after this is replaced.
 _FORK_S: Final = 0.5
+# One that needs longer than this, on however busy a machine, is ill.
+_SLOW_FORK_S: Final = 10.0
 # SIGKILL works within milliseconds unless the kernel itself is stuck.
 _END_S: Final = 5.0
 _UNHELD_LOOK_S: Final = 0.001
@@ -189,6 +191,11 @@ def _pair() -> tuple[socket.socket, socket.socket]:
         raise _exhausted(error) from error
 
 
+def _is_stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # there until it is reaped
+        return file.read().rpartition(")")[2].split()[0] in "tT"
+
+
 def _exhausted(error: OSError) -> Unavailable:
     # No descriptor left: the moment's matter, and no fault of the zygote.
     return Unavailable(f"cannot start a sandbox process: {error.strerror}", data={"retry_after_ms": 1000})
@@ -267,17 +274,18 @@ class Zygote:
         ours, theirs = _pair()
         try:
             async with self._turn:
-                with trio.fail_after(_FORK_S):
-                    with theirs:
-                        self._channel.send(FORK, [theirs.fileno()])
-                    answer = unpack(await self._channel.receive())
+                with theirs:
+                    self._channel.send(FORK, [theirs.fileno()])
+                answer = await self._answer()
             if not answer or type(answer[0]) is not int or answer[0] <= 0:
                 raise BrokenWorker("no pid")
             pid = answer[0]
         except BaseException as error:
             ours.close()
-            # Cancelled half way its answer would be taken for the next one's; ill, it is better gone.
-            self.kill()
+            theirs.close()
+            if isinstance(error, trio.Cancelled):  # while others had their turn
+                raise
+            self.kill()  # ill, it is better gone
             if isinstance(error, OSError | BrokenWorker | trio.TooSlowError | trio.ClosedResourceError):
                 raise Unavailable(
                     "cannot start a sandbox: the zygote does not answer", data={"retry_after_ms": 250}
@@ -289,6 +297,17 @@ class Zygote:
             ours.close()
             await _end_unheld(pid)
             raise _exhausted(error) from error
+
+    async def _answer(self) -> list[Any]:
+        # Never given up half way: the answer would be taken for the next one's, and its worker would be nobody's.
+        answer: bytes | None = None
+        with trio.CancelScope(shield=True), trio.fail_after(_SLOW_FORK_S):
+            while answer is None:
+                with trio.move_on_after(_FORK_S):
+                    answer = await self._channel.receive()
+                if answer is None and _is_stopped(self.pid):
+                    raise BrokenWorker("it was stopped")
+        return unpack(answer or b"")
 
     async def wait(self) -> None:
         """Return when the process has ended."""

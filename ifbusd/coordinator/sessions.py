@@ -48,15 +48,17 @@ class Sessions(Core):
         self._check_lease(lease_ms)
         _check_bind(bind)
         span_ms = lease_ms or self._config.lease_ms
-        unused: list[int] = []
+        replaced: list[int] = []  # the lease of the session that this one replaces
         granted: list[int] = []
+        used: list[int] = []
 
         async def grant() -> int:
             granted.append(await self._store.grant(span_ms))
             return granted[0]
 
         def register(tx: Tx) -> Answer:
-            unused[:] = granted
+            replaced.clear()
+            used.clear()
             stored = tx.get_stored(SESSIONS + swarm_id)
             session = None if stored is None else SessionRecord.from_bytes(stored.value)
             resumed = resume_token is not None and session is not None and proves(session, resume_token)
@@ -79,7 +81,8 @@ class Sessions(Core):
                 if stored is None:  # else one takes the other's place
                     self._require_lease(caller.uid, f"register {swarm_id}")
                 token, lease = self._new_secret(), tx.obtain("lease", grant)
-                unused[:] = [] if stored is None else [stored.lease]  # of the session that this one replaces
+                used[:] = granted
+                replaced[:] = [] if stored is None else [stored.lease]
                 record = SessionRecord(
                     incarnation=profile["incarnation"],
                     uid=caller.uid,
@@ -104,11 +107,21 @@ class Sessions(Core):
         with await self._bind(caller, bind, "register_swarm", swarm_id) as holder:
             try:
                 answer = await self._operations.run(caller, "coordinator.register_swarm", swarm_id, register)
-            except LeaseNotFound:  # it resumed a session that was just ending
-                raise await self._refuse(caller, "register_swarm", swarm_id, session_ended(swarm_id)) from None
+                if "replayed" in answer["receipt"]:
+                    used.clear()
+                    replaced.clear()
+            except IfbusError as error:
+                used.clear()
+                if isinstance(error, LeaseNotFound):  # it resumed a session that was just ending
+                    raise await self._refuse(caller, "register_swarm", swarm_id, session_ended(swarm_id)) from None
+                raise
+            finally:  # cancelled, it may have been committed: then the lease stays
+                for lease in granted:
+                    if lease not in used:
+                        self._retired.add(lease)
         await self.board.catch_up()
         await self._governor.caught_up(swarm_id)
-        await self._free_former(swarm_id, answer["incarnation"], [] if "replayed" in answer["receipt"] else unused)
+        await self._free_former(swarm_id, answer["incarnation"], replaced)
         answer["claims"] = await self._claims_held(swarm_id) if answer["resumed"] else []
         answer["inbox_seq"] = max((seq for seq, _ in self.board.mail.letters(swarm_id)), default=0)
         return answer

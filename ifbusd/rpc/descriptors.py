@@ -8,12 +8,10 @@ import resource
 import socket
 from typing import Final
 
+from ifbusd.processes import DESCRIPTOR_RESERVE, reserve_of
+
 # What the kernel says when it has no descriptor or memory left for us: a matter of the moment, no bug.
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# For the store, the zygote, and a handful each for the sandboxes that run at once (`chassis.max_workers`).
-_RESERVED: Final = 256
-# Where the limit is so low that this would be most of it.
-_MOST_RESERVED_RATIO: Final = 1 / 3
 
 
 def room_for_connections(wanted: int) -> int:
@@ -24,16 +22,16 @@ def room_for_connections(wanted: int) -> int:
     soft, used = make_room(wanted)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    reserved = min(_RESERVED, int(soft * _MOST_RESERVED_RATIO))
-    return max(1, min(wanted, soft - used - reserved))
+    return max(1, min(wanted, soft - used - reserve_of(soft)))
 
 
 def make_room(wanted: int) -> tuple[int, int]:
     """Ask the kernel for so many descriptors beside what the daemon needs; how many there may be now, and how many are open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(os.listdir("/proc/self/fd"))
-    if soft != resource.RLIM_INFINITY and soft < used + _RESERVED + wanted:
-        soft = used + _RESERVED + wanted if hard == resource.RLIM_INFINITY else min(hard, used + _RESERVED + wanted)
+    needed = used + DESCRIPTOR_RESERVE + wanted
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return soft, used
 

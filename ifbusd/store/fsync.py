@@ -30,6 +30,19 @@ def sync_file(descriptor: int, path: Path) -> None:
         raise DiskFailed(f"cannot go on with {path}: its fsync failed: {error.strerror}") from error
 
 
+def make_directory(directory: Path) -> None:
+    """Have the directory, for its owner alone where it is made, as durably as what will be synced in it. Blocks for the disk.
+
+    Raises:
+        DiskFailed: Its name could not be made durable; the message names the directory that it is in.
+        OSError: It cannot be made.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_names(path.parent)
+
+
 def sync_names(directory: Path) -> None:
     """Make durable which names stand in the directory. Blocks for the disk.
 

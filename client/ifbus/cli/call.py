@@ -22,7 +22,7 @@ from ifbus.errors import (
     ProtocolError,
     from_wire,
 )
-from ifbus.protocol import END_OF_STREAM, NEED_DATA, PROTOCOL_VERSIONS, Connection, Notification, Response
+from ifbus.protocol import END_OF_STREAM, NEED_DATA, PROTOCOL_VERSIONS, Connection, Event, Notification, Response
 from ifbus.stream import InheritedStream, SocketStream, Stream
 
 # A healthy daemon answers in under a millisecond; past this, "no answer" is the more useful answer.
@@ -121,13 +121,12 @@ class Link:
             if type(event) is Notification and event.method == "attention":
                 for items in event.params:
                     self.attention += items if isinstance(items, list) else [items]
-            elif type(event) is Notification and event.method == "closing":
-                self._is_closed = True
-                raise _farewell(from_wire(event.params[0] if event.params else None))
             elif event is NEED_DATA:
                 self._wire.receive_data(self._read(method, deadline))
             elif event is END_OF_STREAM:
                 raise ConnectionLost(f"the daemon closed the connection before it answered {method}")
+            else:
+                self._heed(event)
 
     def _send(self, data: bytes) -> None:
         try:
@@ -138,11 +137,14 @@ class Link:
                 self._wire.receive_data(self._stream.receive(_LAST_WORDS_S))
             except (TimeoutError, ConnectionLost):
                 raise lost from None
-            event = self._wire.next_event()
-            if type(event) is Notification and event.method == "closing":
-                self._is_closed = True
-                raise _farewell(from_wire(event.params[0] if event.params else None)) from lost
+            self._heed(self._wire.next_event())
             raise
+
+    def _heed(self, event: Event) -> None:
+        """Raise what the daemon says as it ends the connection, if this is that."""
+        if type(event) is Notification and event.method == "closing":
+            self._is_closed = True
+            raise _farewell(from_wire(event.params[0] if event.params else None))
 
     def _read(self, method: str, deadline: float) -> bytes:
         left_s = deadline - time.monotonic()

@@ -175,6 +175,33 @@ async def test_worker_that_cannot_be_held_is_ended_and_reaped(is_last_taken: boo
         await zygote.end()
 
 
+async def test_fork_that_is_given_up_leaves_nothing() -> None:
+    """Whenever its caller is cancelled: the worker is the caller's or there is none, and the zygote goes on."""
+    become_subreaper()
+    zygote = await Zygote.start()
+    before = _children()
+    forked = 0
+    try:
+        for turns in range(8):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+
+                    @nursery.start_soon
+                    async def give_up(turns: int = turns, scope: trio.CancelScope = scope) -> None:
+                        for _ in range(turns):
+                            await trio.lowlevel.checkpoint()
+                        scope.cancel()
+
+                    worker = await zygote.fork()
+                    forked += 1
+                    with trio.CancelScope(shield=True):
+                        await worker.end()
+            assert _children() == before
+        assert (forked > 0, zygote.is_killed) == (True, False)
+    finally:
+        await zygote.end()
+
+
 async def test_zygote_outlives_a_lack_of_descriptors(chassis: Harness) -> None:
     """A moment in which no socket can be made refuses that sandbox, and no other after it."""
     supervisor, zygote = chassis.chassis._supervisor, _zygote(chassis)

@@ -10,9 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import pytest
 
 from ifbus.testing import daemon
 from tests.integration.cli.shell import PATIENCE_S, Ran, Shell
+from tests.integration.cli.withheld import withholding_the_second_answer
 from tests.integration.systemd.running import IFBUSD, Caller
 
 pytestmark = pytest.mark.slow
@@ -179,32 +177,9 @@ def test_deadline_exceeded(tmp_path: Path) -> None:
         said = _refused(shell("task", "ls"), "deadline_exceeded", 10)
         os.kill(there.pid, signal.SIGCONT)
         assert shell.type(_remedy(said)).exit == 0
-        with _keeping_the_second_answer(there.socket, tmp_path / "slow.sock") as slow:
+        with withholding_the_second_answer(there.socket, tmp_path / "slow.sock", hangs_up=False) as slow:
             said = _refused(Shell(slow)("task", "add", "made once"), "deadline_exceeded", 10)
         assert shell.type(f"{_remedy(said)} --json").data["receipt"]["replayed"] is True
-
-
-@contextmanager
-def _keeping_the_second_answer(upstream: Path, path: Path) -> Iterator[Path]:
-    """A socket that passes everything on but the answer after hello's, until the client has gone."""
-
-    def serve() -> None:
-        client, _ = listener.accept()
-        with client, socket.socket(socket.AF_UNIX) as server:
-            server.connect(str(upstream))
-            server.sendall(client.recv(65536))
-            client.sendall(server.recv(65536))
-            server.sendall(client.recv(65536))
-            while client.recv(65536):
-                pass
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield path
-        thread.join()
 
 
 def test_lease_lost(me: Shell) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ifbus.catalogue import CATALOGUE
 from tests.integration.cli.shell import Ran, Shell
+from tests.integration.cli.withheld import withholding_the_second_answer
 from tests.integration.systemd.running import IFBUSD, running, wait_until_listening
 
 pytestmark = pytest.mark.slow
@@ -257,33 +255,11 @@ def test_idempotency_conflict(shell: Shell) -> None:
 
 def test_connection_lost(shell: Shell, tmp_path: Path) -> None:
     """When the answer is lost, the same command with the key that the message names finds the task made, once."""
-    with _losing_the_second_answer(shell.socket_path, tmp_path / "lossy.sock") as lossy:
+    with withholding_the_second_answer(shell.socket_path, tmp_path / "lossy.sock", hangs_up=True) as lossy:
         said = _refused(Shell(lossy)("task", "add", "made once"), "connection_lost", 10)
     again = shell.type(f"{_remedy(said, 'ifbus task add')} --json").data
     assert again["receipt"]["replayed"] is True
     assert shell("task", "ls", "--grep", "made once", "-q").out.split() == [again["task"]["task_id"]]
-
-
-@contextmanager
-def _losing_the_second_answer(upstream: Path, path: Path) -> Iterator[Path]:
-    """A socket that passes everything on, but ends the connection instead of giving the answer after hello's."""
-
-    def serve() -> None:
-        client, _ = listener.accept()
-        with client, socket.socket(socket.AF_UNIX) as server:
-            server.connect(str(upstream))
-            server.sendall(client.recv(65536))
-            client.sendall(server.recv(65536))
-            server.sendall(client.recv(65536))
-            server.recv(65536)
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield path
-        thread.join()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to call as another user")

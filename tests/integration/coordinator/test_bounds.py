@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from ifbus.errors import InvalidParams, LimitExceeded
+from ifbus.errors import InvalidParams, LimitExceeded, PermissionDenied
 from ifbusd.codec import pack
 from ifbusd.coordinator.model import CoordinatorConfig
 from tests.integration.coordinator.world import STRANGER, Connection, World, open_world
@@ -183,6 +184,24 @@ async def test_registering_again_and_again_takes_one_lease(world: World) -> None
     for _ in range(5):
         await world.swarm("docs", lease_ms=86_400_000)
     assert world.store.statistics().leases == before
+
+
+async def test_a_registration_that_is_refused_after_all_takes_no_lease(world: World) -> None:
+    """What is decided again, and otherwise, when its lease has been granted gives that back."""
+    grant = world.store.grant
+
+    async def grant_late(ttl_ms: int, *, ends: bool = False) -> int:
+        lease = await grant(ttl_ms, ends=ends)
+        world.store.grant = grant  # type: ignore[method-assign]
+        await world.swarm("docs", uid=STRANGER)
+        return lease
+
+    world.store.grant = grant_late  # type: ignore[method-assign]
+    with pytest.raises(PermissionDenied):
+        await world.swarm("docs")
+    with trio.fail_after(60):
+        while world.store.statistics().leases > 1:  # the stranger's session
+            await trio.sleep(0.01)
 
 
 async def test_one_user_takes_only_so_many_leases(tmp_path: Path) -> None:

@@ -142,6 +142,20 @@ def serving(script: Script) -> Iterator[Server]:
             server.stop()
 
 
+def last_first(number: int) -> Script:
+    """A script that answers so many requests when all are there, the last one first."""
+    waiting: list[tuple[Peer, Request]] = []
+
+    def answer(peer: Peer, request: Request) -> None:
+        waiting.append((peer, request))
+        if len(waiting) == number:
+            while waiting:
+                peer, request = waiting.pop()
+                peer.reply(request, request.params)
+
+    return answer
+
+
 def silent(peer: Peer, request: Request) -> None:
     """A script that answers nothing."""
 

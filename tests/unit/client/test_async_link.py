@@ -18,7 +18,7 @@ from ifbus.errors import ConnectionLost, DaemonNotRunning, DeadlineExceeded, Lea
 from ifbus.exchange import MAX_QUEUED, Feed, Routes
 from ifbus.protocol import NEED_DATA, Connection, Notification, Request
 from ifbus.request import Call, untyped
-from tests.unit.client.server import PATIENCE_S, Peer, echo, serving, silent
+from tests.unit.client.server import PATIENCE_S, Peer, echo, last_first, serving, silent
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -39,14 +39,6 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 def test_answers_reach_their_callers_in_any_order(run: Run) -> None:
     """Eight tasks share a connection; the server answers the last first, and each gets its own answer."""
-    waiting: list[tuple[Peer, Request]] = []
-
-    def last_first(peer: Peer, request: Request) -> None:
-        waiting.append((peer, request))
-        if len(waiting) == 8:
-            for peer, request in reversed(waiting):
-                peer.reply(request, request.params)
-            waiting.clear()
 
     async def test() -> None:
         answers: dict[int, Any] = {}
@@ -54,7 +46,7 @@ def test_answers_reach_their_callers_in_any_order(run: Run) -> None:
         async def ask(link: AsyncLink, n: int) -> None:
             answers[n] = await link.call("x.y", n)
 
-        with serving(last_first) as server:
+        with serving(last_first(8)) as server:
             async with AsyncLink(server.path) as link, anyio.create_task_group() as group:
                 for n in range(8):
                     group.start_soon(ask, link, n)

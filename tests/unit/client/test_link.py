@@ -28,20 +28,12 @@ from ifbus.exchange import MAX_QUEUED, Feed
 from ifbus.link import Abort, Link
 from ifbus.protocol import Request
 from ifbus.request import Call, untyped
-from tests.unit.client.server import PATIENCE_S, Peer, echo, serving, silent
+from tests.unit.client.server import PATIENCE_S, Peer, echo, last_first, serving, silent
 
 
 def test_answers_reach_their_callers_in_any_order() -> None:
     """Eight threads share a connection; the server answers the last first, and each gets its own answer."""
-    waiting: list[tuple[Peer, Request]] = []
-
-    def last_first(peer: Peer, request: Request) -> None:
-        waiting.append((peer, request))
-        if len(waiting) == 8:
-            for peer, request in reversed(waiting):
-                peer.reply(request, request.params)
-
-    with serving(last_first) as server, Link(server.path) as link, ThreadPoolExecutor(8) as pool:
+    with serving(last_first(8)) as server, Link(server.path) as link, ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda n: link.call("x.y", n), range(8), timeout=PATIENCE_S)) == [
             [number] for number in range(8)
         ]
