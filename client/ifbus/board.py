@@ -30,6 +30,7 @@ _SECTION = re.compile(r"##\s+(?P<title>\S.*)")
 _TASK = re.compile(r"####\s+\*\*(?P<id>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):\s+(?P<title>.+?)\*\*\s*")
 _FIELD = re.compile(r"\*\*(?P<name>[A-Za-z ]+?):?\*\*:?\s*(?P<value>.*)")
 _MILESTONE = re.compile(r"[-*]\s+\[(?P<done>[ xX])\]\s+(?P<percent>\d{1,3})\s?%\s*[-:]?\s*(?P<text>.*)")
+_PERCENT = re.compile(r"(?P<percent>\d{1,3})\s?%\s*[-:]?\s*(?P<text>.+)")
 _HOURS = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>h|hours?|min|minutes?)", re.IGNORECASE)
 _FILLER = "filler"
 _KNOWN = ("available immediately", "blocked until", "capabilities", "deliverable", "estimate", "milestones", "model")
@@ -45,6 +46,7 @@ class TaskSpec(NamedTuple):
         done_percent: The highest milestone that is ticked, 0 if none.
         extra: Fields that the daemon has no place of its own for, name and value.
         line: Where the task begins, from 1.
+        payload: What the holder should know, besides.
     """
 
     task_id: str
@@ -61,6 +63,9 @@ class TaskSpec(NamedTuple):
     description: str = ""
     extra: tuple[tuple[str, str], ...] = ()
     line: int = 0
+    priority: int = 0
+    resources: tuple[str, ...] = ()
+    payload: dict[str, Any] | None = None
 
     def to_params(self) -> dict[str, Any]:
         """Keyword arguments of ``coordinator.create_task``; what the daemon has no field for goes into the payload."""
@@ -71,7 +76,9 @@ class TaskSpec(NamedTuple):
             "estimate_minutes": self.estimate_minutes,
             "done_percent": self.done_percent or None,
             **dict(self.extra),
+            **(self.payload or {}),
         }
+        more = {"priority": self.priority or None, "resources": list(self.resources) or None}
         return {
             "title": self.title,
             "task_id": self.task_id,
@@ -81,6 +88,7 @@ class TaskSpec(NamedTuple):
             "filler": self.filler,
             "milestones": [list(milestone) for milestone in self.milestones],
             "payload": {name: value for name, value in payload.items() if value not in ("", None)},
+            **{name: value for name, value in more.items() if value is not None},
         }
 
 
@@ -110,7 +118,7 @@ def _read(text: str) -> list[TaskSpec]:
                 line=number,
             )
         elif line.startswith("####"):
-            raise _bad(number, f"a task reads '#### **ID: Title**', got {line!r:.80}")
+            raise bad_line(number, f"a task reads '#### **ID: Title**', got {line!r:.80}")
         elif found := _SECTION.fullmatch(line):
             section = found["title"].strip()
             if current is not None:
@@ -125,13 +133,11 @@ def _read(text: str) -> list[TaskSpec]:
 
 def _read_field(spec: TaskSpec, line: str, number: int) -> TaskSpec:
     if found := _MILESTONE.fullmatch(line):
-        percent = int(found["percent"])
-        if percent > 100:
-            raise _bad(number, f"a milestone is at most 100 %, got {percent}")
+        percent = _percent(found["percent"], number)
         done = max(spec.done_percent, percent if found["done"] in "xX" else 0)
         return spec._replace(milestones=(*spec.milestones, (percent, found["text"].strip())), done_percent=done)
     if line.startswith(("- [", "* [")):
-        raise _bad(number, f"a milestone reads '- [ ] 25% - text', got {line!r:.80}")
+        raise bad_line(number, f"a milestone reads '- [ ] 25% - text', got {line!r:.80}")
     found = _FIELD.fullmatch(line)
     if found is None:
         return spec._replace(description=f"{spec.description}\n{line}".strip())
@@ -144,14 +150,30 @@ def _read_field(spec: TaskSpec, line: str, number: int) -> TaskSpec:
         case "deliverable":
             return spec._replace(deliverable=value.strip("`"))
         case "estimate":
-            return spec._replace(estimate_minutes=_minutes(value, number))
+            return spec._replace(estimate_minutes=parse_minutes(value, number))
         case "model":
             return spec._replace(model=value.lower())
         case "capabilities":
             return spec._replace(capabilities=tuple(part.strip() for part in value.split(",") if part.strip()))
     if near := difflib.get_close_matches(name, _KNOWN, n=1, cutoff=0.75):
-        raise _bad(number, f"no field of a task is called {found['name']!r}; did you mean '**{near[0].title()}:**'?")
+        raise bad_line(
+            number, f"no field of a task is called {found['name']!r}; did you mean '**{near[0].title()}:**'?"
+        )
     return spec._replace(extra=(*spec.extra, (name.replace(" ", "_"), value)))
+
+
+def parse_milestone(text: str, number: int) -> tuple[int, str]:
+    """Percent and words of ``25% - client connects`` on this line. Raises InvalidParams."""
+    found = _PERCENT.fullmatch(text.strip())
+    if found is None:
+        raise bad_line(number, f"a milestone reads '25% - text', got {text!r:.80}")
+    return _percent(found["percent"], number), found["text"].strip()
+
+
+def _percent(digits: str, number: int) -> int:
+    if int(digits) > 100:
+        raise bad_line(number, f"a milestone is at most 100 %, got {int(digits)}")
+    return int(digits)
 
 
 def _dependencies(value: str, number: int) -> tuple[str, ...]:
@@ -159,14 +181,15 @@ def _dependencies(value: str, number: int) -> tuple[str, ...]:
     found = tuple(name.strip() for name in re.split(r",|\band\b", names) if name.strip())
     for name in found:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise _bad(number, f"'Blocked Until' names tasks, such as 'P0.1.1, P0.1.2 completed', got {name!r:.80}")
+            raise bad_line(number, f"'Blocked Until' names tasks, such as 'P0.1.1, P0.1.2 completed', got {name!r:.80}")
     return found
 
 
-def _minutes(value: str, number: int) -> int:
+def parse_minutes(value: str, number: int) -> int:
+    """Minutes of ``2h`` or ``30min`` on this line. Raises InvalidParams."""
     found = _HOURS.match(value)
     if found is None:
-        raise _bad(number, f"an estimate reads '2h' or '30min', got {value!r:.80}")
+        raise bad_line(number, f"an estimate reads '2h' or '30min', got {value!r:.80}")
     factor = 60 if found["unit"].lower().startswith("h") else 1
     return round(float(found["number"]) * factor)
 
@@ -180,22 +203,23 @@ def in_dependency_order(specs: Iterable[TaskSpec]) -> list[TaskSpec]:
     waiting: dict[str, TaskSpec] = {}
     for spec in specs:
         if spec.task_id in waiting:
-            raise _bad(spec.line, f"task {spec.task_id} stands on line {waiting[spec.task_id].line} already")
+            raise bad_line(spec.line, f"task {spec.task_id} stands on line {waiting[spec.task_id].line} already")
         waiting[spec.task_id] = spec
     for spec in waiting.values():
         for name in spec.depends_on:
             if name not in waiting:
-                raise _bad(spec.line, f"task {spec.task_id} waits for {name}, which is not on the board")
+                raise bad_line(spec.line, f"task {spec.task_id} waits for {name}, which is not on the board")
     ordered: dict[str, TaskSpec] = {}
     while waiting:
         # One at a time keeps the board's order: a task moves only behind what it needs.
         able = next((spec for spec in waiting.values() if all(name in ordered for name in spec.depends_on)), None)
         if able is None:
             circle = ", ".join(waiting)
-            raise _bad(next(iter(waiting.values())).line, f"these tasks wait for one another: {circle:.200}")
+            raise bad_line(next(iter(waiting.values())).line, f"these tasks wait for one another: {circle:.200}")
         ordered[able.task_id] = waiting.pop(able.task_id)
     return list(ordered.values())
 
 
-def _bad(line: int, reason: str) -> InvalidParams:
+def bad_line(line: int, reason: str) -> InvalidParams:
+    """The refusal of a line of a board, counted from 1."""
     return InvalidParams(f"cannot read the board: line {line}: {reason}", data={"param": "board", "line": line})

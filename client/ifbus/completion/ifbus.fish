@@ -51,7 +51,7 @@ function _shtab_ifbus_using
 end
 
 set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm status' 'swarm register' group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --blocked-on --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --next --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
+set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --blocked-on --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --format --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --next --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -205,15 +205,16 @@ complete -c ifbus -n '_shtab_ifbus_using task unblock' -l json -d 'one JSON docu
 complete -c ifbus -n '_shtab_ifbus_using task unblock' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using task unblock' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task unblock; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete blocker 2>/dev/null)" -d 'T-7, or the blocker'"'"'s id B-...'
-complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a import -d 'Create the tasks of a Markdown board; those that exist stay as they are'
+complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a import -d 'Create the tasks of a board (Markdown, TOML, YAML); those that exist stay as they are'
 complete -c ifbus -n '_shtab_ifbus_using task import' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using task import' -l format -xka "markdown toml yaml" -d 'whatever the name says'
 complete -c ifbus -n '_shtab_ifbus_using task import' -l usd-per-hour -x -d 'turn the board'"'"'s hours into estimates in dollars'
 complete -c ifbus -n '_shtab_ifbus_using task import' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
 complete -c ifbus -n '_shtab_ifbus_using task import' -l dry-run -d 'show what would be sent, send nothing'
 complete -c ifbus -n '_shtab_ifbus_using task import' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using task import' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using task import' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using task import; and test $_shtab_ifbus_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a Markdown board, '"'"'-'"'"' for stdin'
+complete -c ifbus -n '_shtab_ifbus_using task import; and test $_shtab_ifbus_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'Markdown, or .toml, .yaml by its name; '"'"'-'"'"' for stdin'
 complete -c ifbus -n '_shtab_ifbus_using task; and test $_shtab_ifbus_npos -eq 0' -a batch -d 'Create up to 50 tasks in one commit or none of them; they may depend on one another'
 complete -c ifbus -n '_shtab_ifbus_using task batch' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using task batch' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'

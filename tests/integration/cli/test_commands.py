@@ -359,3 +359,30 @@ def test_a_result_can_come_from_stdin(me: Shell) -> None:
     digest = hashlib.sha256(b"x").hexdigest()
     done = me("task", "complete", handle, "--result", "-", "--json", stdin=f'{{"sha": "{digest}"}}')
     assert done.data["task"]["result"] == {"sha": digest}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "a.toml",
+            '[[task]]\nid = "{0}-2"\ntitle = "b"\ndepends_on = ["{0}-1"]\n\n[[task]]\nid = "{0}-1"\ntitle = "a"\n',
+        ),
+        ("a.yaml", "- id: {0}-2\n  title: b\n  depends_on: [{0}-1]\n- id: {0}-1\n  title: a\n"),
+    ],
+)
+def test_a_list_of_tasks_is_imported_once(shell: Shell, tmp_path: Path, name: str, text: str) -> None:
+    """A dry run creates nothing, the first import all, the second nothing; a mistake is refused with its line and creates nothing."""
+    path, word = tmp_path / name, name.replace(".", "-")
+    path.write_text(text.format(word), encoding="utf-8")
+    dry = shell("task", "import", str(path), "--dry-run")
+    assert f"{word}-1" in dry.out
+    assert shell("task", "show", f"{word}-1").exit == 4
+    assert shell("task", "import", str(path)).out.startswith("2 tasks created")
+    assert f"waits for: {word}-1" in shell("task", "show", f"{word}-2").out
+    assert shell("task", "import", str(path)).out.startswith("0 tasks created, 2 there already")
+    path.write_text(text.format("other") + "nonsense", encoding="utf-8")
+    said = shell("task", "import", str(path))
+    assert said.exit == 2
+    assert "line " in said.err
+    assert shell("task", "show", "other-1").exit == 4

@@ -318,14 +318,16 @@ def _json(value: Any) -> str:
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("subject", metavar="BOARD", help="a Markdown board, '-' for stdin")
+    parser.add_argument("subject", metavar="BOARD", help="Markdown, or .toml, .yaml by its name; '-' for stdin")
+    parser.add_argument("--format", choices=("markdown", "toml", "yaml"), help="whatever the name says")
     parser.add_argument("--usd-per-hour", metavar="USD", help="turn the board's hours into estimates in dollars")
 
 
 def _import(invocation: Invocation) -> Outcome:
-    from ifbus import board
+    from ifbus import tasklist
 
-    specs = board.parse(_read_text(invocation.args.subject))
+    path = invocation.args.subject
+    specs = tasklist.parse(_read_text(path), invocation.args.format or tasklist.kind_of(path))
     rate = invocation.args.usd_per_hour
     params = [{**spec.to_params(), **_estimate(spec.estimate_minutes, rate)} for spec in specs]
     if invocation.args.dry_run:
@@ -421,8 +423,8 @@ COMMANDS = {
     ),
     "import": Command(
         words="task import",
-        summary="Create the tasks of a Markdown board; those that exist stay as they are",
-        examples=("ifbus task import board.md", "ifbus task import board.md --usd-per-hour 0.50", "ifbus task import - < board.md"),
+        summary="Create the tasks of a board (Markdown, TOML, YAML); those that exist stay as they are",
+        examples=("ifbus task import board.md", "ifbus task import board.md --usd-per-hour 0.50", "ifbus task import tasks.toml --dry-run"),
         arguments=_import_arguments,
         run=_import,
         render=render_import,
