@@ -189,7 +189,7 @@ async def serve(
                     "rpc": lambda: server.statistics(),
                 },
                 latencies=latencies,
-                escalations=partial(_open_escalations, governor),
+                escalations=partial(_open_escalations, governor, store),
             )
             table = method_table(
                 daemon=DaemonMethods(
@@ -275,7 +275,13 @@ def _open_store(config: Config, state_dir: Path) -> EmbeddedStore | EtcdStore:
                 data={"key": "store.backend"},
             )
         return EmbeddedStore(state_dir / DATABASE, config=config.store, now_ms=now_ms, boottime_ms=boottime_ms)
-    from ifbusd.store.etcd.store import EtcdStore  # with gRPC, which a single host need not load
+    try:
+        from ifbusd.store.etcd.store import EtcdStore  # with gRPC, which a single host need not load
+    except ImportError as error:
+        raise ConfigInvalid(
+            f'store.backend = "etcd" needs the package {error.name}: pip install "ifbus[daemon,cluster]"',
+            data={"key": "store.backend"},
+        ) from error
 
     return EtcdStore(
         state_dir / DATABASE,
@@ -337,10 +343,16 @@ async def _feed_watchdog(notifier: Notifier, store: Store, interval_s: float) ->
         await trio.sleep(interval_s)
 
 
-async def _open_escalations(governor: IFGovernor) -> list[dict[str, Any]]:
-    answer = await governor.list_escalations(ITSELF)
+async def _open_escalations(governor: IFGovernor, store: EmbeddedStore | EtcdStore) -> list[dict[str, Any]]:
+    of_store = [] if isinstance(store, EmbeddedStore) else store.alarms()
+    try:
+        answer = await governor.list_escalations(ITSELF)
+    except Unavailable:
+        if not of_store:
+            raise
+        return of_store  # which says why; the status is for just this moment
     escalations: list[dict[str, Any]] = answer["escalations"]
-    return escalations
+    return of_store + escalations
 
 
 def _who(config: Config) -> str:

@@ -496,6 +496,24 @@ class EtcdStore:
             endpoints=health,
         )
 
+    def alarms(self) -> list[dict[str, Any]]:
+        """What an operator should look at, as `daemon.status` shows it; asks nobody."""
+        shown = self.statistics()
+        found = []
+        if shown.reason:
+            found.append(
+                {"kind": f"etcd_{shown.state}", "message": shown.reason, "remedy": "etcdctl endpoint health --cluster"}
+            )
+        for alarm in shown.alarms:
+            remedy = "etcdctl compact, defrag, then alarm disarm" if alarm == "nospace" else "etcdctl alarm list"
+            found.append({"kind": f"etcd_{alarm}", "message": "etcd takes no writes", "remedy": remedy})
+        found += [{"kind": "etcd_version", "message": warning, "remedy": "update etcd"} for warning in shown.warnings]
+        if shown.record_full:
+            found.append(
+                {"kind": "record_full", "message": f"no room for the record in {self._log.path}", "remedy": "df"}
+            )
+        return found
+
     def _require_running(self) -> None:
         if self._unavailable:
             raise Unavailable(self._unavailable)

@@ -227,3 +227,29 @@ def test_a_host_that_is_parted_from_etcd_says_so_and_comes_back(doomed: Hosts, l
     until(lambda: state(a, "meanwhile") == "ready")
     create(a, "after")
     assert until(lambda: state(b, "after") == "ready")
+
+
+def test_a_host_without_etcd_still_shows_how_it_is(doomed: Hosts, links: Callable[[Host], Link]) -> None:
+    """With etcd paused, ping, describe and status answer, and status says what is wrong; what needs etcd is refused at once."""
+    link = links(doomed[0])
+    register(link, "docs")
+    created = link.call("coordinator.create_task", title="here", capabilities=[])["task"]["task_id"]
+    doomed.etcd[0].pause()
+    until(lambda: link.call("daemon.status")["store"]["state"] == "unreachable")
+    for _ in range(3):
+        with pytest.raises(Unavailable) as caught:
+            link.call("coordinator.claim_task", task_id=created, swarm_id="docs")
+        assert caught.value.data["reason"] == "store_unreachable"
+        assert caught.value.retry_after_ms > 0
+        assert link.call("daemon.ping")
+    status = link.call("daemon.status")
+    assert "etcd_unreachable" in [alarm["kind"] for alarm in status["alarms"]]
+    assert link.call("daemon.describe")
+    shown = link.call("coordinator.list_tasks")
+    assert [task["task_id"] for task in shown["tasks"]] == [created]
+    assert shown["revision"] > 0
+    with pytest.raises(Unavailable):
+        link.call("coordinator.list_tasks", consistent=True)
+    doomed.etcd[0].go_on()
+    until(lambda: link.call("daemon.status")["store"]["state"] == "ok")
+    assert link.call("coordinator.claim_task", task_id=created, swarm_id="docs")["claimed"]
