@@ -67,7 +67,7 @@ def _site(file: str, node: ast.AST) -> Site | None:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
         return None
     kind = _CLASSES.get(node.func.id)
-    if kind is None:
+    if kind is None or kind is errors.ConfigInvalid:  # a start that fails, too
         return None
     keywords = {keyword.arg: keyword.value for keyword in node.keywords}
     data = keywords.get("data")

@@ -164,6 +164,7 @@ _SAMPLES: Final[dict[str, Any]] = {
     "bytes": b"x" * 20,
     "Literal": "swarm",
     "Severity": "low",
+    "OnDependencyFailure": "cancel",
 }
 
 

@@ -30,6 +30,7 @@ _CHECKED_BEFORE: Final = "the wire's own check of the type refuses it first"
 _ELSEWHERE: Final = "brought about in tests/proof/test_bounded.py, without descriptors"
 _DISK: Final = "brought about where disks fail: tests/proof/test_disk.py, tests/integration/store"
 _HOST: Final = "this host would have to be broken"
+_ETCD: Final = "brought about with a real etcd: tests/integration/store, tests/proof/test_cluster.py"
 _RACE: Final = "takes a change by somebody else within a transaction"
 EXCUSED: Final[dict[tuple[str, str], str]] = {
     ("client/ifbus/protocol.py", "cannot send a message"): "every service keeps its answers within a message",
@@ -67,6 +68,12 @@ EXCUSED: Final[dict[tuple[str, str], str]] = {
     ("ifbusd/rpc/connection.py", "cannot do "): "out of descriptors, as above; or a bug, which would be mended instead",
     ("ifbusd/rpc/server.py", "cannot take another connection: the daemon is out"): _ELSEWHERE,
     ("ifbusd/store/embedded.py", ""): _DISK,
+    ("ifbusd/store/etcd/cluster.py", "cannot use etcd"): _ETCD,
+    ("ifbusd/store/etcd/commits.py", "cannot commit"): _ETCD,
+    ("ifbusd/store/etcd/faults.py", "cannot "): _ETCD,
+    ("ifbusd/store/etcd/records.py", ""): _ETCD,
+    ("ifbusd/store/etcd/records.py", "cannot "): _ETCD,
+    ("ifbusd/store/etcd/store.py", ""): _ETCD,
     ("ifbusd/store/embedded.py", "cannot grant a lease"): "each user's own bound comes first",
     ("ifbusd/store/watches.py", ""): _DISK,
 }

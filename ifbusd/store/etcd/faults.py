@@ -42,6 +42,8 @@ class EtcdFault(Exception):
         self.may_be_done = may_be_done
 
 
+# etcd's own default (`--max-request-bytes`); what it is set to elsewhere it does not tell.
+_REQUEST_BYTES: Final = 1_572_864
 # gRPC says so of a call that never left, because there is no connection.
 _NOT_SENT: Final = (
     "failed to connect",
@@ -93,7 +95,9 @@ def error_of(fault: EtcdFault, what: str, *, retry_after_ms: int) -> IfbusError 
         return ValueError(f"cannot {what}: {fault.detail}")
     if fault.kind is Kind.TOO_LARGE:
         return LimitExceeded(
-            f"cannot {what}: it is larger than etcd takes ({fault.detail})", data={"limit": "etcd_request_bytes"}
+            f"cannot {what}: it is larger than etcd takes ({fault.detail})",
+            data={"limit": "etcd_request_bytes", "allowed": _REQUEST_BYTES},
+            would_change=[{"by": "self", "what": "ask for less at a time"}],
         )
     if fault.kind is Kind.BUSY:
         return Overloaded(
