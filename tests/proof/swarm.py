@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM
@@ -141,6 +141,45 @@ def contend(
                 time.sleep(rng.random() * pause_s)
 
 
+def wander(
+    sockets: list[str],
+    history: str,
+    counters: str,
+    number: int,
+    swarm_id: str,
+    seed: int,
+    generations: list[list[str]],
+    operations_per_generation: int,
+    lease_ms: list[int],
+    pause_s: float,
+    timeout_s: float,
+) -> None:
+    """As `contend`, at daemons of several hosts, until told to stop: where one does not answer, at the next.
+
+    Args:
+        sockets: Of the daemons, the one to begin with first.
+    """
+    rng, together = random.Random(seed), Counters(Path(counters), own=number)
+    seen: dict[str, list[int]] = {}
+    links = [Link(socket, timeout=timeout_s) for socket in sockets]
+    with ExitStack() as stack, Recorder(Path(history), swarm_id) as recorder:
+        for link in links:
+            stack.callback(link.close)
+        while not is_told() and (generation := together.sum() // operations_per_generation) < len(generations):
+            task_id = rng.choice(generations[generation])
+            tokens = seen.setdefault(task_id, [])
+            kind = rng.choices(["claim", "get", "release", "renew", "complete"], [36, 22, 20, 20, 2])[0]
+            if kind in ("release", "renew", "complete") and not tokens:
+                kind = "claim"
+            token = None if not tokens else tokens[-1] if rng.random() < 0.7 else rng.choice(tokens)
+            together.count()
+            operation = _act(links[0], recorder, kind, task_id, swarm_id, token, rng.choice(lease_ms), None)
+            tokens += _tokens_in(operation, by_others=rng.random() < 0.2)
+            if operation.outcome is Outcome.UNKNOWN or rng.random() < 0.05:
+                links.append(links.pop(0))
+            time.sleep(rng.random() * pause_s)
+
+
 def _act(
     bus: Link,
     recorder: Recorder,
@@ -153,7 +192,9 @@ def _act(
 ) -> Operation:
     params: dict[str, Any] = {"task_id": task_id}
     method = "coordinator.get_task"
-    if kind != "get":
+    if kind == "get":
+        params["consistent"] = True  # of a cluster's host, which may look into its copy otherwise
+    else:
         params["swarm_id"] = swarm_id
         method = f"coordinator.{kind}_{'claim' if kind == 'renew' else 'task'}"
     if kind == "claim":
@@ -469,7 +510,7 @@ def grab(socket: str, history: str, counters: str, number: int, seed: int, swarm
 
 
 ROLES: Final[dict[str, Callable[..., None]]] = {
-    role.__name__: role for role in (contend, hold, race, write, send, listen, spend, grab)
+    role.__name__: role for role in (contend, wander, hold, race, write, send, listen, spend, grab)
 }
 
 

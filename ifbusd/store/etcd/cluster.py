@@ -135,7 +135,8 @@ class Stream:
         item = self._items[0]
         if isinstance(item, EtcdFault):
             raise item
-        self._room.release()
+        with suppress(ValueError):  # closing has made room already
+            self._room.release()
         return self._items.popleft()
 
     def read(self) -> None:
@@ -145,7 +146,7 @@ class Stream:
             for response in self._call:
                 self._room.acquire()
                 if self._is_closed:
-                    return
+                    break  # whoever waits for more hears of the end
                 self._post(response)
         except grpc.RpcError as error:
             end = fault_of(error)
