@@ -207,7 +207,16 @@ def ifbusd_run(server: servers.Server, clients: int, each: int, place: Placement
 
 def main() -> None:
     """Measure, print, and write JSON."""
-    options = parser(str(__doc__)).parse_args()
+    arguments = parser(str(__doc__))
+    arguments.add_argument("--backend", choices=("embedded", "etcd"), default="embedded", help="the daemon's store")
+    options = arguments.parse_args()
+    if options.backend == "etcd":
+        import etcd_claims  # needs gRPC
+
+        report = Report("claims_etcd", options)
+        etcd_claims.measure_all(report, options, ifbusd_run, CLAIM)
+        report.write()
+        return
     report = Report("claims", options)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ifbus-claims-", dir=servers.DISK)))

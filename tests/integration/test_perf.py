@@ -47,6 +47,16 @@ def test_a_benchmark_prints_its_figures_and_writes_them(script: str, figures: Pa
 
 
 @pytest.mark.slow
+def test_claims_are_measured_over_etcd_too(figures: Path) -> None:
+    """In its quick form: beside a client that talks to etcd directly. A test server of an old version is warned about."""
+    target = figures / "claims_etcd.json"
+    done = run_script("claims.py", "--backend", "etcd", "--quick", "--json", target)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(target.read_text())
+    assert (document["benchmark"], bool(document["limits"])) == ("claims_etcd", True)
+
+
+@pytest.mark.slow
 def test_figures_become_tables_and_pictures(figures: Path, tmp_path: Path) -> None:
     """Whatever the benchmarks above wrote stands in the document afterwards; the pictures are small enough to be committed."""
     if not any(figures.iterdir()):
