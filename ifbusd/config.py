@@ -65,6 +65,8 @@ class DaemonConfig:
             that was passed.
         socket_mode: Permissions of the socket. Owner and group: callers are told apart by the kernel's word, not by
             these, but who cannot connect cannot be a burden.
+        drain_ms: When it is told to stop, it first gives out no new work for so long and lets holders finish; what is held then is given
+            back. 0: it stops at once, and what is held goes on when it is started again, or ends with its lease.
         grace_ms: How long requests under way may go on at shut-down. 5 s: well below systemd's 90 s before SIGKILL.
         log_format: A line of text or of JSON for each event; `auto` is text on a terminal.
         log_level: The least severe events that are logged. A healthy daemon logs its start and stop.
@@ -74,6 +76,7 @@ class DaemonConfig:
     socket: Path = attrs.field(default=Path("/run/ifbusd/ifbusd.sock"), validator=_fits_a_socket_address)
     socket_group: str = "ifbus"
     socket_mode: int = attrs.field(default=0o660, validator=and_(_permissions, ge(_LEAST_MODE), le(_MOST_MODE)))
+    drain_ms: int = attrs.field(default=0, validator=and_(ge(0), le(24 * 3_600_000)))
     grace_ms: int = attrs.field(default=5_000, validator=and_(ge(0), le(60_000)))
     log_format: LogFormat = "auto"
     log_level: LogLevel = "info"

@@ -247,11 +247,24 @@ async def serve(
                         )
                         async for _ in signals:
                             break
+                        if config.daemon.drain_ms:
+                            # Their two loops look once a tick; then requests have their grace.
+                            extra_ms = 2 * config.coordinator.clock_tick_ms + config.daemon.grace_ms
+                            notifier.draining("draining", config.daemon.drain_ms + extra_ms)
+                            await _drain(coordinator, config.daemon.drain_ms, signals)
                         notifier.stopping()
                         server.stop(grace_ms=config.daemon.grace_ms)
                         # A second signal does not wait for the grace.
                         nursery.start_soon(_stop_at_once, signals, serving.cancel_scope)
                     nursery.cancel_scope.cancel()
+
+
+async def _drain(coordinator: IFCoordinator, grace_ms: int, signals: Any) -> None:
+    """Give out no more work and wait for what is held, at most for the grace; a second signal does not wait for it."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_at_once, signals, nursery.cancel_scope)
+        await coordinator.drain_to_stop(grace_ms)
+        nursery.cancel_scope.cancel()
 
 
 async def _start(stack: AsyncExitStack, run: Run) -> None:

@@ -36,14 +36,15 @@ def new(
 def refusal(what: str, kind: str, name: str, pause: Pause) -> Paused:
     """The refusal of new work: who paused what, why, since when, and who can let it go on."""
     how = "drained" if UNTIL in pause else "paused"
+    whose = "this host" if kind == "host" else f"{kind} {name}"
     return Paused(
-        f"cannot {what}: {kind} {name} is {how} by uid {pause['by_uid']}: {pause['reason'] or 'no reason given'}",
+        f"cannot {what}: {whose} is {how} by uid {pause['by_uid']}: {pause['reason'] or 'no reason given'}",
         data={"paused": kind, "name": name, **pause},
         would_change=[
             {
                 "by": "operator" if pause["by_operator"] else "other",
-                "what": f"{kind} {name} is resumed",
-                "call": f"ifbus resume {kind} {name}",
+                "what": f"{whose} is resumed",
+                "call": "ifbus drain --off" if kind == "host" else f"ifbus resume {kind} {name}",
             }
         ],
     )
@@ -61,6 +62,7 @@ def require_may_resume(kind: str, name: str, pause: Pause, *, uid: int, is_opera
 
 def told(kind: str, name: str, pause: Pause, *, at_ms: int) -> dict[str, Any]:
     """The ``attention`` item for who works on it: running claims go on; a drain says until when."""
+    whose = "this host" if kind == "host" else f"{kind} {name}"
     until = f"; finish or hand back by {pause[UNTIL]}" if UNTIL in pause else "; what you hold goes on"
     return {
         "kind": "draining" if UNTIL in pause else "paused",
@@ -68,5 +70,5 @@ def told(kind: str, name: str, pause: Pause, *, at_ms: int) -> dict[str, Any]:
         "name": name,
         "at_ms": at_ms,
         **pause,
-        "message": f"{kind} {name} takes no new work: {pause['reason'] or 'no reason given'}{until}",
+        "message": f"{whose} takes no new work: {pause['reason'] or 'no reason given'}{until}",
     }

@@ -42,6 +42,10 @@ class Notifier:
         """Feed the watchdog."""
         self._send("WATCHDOG=1")
 
+    def draining(self, text: str, longest_ms: int) -> None:
+        """Shut-down has begun and takes its time: the manager is to wait for so long."""
+        self._send(f"STOPPING=1\nSTATUS={text}\nEXTEND_TIMEOUT_USEC={longest_ms * 1000}")
+
     def stopping(self) -> None:
         """Shut-down has begun."""
         self._send("STOPPING=1\nSTATUS=stopping")

@@ -103,6 +103,8 @@ class AsyncClient(AsyncLink):
     acknowledge = _awaiting(calls.acknowledge)
     pause = _awaiting(calls.pause)
     resume = _awaiting(calls.resume)
+    drain_swarm = _awaiting(calls.drain_swarm)
+    drain_host = _awaiting(calls.drain_host)
     set_group_weight = _awaiting(calls.set_group_weight)
     list_groups = _awaiting(calls.list_groups)
     explain_claim = _awaiting(calls.explain_claim)

@@ -811,6 +811,35 @@ def resume(kind: Paused, name: str, **options: Unpack[Options]) -> Call[dict[str
     return Call("coordinator.resume", {"kind": kind, "name": name}, lambda answer: answer["was"], options)
 
 
+def drain_swarm(
+    swarm_id: str, *, grace_ms: int | None = None, reason: str | None = None, **options: Unpack[Options]
+) -> Call[dict[str, Any]]:
+    """Give a swarm no new work; what it still holds after the grace is given back. For its owner and operators, until `resume`.
+
+    Args:
+        grace_ms: How long it has to finish or hand back; 10 min if not given.
+        reason: At most 500 characters.
+
+    Raises:
+        NotFound, PermissionDenied: There is no such swarm; it is another user's.
+    """
+    params = _given(swarm_id=swarm_id, grace_ms=grace_ms, reason=reason)
+    return Call("coordinator.drain_swarm", params, untyped, options)
+
+
+def drain_host(
+    *, off: bool | None = None, grace_ms: int | None = None, reason: str | None = None, **options: Unpack[Options]
+) -> Call[dict[str, Any]]:
+    """Let this daemon give out no new work to anybody (operator), until called with `off`, or until it is started anew.
+
+    Args:
+        grace_ms: What it gave out and is still held after that is given back; 10 min if not given.
+        reason: At most 500 characters; every refusal quotes it.
+    """
+    params = _given(off=off, grace_ms=grace_ms, reason=reason)
+    return Call("coordinator.drain_host", params, untyped, options)
+
+
 def set_group_weight(group: str, weight: int, **options: Unpack[Options]) -> Call[dict[str, Any]]:
     """Give a group of tasks a share of the claims, in proportion to its weight beside the others (operator).
 

@@ -91,6 +91,8 @@ class Client(Link):
     acknowledge = _blocking(calls.acknowledge)
     pause = _blocking(calls.pause)
     resume = _blocking(calls.resume)
+    drain_swarm = _blocking(calls.drain_swarm)
+    drain_host = _blocking(calls.drain_host)
     set_group_weight = _blocking(calls.set_group_weight)
     list_groups = _blocking(calls.list_groups)
     explain_claim = _blocking(calls.explain_claim)

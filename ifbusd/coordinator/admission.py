@@ -25,6 +25,10 @@ class Admission(Protocol):
         """Change the pause of a swarm for its owner or an operator; what it is now. Raises not_found, permission_denied."""
         ...
 
+    def pause_of(self, tx: Tx, swarm_id: str) -> Pause:
+        """Who keeps new work from the swarm; empty while nobody does. Raises not_found."""
+        ...
+
     def admit(self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int) -> None:
         """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
 
@@ -98,8 +102,8 @@ class Admission(Protocol):
         """Whether the swarm's overlap reaches the threshold and it is neither tripped nor broke, from the governor's view (no I/O)."""
         ...
 
-    def is_paused(self, swarm_id: str) -> bool:
-        """Whether somebody keeps new work from the swarm, from the governor's view (no I/O)."""
+    def seen_pause(self, swarm_id: str) -> Pause:
+        """Who keeps new work from the swarm, from the governor's view (no I/O); empty while nobody does."""
         ...
 
     @property

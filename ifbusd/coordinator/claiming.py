@@ -22,6 +22,7 @@ from ifbus.errors import (
 )
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
+from ifbusd import pause as pauses
 from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer
@@ -145,7 +146,7 @@ class Claiming(Resources):
             task_id=task_id,
             kind=None if known is None else known.kind,
             # A paused one would only refuse, and pass it on to the next one that does.
-            fits=lambda entry: entry.task_id == task_id and not self._governor.is_paused(swarm_id),
+            fits=lambda entry: entry.task_id == task_id and self._gives_to(swarm_id),
         )
         freed = self.board.locks.waiting(terms.resources, lambda: waiter.woken.set())
         with self.board.offers.waiting(waiter), freed:
@@ -193,7 +194,7 @@ class Claiming(Resources):
         wish = _Wish()
 
         def fits(kind: Kind) -> bool:
-            return wish.allows(kind) and self._governor.is_match(swarm_id, kind[0])
+            return wish.allows(kind) and not self._host_drain and self._governor.is_match(swarm_id, kind[0])
 
         waiter = Waiter(swarm_id=swarm_id, fits=lambda entry: fits(entry.kind))
         with self.board.offers.waiting(waiter):
@@ -230,6 +231,8 @@ class Claiming(Resources):
             session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
             rules.require_session(swarm_id, session, terms)
             self._governor.check_route(tx, swarm_id, frozenset())
+            if self._host_drain:
+                raise pauses.refusal(f"give {swarm_id} work", "host", "this", self._host_drain)
 
         try:
             await self._operations.look(may_claim)
@@ -289,6 +292,9 @@ class Claiming(Resources):
         )
         # What was pushed goes first, but for fillers: those wait for everything better, whoever sent them.
         return sorted([*sorted(pushed, key=lambda entry: entry.order), *best], key=lambda entry: entry.filler)
+
+    def _gives_to(self, swarm_id: str) -> bool:
+        return not self._host_drain and not self._governor.seen_pause(swarm_id)
 
     def _nothing_for(self, swarm_id: str, wish: _Wish) -> Answer:
         if wish.paused is not None:
@@ -434,6 +440,8 @@ class Claiming(Resources):
             refusal = rules.not_ready(task_id, task, self._waits_for(tx, task), now_ms)
             if refusal is not None:
                 raise refusal
+            if self._host_drain:
+                raise pauses.refusal(f"claim {task_id}", "host", "this", self._host_drain)
             gates.enter(tx, task_id, task)
             needed = [*task.resources, *terms.resources]
             taken = self._require_claimable(tx, task_id, caller.uid, needed) if needed else []
@@ -462,6 +470,7 @@ class Claiming(Resources):
                 note=task.note,
                 bound=bound,
                 ends_with=taken,
+                given_by="" if self._peers is None else self._peers.daemon_id,
             )
             if taken:
                 self._take_with_claim(tx, task_id, record, lease)

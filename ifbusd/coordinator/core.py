@@ -33,6 +33,7 @@ from ifbusd.coordinator.model import (
 )
 from ifbusd.identity import ITSELF, Caller
 from ifbusd.operation import Body, Operations, Tx
+from ifbusd.pause import Pause
 from ifbusd.peers import Peers
 from ifbusd.store.base import Get, KeyValue, Store, Txn
 
@@ -84,6 +85,10 @@ class Core:
         self._new_id = new_id
         self._new_secret = new_secret
         self._peers = peers
+        # This daemon gives out no work while it is drained (`gates.draining`); how many claims it has given back at the end of it.
+        self._host_drain: Pause = {}
+        self._host_released = 0
+        self._host_empty = trio.Event()
         self._chance = chance
         # Which daemon watches it shows in a binding's id, so that the others can say whether anybody does.
         binding_id = new_id if peers is None else lambda: f"{peers.daemon_id}/{new_id()}"

@@ -744,6 +744,36 @@ class Coordinator(Protocol):
         """
         ...
 
+    async def drain_swarm(self, caller: Caller, swarm_id: str, *, grace_ms: int = 600_000, reason: str = "") -> Answer:
+        """Give a swarm no new work; what it still holds after the grace is given back, with a note for the next owner.
+
+        For its owner and operators; until `resume`, also over restarts and registrations. The swarm hears ``attention``.
+
+        Args:
+            grace_ms: How long it has to finish or hand back, at most 24 h.
+            reason: At most 500 characters.
+
+        Returns:
+            As `pause`, whose pause has ``until_at_ms``.
+
+        Raises:
+            not_found, permission_denied: There is no such swarm; it is another user's.
+        """
+        ...
+
+    async def drain_host(
+        self, caller: Caller, *, off: bool = False, grace_ms: int = 600_000, reason: str = ""
+    ) -> Answer:
+        """Let this daemon give out no new work to anybody; what it gave out and is still held after the grace is given back.
+
+        Until it is called with `off`, or the daemon is started anew. ``daemon.status`` shows the progress. Where several daemons
+        share a store, the others go on: claims are given back that this one gave out, or whose holder's process it watches.
+
+        Returns:
+            ``{"drain": the pause with ``until_at_ms``, or None, "left": claims that are still held, "receipt": ...}``.
+        """
+        ...
+
     async def set_group_weight(self, caller: Caller, group: str, weight: int) -> Answer:
         """Give a group of tasks a share of the claims: while several have something ready, each is served in proportion to its weight.
 

@@ -309,6 +309,7 @@ class ClaimRecord(_Record):
         evidence_at_ms: When it last came further; 0 where it has not since it was claimed.
         evidence_micro_usd: What had been spent on the task by then.
         blocked_on, next_action: What the holder says that it waits for, and what it does next.
+        given_by: The daemon that gave it out, where several share the store.
         ends_with: Keys that hang on its lease and are deleted in the transaction that ends it.
     """
 
@@ -328,6 +329,7 @@ class ClaimRecord(_Record):
     evidence_micro_usd: int = 0
     blocked_on: str = ""
     next_action: str = ""
+    given_by: str = ""
     ends_with: list[str] = attrs.field(factory=list)
 
     @property

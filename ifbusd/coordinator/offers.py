@@ -422,6 +422,10 @@ class Offers:
                     waiter.has_changed = True
                     waiter.woken.set()
 
+    def wake_all(self) -> None:
+        """What anybody may have has changed."""
+        self.wake_swarms(self._queues)
+
     def wake_ended(self, task_id: str) -> None:
         """A task is final: whoever waits for this very one waits in vain."""
         for queue in self._queues.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import trio
@@ -14,8 +14,7 @@ from ifbusd.coordinator.claiming import Claiming
 from ifbusd.coordinator.core import Answer
 from ifbusd.coordinator.creating import Creating
 from ifbusd.coordinator.escalating import Escalating
-from ifbusd.coordinator.freeing import Freeing
-from ifbusd.coordinator.gates.pausing import Pausing
+from ifbusd.coordinator.gates.draining import Draining
 from ifbusd.coordinator.holding import Holding
 from ifbusd.coordinator.inbox import Inbox
 from ifbusd.coordinator.questions import Questions
@@ -43,7 +42,8 @@ def _urgency(item: Answer) -> int:
 
 @attrs.frozen(kw_only=True)
 class CoordinatorStatistics:
-    """A snapshot. `tasks` counts by state, `waiting` those who wait for a task, `processes` those that are watched."""
+    """A snapshot. `tasks` counts by state, `waiting` those who wait for a task, `processes` those that are watched; `draining` says how far
+    this host's drain is, None while there is none."""
 
     tasks: dict[str, int]
     sessions: int
@@ -53,6 +53,7 @@ class CoordinatorStatistics:
     waiting: int
     revision: int
     processes: int
+    draining: dict[str, Any] | None
 
 
 class IFCoordinator(
@@ -61,7 +62,6 @@ class IFCoordinator(
     Claiming,
     Holding,
     Timekeeping,
-    Freeing,
     Sessions,
     Inbox,
     Blockers,
@@ -70,7 +70,7 @@ class IFCoordinator(
     Standing,
     Questions,
     Alarms,
-    Pausing,
+    Draining,
 ):
     """Implements `interface.Coordinator`. Start `run` before the first call."""
 
@@ -86,6 +86,7 @@ class IFCoordinator(
             nursery.start_soon(self.look_after_bindings)
             await nursery.start(self.handle_lost_claims)
             nursery.start_soon(self.watch_clocks)
+            nursery.start_soon(self.look_after_drains)
             nursery.start_soon(self.escalate_blockers)
             nursery.start_soon(self.keep_time)
             task_status.started()
@@ -140,4 +141,5 @@ class IFCoordinator(
             waiting=len(self.board.offers),
             revision=self.board.revision,
             processes=self._bindings.processes,
+            draining=self.drain_progress(),
         )

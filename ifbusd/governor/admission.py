@@ -120,6 +120,10 @@ class Admissions:
         if not check.ok:
             raise check.error()
 
+    def pause_of(self, tx: Tx, swarm_id: str) -> Pause:
+        """Who keeps new work from the swarm; empty while nobody does. Raises not_found."""
+        return self._read_profile(tx, swarm_id).pause
+
     def admit(self, tx: Tx, swarm_id: str, task_id: str, capabilities: frozenset[str], estimate_micro_usd: int) -> None:
         """Check breaker, match and budget, in this order, and set the estimate aside as the claim's hold.
 
@@ -319,10 +323,10 @@ class Admissions:
         """Whether the swarm's overlap reaches the threshold and it is neither tripped nor broke, from the view (no I/O)."""
         return self._registry.is_match(swarm_id, capabilities, self._policy.similarity, self._threshold)
 
-    def is_paused(self, swarm_id: str) -> bool:
-        """Whether somebody keeps new work from the swarm, from the view (no I/O)."""
+    def seen_pause(self, swarm_id: str) -> Pause:
+        """Who keeps new work from the swarm, from the view (no I/O); empty while nobody does."""
         profile = self._registry.get(swarm_id)
-        return profile is not None and bool(profile.pause)
+        return {} if profile is None else profile.pause
 
     def orchestrators(self) -> list[str]:
         """Swarm ids registered as orchestrators, by name."""

@@ -122,6 +122,8 @@ ROWS: Final[tuple[Row, ...]] = (
     _row("coordinator.subscribe_board", Coordinator.subscribe_board, _READ),
     _row("coordinator.pause", Coordinator.pause, _WRITE),
     _row("coordinator.resume", Coordinator.resume, _WRITE),
+    _row("coordinator.drain_swarm", Coordinator.drain_swarm, _WRITE),
+    _row("coordinator.drain_host", Coordinator.drain_host, _WRITE, role=_OPERATOR),
     _row("coordinator.set_group_weight", Coordinator.set_group_weight, _WRITE, role=_OPERATOR),
     _row("coordinator.list_groups", Coordinator.list_groups, _LIST),
     _row("coordinator.explain_claim", Coordinator.explain_claim, _LIST),

@@ -99,6 +99,8 @@ POLICY: Final[dict[str, Row]] = {
     # Of the swarm.
     "coordinator.pause": Row(OK, DENIED, NO_SWARM, operator_another=OK),
     "coordinator.resume": Row(OK, DENIED, NO_SWARM, operator_another=OK),
+    "coordinator.drain_swarm": Row(OK, DENIED, NO_SWARM, operator_another=OK),
+    "coordinator.drain_host": Row(DENIED, operator_mine=OK),
     "coordinator.set_group_weight": Row(DENIED, operator_mine=OK),
     "coordinator.list_groups": _EVERYBODY,
     "governor.register_profile": _NAMING,

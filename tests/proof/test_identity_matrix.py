@@ -212,6 +212,8 @@ QUESTIONS: dict[str, Callable[[Situation], dict[str, Any]]] = {
     "coordinator.explain_claim": lambda it: {"task_id": it.world.task(), **_swarm(it)},
     "coordinator.pause": lambda it: {"kind": "swarm", "name": it.swarm_id},
     "coordinator.resume": lambda it: {"kind": "swarm", "name": it.swarm_id},
+    "coordinator.drain_swarm": _swarm,
+    "coordinator.drain_host": lambda _: {"off": True},
     "coordinator.set_group_weight": lambda _: {"group": "night", "weight": 1},
     "coordinator.list_groups": _nothing,
     "governor.register_profile": lambda it: {"capabilities": [], **_swarm(it)},

@@ -50,8 +50,8 @@ function _shtab_ifbus_using
   test "$_shtab_ifbus_cmdpath" = "$argv"
 end
 
-set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm status' 'swarm register' group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --blocked-on --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --format --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --next --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
+set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm status' 'swarm register' 'swarm drain' drain group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
+set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --blocked-on --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --format --grace --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --next --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -257,7 +257,7 @@ complete -c ifbus -n '_shtab_ifbus_using task requeue' -l json -d 'one JSON docu
 complete -c ifbus -n '_shtab_ifbus_using task requeue' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using task requeue' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task requeue; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d T-7
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'ls, show, status, register'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'ls, show, status, register, drain'
 complete -c ifbus -n '_shtab_ifbus_using swarm' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using swarm; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List swarms by name'
 complete -c ifbus -n '_shtab_ifbus_using swarm ls' -s h -l help -d 'show this help message and exit'
@@ -298,6 +298,26 @@ complete -c ifbus -n '_shtab_ifbus_using swarm register' -l json -d 'one JSON do
 complete -c ifbus -n '_shtab_ifbus_using swarm register' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using swarm register' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using swarm register; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
+complete -c ifbus -n '_shtab_ifbus_using swarm; and test $_shtab_ifbus_npos -eq 0' -a drain -d 'Give a swarm no new work (its owner or an operator); what it holds has a grace to end'
+complete -c ifbus -n '_shtab_ifbus_using swarm drain' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l grace -x -d 'what is still held after that is given back (10m)'
+complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l reason -x -d 'goes on record with your uid; every refusal quotes it'
+complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using swarm drain; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a drain -d 'Let this daemon give out no new work (operator); what is held has a grace to end'
+complete -c ifbus -n '_shtab_ifbus_using drain' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using drain' -l off -d 'give out work again; a new start of the daemon does so, too'
+complete -c ifbus -n '_shtab_ifbus_using drain' -l grace -x -d 'what is still held after that is given back (10m)'
+complete -c ifbus -n '_shtab_ifbus_using drain' -l reason -x -d 'goes on record with your uid; every refusal quotes it'
+complete -c ifbus -n '_shtab_ifbus_using drain' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using drain' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using drain' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using drain' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using drain' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a group -d 'ls, weight'
 complete -c ifbus -n '_shtab_ifbus_using group' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using group; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List groups of tasks that have a weight or a pause'

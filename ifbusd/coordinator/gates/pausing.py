@@ -26,20 +26,30 @@ class Pausing(Core):
 
     async def pause(self, caller: Caller, kind: Kind, name: str, *, reason: str = "") -> Answer:
         """See `interface.Coordinator.pause`."""
+        return await self._pause(caller, "coordinator.pause", kind, name, reason, None)
+
+    async def _pause(self, caller: Caller, op: str, kind: Kind, name: str, reason: str, grace_ms: int | None) -> Answer:
+        """Pause something, or drain it where a grace is given."""
         check_identifier(name, kind)
         rules.check_text("reason", reason, MAX_REASON)
         await self.board.show_told()
 
         def body(tx: Tx) -> Answer:
             def change(before: Pause) -> Pause:
+                now_ms = self._now_ms()
                 return pauses.new(
-                    before, uid=caller.uid, is_operator=caller.is_operator, reason=reason, now_ms=self._now_ms()
+                    before,
+                    uid=caller.uid,
+                    is_operator=caller.is_operator,
+                    reason=reason,
+                    now_ms=now_ms,
+                    until_at_ms=None if grace_ms is None else now_ms + grace_ms,
                 )
 
             now = self._change_pause(tx, caller, kind, name, change)
             return {"pause": now, "running": self._tell_paused(tx, kind, name, now)}
 
-        answer = await self._operations.run(caller, "coordinator.pause", name, body)
+        answer = await self._operations.run(caller, op, name, body)
         await self._show_change(kind, name)
         return answer
 

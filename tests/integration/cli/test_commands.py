@@ -104,7 +104,12 @@ def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path:
     check("group_ls", "group", "ls")
     check("resume_group", "resume", "group", "nightly")
     check("pause_swarm", "pause", "swarm", name)
+    check("swarm_drain", "swarm", "drain", name, "--grace", "10m", "--reason", "upgrade")
+    assert "draining" in me("swarm", "show", name).out
     check("resume_swarm", "resume", "swarm", name)
+    check("drain", "drain", "--grace", "10m", "--reason", "reboot")
+    assert "draining by uid" in me("status").out
+    check("drain", "drain", "--off")
     check("breaker_trip", "breaker", "trip", name, "--reason", "looks odd")
     check("breaker_ls", "breaker", "ls", "--tripped")
     check("breaker_show", "breaker", "show", name)

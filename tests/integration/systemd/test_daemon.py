@@ -17,7 +17,7 @@ import pytest
 import wasmtime
 
 from ifbus.connect import candidates
-from tests.integration.systemd.running import IFBUSD, Caller, Manager, running, stop, wait_until_listening
+from tests.integration.systemd.running import IFBUSD, PATIENCE_S, Caller, Manager, running, stop, wait_until_listening
 
 ROOT = Path(__file__).parents[3]
 NOBODY = 65534
@@ -74,6 +74,30 @@ def test_a_signal_stops_it_cleanly(place: Path, manager: Manager, by: signal.Sig
         manager.wait_for("STOPPING=1")
         assert not (place / "s").exists()
         assert (place / "state").exists()
+
+
+def test_it_drains_before_it_stops_if_configured(place: Path, manager: Manager) -> None:
+    """The manager is asked for time; nothing new is given out; the last claim's end ends it, long before the grace does."""
+    config = place / "ifbusd.toml"
+    config.write_text("[daemon]\nsocket_group = ''\ndrain_ms = 3600000\n[coordinator]\nclock_tick_ms = 20\n")
+    command = [IFBUSD, "--config", config, "--state", place / "state", "--socket", place / "s"]
+    with running(command, {**os.environ, **manager.environ}) as process:
+        manager.wait_for("READY=1")
+        with Caller(place / "s") as caller:
+            caller.call("coordinator.register_swarm", swarm_id="docs", lease_ms=3_600_000)
+            for name in ("T-1", "T-2"):
+                caller.call("coordinator.create_task", title=name, task_id=name)
+            claim = caller.call("coordinator.claim_task", task_id="T-1", swarm_id="docs")["claim"]
+            process.send_signal(signal.SIGTERM)
+            said = manager.wait_for("STATUS=draining")
+            assert {"STOPPING=1", "EXTEND_TIMEOUT_USEC=3605040000"} <= set(said)
+            while not caller.call("daemon.status")["coordinator"]["draining"]:
+                pass
+            refused = caller.call("coordinator.claim_next", swarm_id="docs")
+            assert refused["refusal"]["code"] == "paused"
+            caller.call("coordinator.complete_task", task_id="T-1", swarm_id="docs", token=claim["token"])
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
 
 
 def test_the_watchdog_is_fed(place: Path, manager: Manager) -> None:

@@ -82,6 +82,16 @@ def render_status(data: Data, view: View) -> list[str]:
         view,
         indent=8,
     )
+    if drain := daemon["coordinator"].get("draining"):
+        ends = span(max(0, drain["until_at_ms"] - view.now_ms))
+        lines += fields(
+            [
+                f"{view.state('draining')} by uid {drain['by_uid']}: {drain['reason'] or 'no reason given'}",
+                f"{plural(drain['left'], 'claim')} left, given back in {ends}; {drain['released']} were",
+            ],
+            view,
+            indent=8,
+        )
     tripped = f"; {len(data['tripped'])} tripped" if data["tripped"] else ""
     lines += fields(
         [

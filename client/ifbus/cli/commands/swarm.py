@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome
+from ifbus.cli.commands.drain import grace_arguments
+from ifbus.cli.commands.pause import render_paused
 from ifbus.cli.commands.task import split_list
 from ifbus.cli.text import View, describe_pause, fields, one_line, plural, table
 from ifbus.errors import NotFound
@@ -192,6 +194,18 @@ def _yaml(value: object) -> str:
     return "null" if value is None else json.dumps(value, ensure_ascii=True)
 
 
+def _drain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject", metavar="SWARM")
+    grace_arguments(parser)
+
+
+def _drain(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    params = {"swarm_id": args.subject, "grace_ms": args.grace, "reason": args.reason}
+    answer = invocation.change("coordinator.drain_swarm", params)
+    return Outcome({"kind": "swarm", "name": args.subject, **answer})
+
+
 COMMANDS = {
     "ls": Command(
         words="swarm ls",
@@ -239,5 +253,14 @@ COMMANDS = {
         kind="change",
         items="profile",
         id_field="swarm_id",
+    ),
+    "drain": Command(
+        words="swarm drain",
+        summary="Give a swarm no new work (its owner or an operator); what it holds has a grace to end",
+        examples=('ifbus swarm drain docs-2 --grace 10m --reason "upgrade"', "ifbus swarm drain docs-2 --json", "ifbus swarm drain docs-2 --dry-run"),
+        arguments=_drain_arguments,
+        run=_drain,
+        render=render_paused,
+        kind="change",
     ),
 }  # fmt: skip
