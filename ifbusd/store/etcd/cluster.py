@@ -353,11 +353,15 @@ class Cluster:
         started = time.perf_counter()
         request = etcdrpc.RangeRequest(key=f"{self._config.prefix}probe".encode(), count_only=True)
         try:
-            await self._unary(link, "Range", request)
+            try:
+                await self._unary(link, "Range", request)
+            except EtcdFault as fault:
+                if fault.kind is not Kind.TOKEN or not self._config.user:
+                    raise
+                await self._authenticate(link)  # the old one's time was over
+                await self._unary(link, "Range", request)
         except EtcdFault as fault:
             link.health.reachable, link.health.error = False, fault.detail
-            if fault.kind is Kind.TOKEN:
-                self._token = ""  # the next probe takes a new one
             raise
         link.health.reachable, link.health.error = True, ""
         link.health.latency_ms = round((time.perf_counter() - started) * 1000, 3)

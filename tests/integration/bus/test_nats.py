@@ -19,6 +19,7 @@ import trio_asyncio
 
 from ifbusd.bus.config import NatsConfig
 from ifbusd.bus.nats import MAX_HINT_BYTES, NatsHints
+from tests.certificates import make_certificates
 from tests.proxy import network
 from tests.servers import HOST, Node, nats_nodes
 
@@ -244,20 +245,6 @@ async def test_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
             await until_heard(b, a, 1)
             await until(lambda: stranger.hints.errors > 0)
             assert not stranger.hints.statistics()["connected"]
-
-
-def make_certificates(directory: Path) -> None:
-    """An authority, and a certificate of it for this host."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
-
-    fresh = ["-newkey", "rsa:2048", "-nodes"]
-    openssl("req", "-x509", *fresh, "-days", "1", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
-    openssl("req", *fresh, "-subj", "/CN=host", "-keyout", "own.key", "-out", "own.csr")
-    (directory / "names").write_text(f"subjectAltName=IP:{HOST}\n")
-    signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1", "-extfile", "names"]
-    openssl("x509", "-req", "-in", "own.csr", *signed, "-out", "own.pem")
 
 
 async def test_credentials_that_cannot_be_read_end_the_start(tmp_path: Path) -> None:
