@@ -9,7 +9,8 @@ from ifbus.models import check_capabilities, check_identifier
 from ifbusd.codec import how_many_fit, unpack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded
-from ifbusd.coordinator.model import TASKS, BlockerRecord, MessageRecord
+from ifbusd.coordinator.life import rules as life
+from ifbusd.coordinator.model import OPEN, TASKS, BlockerRecord, MessageRecord
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
@@ -52,7 +53,8 @@ class Blockers(Core):
                         own_lease = stored.lease
                     after = rules.after_claim(task, claim, swarm_id, blocker.token, spent)
                     note = blocker.reason[: rules.MAX_NOTE]
-                    tx.put(TASKS + blocker.task_id, after.evolve(blocker=blocker_id, note=note).to_map())
+                    blocked = life.move(after, "block", OPEN, blocker=blocker_id, note=note)
+                    tx.put(TASKS + blocker.task_id, blocked.to_map())
             helpers = self._call_helpers(tx, swarm_id, blocker.task_id, needs) if needs else []
             due_at_ms = blocker.at_ms + self._escalation_ms(blocker.severity)
             record = blocker.evolve(helpers=helpers, due_at_ms=due_at_ms)

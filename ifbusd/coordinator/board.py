@@ -152,6 +152,7 @@ class Board:
         self._due: dict[str, str] = {}
         self._timers = Timers()  # of open tasks
         self._kept = Timers()  # of final ones: when to remove them
+        self._aside = Timers()  # of those that could not be removed: when to look at them again
         self._to_tend = trio.lowlevel.ParkingLot()
 
     # --- feeding -------------------------------------------------------------------------------------
@@ -206,6 +207,7 @@ class Board:
         self._due.clear()
         self._timers.replace(())
         self._kept.replace(())
+        self._aside.replace(())
         revision = 0
         for prefix in _READ:
             after = ""
@@ -672,6 +674,8 @@ class Board:
             if entry is not None and entry.state == OPEN and entry.due_at_ms == at_ms:
                 self._refresh(task_id)
         self._offer_ready()
+        while (at_ms := self._aside.next_at_ms) is not None and at_ms <= now_ms:
+            self._kept.add(*self._aside.pop())
         while len(self._due) < most and (at_ms := self._kept.next_at_ms) is not None:
             if at_ms > now_ms and self._final_tasks() - len(self._due) <= self._retained_tasks:
                 break
@@ -688,14 +692,15 @@ class Board:
         """Look again later whether a final task can be removed."""
         if (entry := self.tasks.get(task_id)) is not None and entry.state != OPEN:
             entry.due_at_ms = until_ms
-            self._kept.add(until_ms, task_id)
+            self._aside.add(until_ms, task_id)
 
     async def wait_due(self, longest_s: float) -> None:
         """Return when a task's time may have come, at the latest after so long: the wall clock may have been set."""
         if self._due:
             await trio.lowlevel.checkpoint()
             return
-        times = [at_ms for at_ms in (self._timers.next_at_ms, self._kept.next_at_ms) if at_ms is not None]
+        heads = (self._timers.next_at_ms, self._kept.next_at_ms, self._aside.next_at_ms)
+        times = [at_ms for at_ms in heads if at_ms is not None]
         if not times:
             await self._to_tend.park()
             return

@@ -184,6 +184,12 @@ class Core:
             remedy = "end sessions or claims; a claim without a lease_ms of its own lives on its session's lease"
             raise limit_exceeded(what, "leases_per_uid", used, allowed, remedy)
 
+    def _require_fits(self, tx: Tx, what: str, remedy: str) -> None:
+        """Raise LimitExceeded where a batch takes more keys than a commit."""
+        used, allowed = max(len(tx.compares), len(tx.writes)), rules.MAX_BATCH_KEYS
+        if used > allowed:
+            raise limit_exceeded(what, "batch_keys", used, allowed, remedy)
+
     def _publish_board(self, tx: Tx, event: str, task_id: str, **more: Any) -> None:
         tx.publish("board", {"event": event, "task_id": task_id, "at_ms": self._now_ms(), **more})
 

@@ -64,15 +64,11 @@ class Creating(Core):
         new = [self._from_wire(index, fields) for index, fields in enumerate(tasks)]
         if (circle := life.find_cycle({one.task_id: one.record.depends_on for one in new if one.task_id})) is not None:
             raise rules.cycle(circle)
-        read = {name for one in new for name in one.record.depends_on} | {one.task_id for one in new}
-        keys = len(read) + sum("unique_key" in one.record.options for one in new)
-        if keys > rules.MAX_BATCH_KEYS:
-            remedy = "fewer tasks, or fewer different dependencies, at a time"
-            raise limit_exceeded("create these tasks", "batch_keys", keys, rules.MAX_BATCH_KEYS, remedy)
         await self.board.show_told()
 
         def create(tx: Tx) -> Answer:
             views = self._create(tx, caller, new)
+            self._require_fits(tx, "create these tasks", "fewer tasks, or fewer different dependencies, at a time")
             for view in views:
                 rules.drop_heavy(view)
             tx.detail["tasks"] = [view["task_id"] for view in views]

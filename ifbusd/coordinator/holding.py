@@ -204,6 +204,7 @@ class Holding(Core):
                     completed.add(ending.task_id)
                     spent = {name: answer[name] for name in ("spent_usd", "released_usd")}
                     outcomes.append({**outcome, "ok": True, **spent})
+            self._require_fits(tx, "complete these tasks", "fewer of them at a time")
             tx.detail.clear()
             tx.detail.update(swarm=swarm_id, completed=sorted(completed))
             if refused:

@@ -42,9 +42,9 @@ MAX_COMPLETED_BYTES = 56 << 10
 MAX_UNBLOCKED = 50
 # Each is a compare of the claiming transaction; etcd takes 128 in all.
 MAX_DEPENDENCIES = 100
-# Of one commit: a task takes two keys, and etcd takes 128 operations.
+# Of one commit, and what it may read or write in all: etcd takes 128 operations.
 MAX_BATCH = 50
-MAX_BATCH_KEYS = 110
+MAX_BATCH_KEYS = 120
 MAX_NOTE = 1_000
 MAX_ERROR = 4 << 10
 MAX_PAGE = 200

@@ -48,7 +48,7 @@ class TaskFate(NamedTuple):
     """What became of a task.
 
     Attributes:
-        state: ``open``, ``completed`` or ``failed``.
+        state: ``open``, ``completed``, or how else it ended.
         holder: The swarm that holds it, or that ended it; ``""`` for none.
         is_blocked: It waits for a blocker to be resolved.
     """

@@ -75,7 +75,7 @@ def is_waste(fate: TaskFate | None, swarm_id: str) -> bool:
     if fate.state == "completed":
         return fate.holder not in ("", swarm_id)
     # An open task that the swarm does not hold any more was given back, or its lease ran out.
-    return fate.state == "failed" or (fate.state == "open" and fate.holder != swarm_id and not fate.is_blocked)
+    return fate.state != "open" or (fate.holder != swarm_id and not fate.is_blocked)
 
 
 def report(sums: Sums, by: Dimension, fates: Mapping[str, TaskFate], *, limit: int) -> dict[str, Any]:

@@ -62,6 +62,16 @@ TABLE: Final[dict[tuple[str, str], tuple[str, ...]]] = {
 }
 EVENTS: Final = tuple(dict.fromkeys(event for _, event in TABLE))
 
+
+def _stored(state: str) -> str:
+    return OPEN if state in OPEN_STATES else state
+
+
+# The same by what is stored.
+_MOVES: Final = {
+    (_stored(source), event, _stored(target)) for (source, event), targets in TABLE.items() for target in targets
+}
+
 # Each error that is kept of an attempt, and all of them, as packed; with 40 KiB of task they fit into an answer.
 MAX_KEPT_ERRORS: Final = 16
 _KEPT_ERROR_BYTES: Final = 400
@@ -137,9 +147,7 @@ def move(task: TaskRecord, event: str, to: str, **changes: Any) -> TaskRecord:
     Raises:
         AssertionError: The table knows no such move from how the task is stored: a bug.
     """
-    sources = OPEN_STATES if task.state == OPEN else (task.state,)
-    targets = {target for source in sources for target in TABLE.get((source, event), ())}
-    if not targets & (set(OPEN_STATES) if to == OPEN else {to}):
+    if (task.state, event, to) not in _MOVES:
         raise AssertionError(f"the table has no move from {task.state} to {to} by {event}")
     return task.evolve(state=to, **changes)
 

@@ -78,9 +78,9 @@ async def test_a_batch_is_created_as_a_whole_or_not_at_all(world: World) -> None
             await world.it.create_tasks(world.me, tasks)
         if error is InvalidParams and 0 < len(tasks) < 51:
             assert refused.value.data["index"] == 1
-    many = [f"d-{n}" for n in range(60)]
-    for start in range(0, 60, 30):
-        await world.it.create_tasks(world.me, [named(name) for name in many[start : start + 30]])
+    many = [f"d-{n}" for n in range(75)]
+    for start in range(0, 75, 25):
+        await world.it.create_tasks(world.me, [named(name) for name in many[start : start + 25]])
     with pytest.raises(LimitExceeded):
         await world.it.create_tasks(world.me, [named(f"v{n}", *many, "taken") for n in range(50)])
     listed = await world.it.list_tasks(world.me, limit=200)

@@ -372,6 +372,24 @@ async def test_more_final_tasks_than_are_kept_go_first_in_first_out(tmp_path: Pa
         assert sorted(world.it.board.tasks) == ["T-5", "T-6", "T-7", "T-8"]
 
 
+async def test_what_cannot_be_removed_keeps_nothing_else(tmp_path: Path, autojump_clock: object) -> None:
+    """More are final than are to be kept, and the oldest of them is waited for: the next ones go, and nobody tries in a circle."""
+    async with open_world(tmp_path, config=CoordinatorConfig(retained_tasks=2)) as world:
+        await world.swarm("docs", lease_ms=24 * HOUR_MS)
+        await world.task("failed")
+        await world.it.fail_task(world.me, "failed", "docs", await world.token("failed", "docs"), "broke")
+        await world.task("waits", depends_on=["failed"])
+        for n in range(4):
+            await world.task(f"T-{n}")
+            await world.it.complete_task(world.me, f"T-{n}", "docs", await world.token(f"T-{n}", "docs"))
+            await trio.sleep(0.01)
+        with trio.fail_after(600):
+            while len(world.it.board.tasks) > 3:
+                await trio.sleep(0.1)
+        await trio.sleep(30)
+        assert set(world.it.board.tasks) == {"failed", "waits", "T-3"}
+
+
 async def test_a_task_that_waits_for_a_removed_one_goes_on(world: World, autojump_clock: object) -> None:
     """A completed dependency that was removed counts as completed, also after a restart."""
     await world.swarm("docs", lease_ms=24 * HOUR_MS)
@@ -403,6 +421,15 @@ async def test_a_failed_task_stays_while_others_wait_for_it(tmp_path: Path, auto
         with trio.fail_after(600):
             while "T-1" in world.it.board.tasks:
                 await trio.sleep(1)
+
+
+async def test_an_open_task_is_never_removed(world: World) -> None:
+    """Whatever the board takes it for, the store decides: what was requeued in the last moment stays."""
+    await world.task("T-1", retention_ms=0)
+    await world.task("T-2", retention_ms=0)
+    await world.it._remove(["T-1", "T-2"])
+    assert {"tasks/T-1", "tasks/T-2"} <= (await world.stored()).keys()
+    assert await world.outcomes("remove_tasks") == []
 
 
 # --- parameters --------------------------------------------------------------------------------------

@@ -261,6 +261,7 @@ async def open_world(
     beside: World | None = None,
     host: str = "",
     etcd: str = "",
+    wall: Callable[[], int] = wall_ms,
 ) -> AsyncIterator[World]:
     """Everything started in the daemon's order; opened again on the same directory, it finds what was left.
 
@@ -268,6 +269,7 @@ async def open_world(
         beside: Another daemon's world, whose store this one shares.
         host: The daemon's id where there are several.
         etcd: Address of an etcd to keep everything in, under a prefix of its own.
+        wall: The wall clock.
     """
     numbers = itertools.count(1)
     start = host or (f"{steady_ms():x}" if (directory / "ifbusd.db").exists() else "0")
@@ -281,7 +283,7 @@ async def open_world(
     bus, claims = LocalBus(), Claims()
     news = News(store, bus, daemon_id=host) if host else None
     peers = Peers(store, daemon_id=host, card={"host": host}) if host else None
-    operations = Operations(store, bus, now_ms=wall_ms, news=news)
+    operations = Operations(store, bus, now_ms=wall, news=news)
     governor = IFGovernor(
         store,
         bus,
@@ -289,7 +291,7 @@ async def open_world(
         claims,
         presence=lambda swarm_ids: coordinator.presence(swarm_ids),
         policy=policy or Policy(),
-        now_ms=wall_ms,
+        now_ms=wall,
         new_id=lambda: f"g{start}-{next(numbers):06d}",
     )
     seen: Any = ForgetfulStore(store) if is_forgetful else store
@@ -300,7 +302,7 @@ async def open_world(
         governor=governor,
         claims=claims,
         config=config or CoordinatorConfig(),
-        now_ms=wall_ms,
+        now_ms=wall,
         new_id=lambda: f"c{start}-{next(numbers):06d}",
         new_secret=lambda: f"secret-{start}-{next(numbers)}",
         peers=peers,
