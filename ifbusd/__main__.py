@@ -100,18 +100,24 @@ def _check_group(config: Config, arguments: argparse.Namespace) -> None:
         print(f"{error.message} (a socket that systemd passes has its own)")
 
 
+def _path(word: str) -> Path:
+    if not word:  # to `Path`, that is where we are
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(word)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ifbusd",
         description="The daemon that decides which agent may work on what, with what money, and remembers why.",
         epilog="examples: ifbusd --dev | ifbusd --dev --state DIR | ifbusd --config FILE --check-config",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="default: /etc/ifbusd/ifbusd.toml, if it exists")
+    parser.add_argument("--config", type=_path, metavar="FILE", help="default: /etc/ifbusd/ifbusd.toml, if it exists")
     parser.add_argument(
         "--dev", action="store_true", help="in the foreground for the current user, in a temporary state"
     )
-    parser.add_argument("--state", type=Path, metavar="DIR", help="state directory; kept, also with --dev")
-    parser.add_argument("--socket", type=Path, metavar="PATH", help="where to listen")
+    parser.add_argument("--state", type=_path, metavar="DIR", help="state directory; kept, also with --dev")
+    parser.add_argument("--socket", type=_path, metavar="PATH", help="where to listen")
     parser.add_argument(
         "--check-config", action="store_true", help="read the configuration, name all problems, and end"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
-from attrs.validators import and_, ge, le
+from attrs.validators import and_, deep_iterable, ge, le, lt
 
 from ifbus.errors import ConfigInvalid
 from ifbusd.bus.config import BusConfig
@@ -107,7 +107,7 @@ class OperatorsConfig:
         groups: Groups whose members have the operator role, by name. `ifbus-admin` counts only where it exists.
     """
 
-    uids: tuple[int, ...] = (0,)
+    uids: tuple[int, ...] = attrs.field(default=(0,), validator=deep_iterable(and_(ge(0), lt(2**32 - 1))))
     groups: tuple[str, ...] = ("ifbus-admin",)
 
     def gids(self) -> frozenset[int]:

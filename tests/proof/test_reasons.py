@@ -30,7 +30,7 @@ _CHECKED_BEFORE: Final = "the wire's own check of the type refuses it first"
 _ELSEWHERE: Final = "brought about in tests/proof/test_bounded.py, without descriptors"
 _DISK: Final = "brought about where disks fail: tests/proof/test_disk.py, tests/integration/store"
 _HOST: Final = "this host would have to be broken"
-_ETCD: Final = "brought about with a real etcd: tests/integration/store, tests/proof/test_cluster.py"
+_ETCD: Final = "brought about with a real etcd: tests/integration/store"
 _RACE: Final = "takes a change by somebody else within a transaction"
 EXCUSED: Final[dict[tuple[str, str], str]] = {
     ("client/ifbus/protocol.py", "cannot send a message"): "every service keeps its answers within a message",

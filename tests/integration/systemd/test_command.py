@@ -70,6 +70,14 @@ def test_a_wrong_argument_ends_with_status_2() -> None:
     assert run("--devel").returncode == 2
 
 
+@pytest.mark.parametrize("option", ["--state", "--socket", "--config"])
+def test_an_empty_path_is_not_where_we_are(option: str) -> None:
+    """As of a shell variable that is not set."""
+    done = run("--dev", option, "")
+    assert done.returncode == 2
+    assert f"argument {option}: expected a path, got ''" in done.stderr
+
+
 def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     """The kernel takes 107 bytes; the sentence says so instead of a bare errno."""
     done = run("--dev", "--state", tmp_path, "--socket", "/" + "s" * 120)

@@ -93,6 +93,7 @@ def test_values_of_every_kind_are_taken(file: Path) -> None:
         ("[daemon]\nsocket_group = 1", "line 2: daemon.socket_group: expected a text in quotes, got 1"),
         ("[operators]\nuids = 0", "line 2: operators.uids: expected a list, got 0"),
         ("[operators]\ngroups = 'wheel'", "line 2: operators.groups: expected a list, got 'wheel'"),
+        ("[operators]\nuids = [-1]", "line 2: operators.uids: expected >= 0, got -1"),
         ("[operators]\nuids = ['root']", "line 2: operators.uids: expected a whole number, got 'root'"),
         ("[governor]\nthreshold = 'most'", "line 2: governor.threshold: expected a number, got 'most'"),
         ("[governor]\nthreshold = nan", "line 2: governor.threshold: expected a number, got nan"),
