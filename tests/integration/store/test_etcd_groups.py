@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,23 @@ async def test_those_that_arrive_together_go_together(store: EtcdStore) -> None:
         assert len(await store.read_log()) == 50
 
 
+async def test_one_of_two_that_rule_each_other_out(store: EtcdStore) -> None:
+    """A claim that needs a queue to be open and a pause that needs it to be empty write different keys, and one of the two loses."""
+    async with running(store):
+        done: dict[str, bool] = {}
+
+        async def do(name: str, mine: str, other: str) -> None:
+            done[name + mine] = (await store.txn(Txn([Compare(other, 0)], [Put(mine, b"")]))).succeeded
+
+        async with trio.open_nursery() as nursery:
+            for number in range(30):
+                claim, pause = f"claims/{number}", f"paused/{number}"
+                nursery.start_soon(do, "claim ", claim, pause)
+                nursery.start_soon(do, "pause ", pause, claim)
+        for number in range(30):
+            assert done[f"claim claims/{number}"] != done[f"pause paused/{number}"]
+
+
 async def test_a_bad_one_does_not_fail_its_neighbours(store: EtcdStore) -> None:
     """One that names an ended lease and one that is too large for etcd fail alone, with their own reason."""
     async with running(store):
@@ -190,15 +209,29 @@ class LateStore(EtcdStore):
         await super()._take(events)
 
 
-async def test_a_consistent_read_waits_for_what_others_have_done(etcd_endpoint: str, tmp_path: Path) -> None:
-    """A host that is behind says as of when it knows what it knows; asked for all there is, it waits until it has it."""
+@asynccontextmanager
+async def two_hosts(endpoint: str, tmp_path: Path) -> AsyncIterator[tuple[LateStore, EtcdStore]]:
+    """A host whose watch is held up, and another one."""
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-    there = etcd_store(tmp_path / "there", etcd_endpoint, prefix="/consistent/")
-    here = etcd_store(tmp_path / "here", etcd_endpoint, prefix="/consistent/", kind=LateStore)
+    prefix = f"/late-{next(_example)}/"
+    there = etcd_store(tmp_path / "there", endpoint, prefix=prefix)
+    here = etcd_store(tmp_path / "here", endpoint, prefix=prefix, kind=LateStore)
     assert isinstance(here, LateStore)
     here.may_tell = trio.Event()
     async with running(there), running(here):
+        yield here, there
+
+
+async def far_longer_than_an_answer_takes(store: EtcdStore) -> None:
+    """Ask etcd as often as shows whether something that needs one answer has happened."""
+    for _ in range(30):
+        await store.sync()
+
+
+async def test_a_consistent_read_waits_for_what_others_have_done(etcd_endpoint: str, tmp_path: Path) -> None:
+    """A host that is behind says as of when it knows what it knows; asked for all there is, it waits until it has it."""
+    async with two_hosts(etcd_endpoint, tmp_path) as (here, there):
         before = here.revision
         done = await there.txn(Txn(then=[Put("a/1", b"")]))
         assert (here.peek("a/1"), here.revision) == (None, before)
@@ -210,9 +243,25 @@ async def test_a_consistent_read_waits_for_what_others_have_done(etcd_endpoint: 
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(look)
-            await there.sync()  # far more than `here` needs to ask
+            await far_longer_than_an_answer_takes(there)
             assert not is_synced.is_set()
-            assert here.peek("a/1") is None
             here.may_tell.set()
         assert here.revision >= done.revision
         assert here.peek("a/1") is not None
+
+
+async def test_a_write_returns_when_this_host_has_seen_it(etcd_endpoint: str, tmp_path: Path) -> None:
+    """Whoever was answered finds what he wrote, in what is known by heart and in every view that the watch feeds."""
+    async with two_hosts(etcd_endpoint, tmp_path) as (here, there):
+        written: list[int] = []
+
+        async def write() -> None:
+            written.append((await here.txn(Txn(then=[Put("a/1", b"")]))).revision)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await far_longer_than_an_answer_takes(there)
+            assert not written
+            here.may_tell.set()
+        assert here.peek("a/1") is not None
+        assert here.told_revision == written[0]
