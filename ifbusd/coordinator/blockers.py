@@ -53,6 +53,7 @@ class Blockers(Core):
                         own_lease = stored.lease
                     after = rules.after_claim(task, claim, swarm_id, blocker.token, spent)
                     note = blocker.reason[: rules.MAX_NOTE]
+                    after = life.end_attempt(after, blocker.token, "blocked", blocker.reason)
                     blocked = life.move(after, "block", OPEN, blocker=blocker_id, note=note)
                     tx.put(TASKS + blocker.task_id, blocked.to_map())
             helpers = self._call_helpers(tx, swarm_id, blocker.task_id, needs) if needs else []

@@ -387,6 +387,7 @@ class Claiming(Resources):
         finally:
             for entry in entries:
                 if not is_done or entry.task_id not in won:
+                    self.board.refresh(entry.task_id)  # as in `_try`
                     self.board.offers.give_up(entry, waiter)
                 for lease in leases[entry].unused(is_kept=entry.task_id in won):
                     self._retired.add(lease)

@@ -194,6 +194,7 @@ class Holding(Core):
                 outcome: Answer = {"task_id": ending.task_id, "token": ending.token}
                 try:
                     rules.check_result_size(packed_size(ending.result), 0)
+                    # Not `tx.attempt`: a refusal stands by what it has read, and it writes nothing.
                     answer = self._end_claim(tx, ending, leases)
                 except IfbusError as error:
                     if error.retryable:
