@@ -31,6 +31,7 @@ from ifbusd.coordinator.model import (
     MessageRecord,
     TaskRecord,
 )
+from ifbusd.coordinator.numbers import Numbers
 from ifbusd.identity import ITSELF, Caller
 from ifbusd.operation import Body, Operations, Tx
 from ifbusd.pause import Pause
@@ -85,6 +86,7 @@ class Core:
         self._new_id = new_id
         self._new_secret = new_secret
         self._peers = peers
+        self._numbers = None if peers is None else Numbers(store)
         # This daemon gives out no work while it is drained (`gates.draining`); how many claims it has given back at the end of it.
         self._host_drain: Pause = {}
         self._host_released = 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -154,8 +156,7 @@ class Creating(Core):
         used, allowed = self.board.open_tasks(), self._config.open_tasks
         if used + len(tasks) > allowed:
             raise limit_exceeded("create a task", "open_tasks", used, allowed, "complete or fail some of them")
-        counted = tx.get(TASK_COUNTER)
-        n = (unpack(counted) if counted else 0) + 1
+        numbers, n = self._numbers_for(tx, len(tasks)), 0
         now_ms = self._now_ms()
         names: list[str] = []
         records: dict[str, TaskRecord] = {}
@@ -167,6 +168,7 @@ class Creating(Core):
                 if new.task_id is not None:
                     instead[new.task_id] = first
                 continue
+            n = next(numbers)
             name = new.task_id if new.task_id is not None else f"T-{n}"
             while name in records or tx.get_stored(TASKS + name) is not None:
                 if new.task_id is not None:
@@ -175,13 +177,12 @@ class Creating(Core):
                         data={"task_id": name},
                         would_change=[{"by": "self", "what": "another id, or none", "call": f"ifbus task show {name}"}],
                     )
-                n += 1  # somebody gave a task this very name
+                n = next(numbers)  # somebody gave a task this very name
                 name = f"T-{n}"
             if key:
                 tx.put(f"{UNIQUE}{caller.uid}/{key}", name)
             records[name] = new.record.evolve(n=n, created_at_ms=now_ms, uid=caller.uid)
             names.append(name)
-            n += 1
         for name, record in records.items():
             if instead:
                 record = record.evolve(depends_on=[instead.get(other, other) for other in record.depends_on])
@@ -192,9 +193,18 @@ class Creating(Core):
         for record in records.values():
             for dependency in record.depends_on:
                 self._depend_on(tx, dependency, now_ms)
-        if records:
-            tx.put(TASK_COUNTER, n - 1)
+        if records and self._numbers is None:
+            tx.put(TASK_COUNTER, n)
         return [self._created(tx, name, records.get(name), now_ms) for name in names]
+
+    def _numbers_for(self, tx: Tx, count: int) -> Iterator[int]:
+        """Numbers for new tasks, at least `count`; where this is the only daemon the last one that was used becomes the counter."""
+        if self._numbers is None:
+            counted = tx.get(TASK_COUNTER)
+            yield from itertools.count((unpack(counted) if counted else 0) + 1)
+        else:
+            for block in itertools.count():
+                yield from tx.obtain(f"numbers {block}", partial(self._numbers.take, max(1, count)))
 
     def _first_with(self, tx: Tx, uid: int, key: str, now_ms: int) -> str | None:
         """The open task of this user that has a unique key."""

@@ -232,3 +232,21 @@ async def test_a_blocker_is_heard_at_the_orchestrators_daemon(autojump_clock: Mo
         while not heard:
             await trio.sleep(0.01)
     assert heard[0]["kind"] == "blocker"
+
+
+async def test_tasks_are_numbered_once_for_all_daemons(pair: Pair) -> None:
+    """Many tasks created at both daemons at once have names of their own, also beside one that somebody named so."""
+    await pair.a.task("T-7")
+    names: list[str] = []
+
+    async def create(world: World) -> None:
+        names.append(await world.task())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(60):
+            nursery.start_soon(create, pair.a)
+            nursery.start_soon(create, pair.b)
+    assert len(set(names)) == 120
+    assert "T-7" not in names
+    listed = await pair.b.it.list_tasks(pair.b.me, limit=200)
+    assert {task["task_id"] for task in listed["tasks"]} == {"T-7", *names}
