@@ -306,7 +306,10 @@ class Operations:
                 tx.put(news.next_key(), to_stored(tx.messages), lease=self._window_lease)
             try:
                 record = self._record(caller, op, target, "ok", tx.detail)
-                done = await self._store.txn(Txn(tx.compares, tx.writes, record=record, ends=op in ENDING_OPERATIONS))
+                told = tx.messages if news is None else ()
+                done = await self._store.txn(
+                    Txn(tx.compares, tx.writes, record=record, ends=op in ENDING_OPERATIONS, told=told)
+                )
             except LeaseNotFound:
                 if (
                     not (idempotency or news is not None)

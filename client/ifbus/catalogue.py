@@ -128,6 +128,11 @@ CATALOGUE: dict[str, Entry] = {
         "Each of these would wait for the next one, for ever. Let go of something, or do without.",
         ("ifbus waits",),
     ),
+    "not_kept": Entry(
+        "cannot go on after 4096: only what came after 8191 is kept",
+        "What happened in between is known only by its outcome. List the tasks, then subscribe from now on.",
+        ("ifbus task ls",),
+    ),
     "stale_token": Entry(
         "T-7@41 ended 11:04:10 (lease ran out), now 43 of docs-2; nothing was written",
         "The claim that this handle stood for has ended. Stop this work at once; claim again before doing more.",

@@ -8,7 +8,7 @@ The tree says whose doing an error is, and with that what the caller does next::
     |     IdempotencyConflict VersionMismatch HandleRequired ConfigInvalid InvalidModule
     +-- Refused                 the state of the world: read `would_change`, decide anew
     |     AlreadyClaimed NotReady Paused AtCapacity NotQualified NotOwner StaleToken (LeaseLost) BudgetExceeded
-    |     BreakerTripped LimitExceeded CompileLimit GuestFailed AlreadyExists ResourceBusy WouldDeadlock
+    |     BreakerTripped LimitExceeded CompileLimit GuestFailed AlreadyExists ResourceBusy WouldDeadlock NotKept
     +-- Momentary               the moment: the same request again, same idempotency key
     |     Overloaded Unavailable DeadlineExceeded Cancelled
     +-- Internal                us: report the id
@@ -199,6 +199,12 @@ class WouldDeadlock(Refused):
     """Waiting for this would close a cycle of those who wait for one another; `data["cycle"]` names it."""
 
     code = "would_deadlock"
+
+
+class NotKept(Refused):
+    """A subscription asks for what is no longer kept: read what is there now, then subscribe from now on."""
+
+    code = "not_kept"
 
 
 class StaleToken(Refused):

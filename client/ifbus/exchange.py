@@ -61,7 +61,7 @@ class Feed:
         swarm_id: Only those of this swarm's inbox, or None.
         error: Why the daemon refused to go on with it after a reconnect.
         connection: Number of the connection that it was last subscribed on (`Routes.connections`).
-        last_seq: Of the last message taken; where an inbox resumes.
+        last_seq: Of the last message taken; where an inbox resumes, and what else does.
         dropped: Messages lost because the queue was full; for an inbox they are fetched again.
     """
 
@@ -73,6 +73,7 @@ class Feed:
         swarm_id: str | None = None,
         after_seq: int = 0,
         params: dict[str, Any] | None = None,
+        resumes: bool = False,
     ) -> None:
         self.method = method
         self.swarm_id = swarm_id
@@ -85,12 +86,15 @@ class Feed:
         self.waiter: Waiter | None = None
         self._subscribe = subscribe
         self._params = params or {}
+        self._resumes = resumes
         self._queue: deque[dict[str, Any]] = deque()
 
     @property
     def subscribe(self) -> Call[Any]:
         """The call that starts it on a connection, from where it stands."""
         params = self._params if self.swarm_id is None else {"swarm_id": self.swarm_id, "after_seq": self.last_seq}
+        if self._resumes and self.last_seq:
+            params = {**params, "after_seq": self.last_seq}
         return Call(self._subscribe, params, untyped)
 
     @property
@@ -123,7 +127,7 @@ class Feed:
         """The next message that was not seen yet, or None."""
         while self._queue:
             message = self._queue.popleft()
-            if not self.is_durable:
+            if not (self.is_durable or self._resumes):
                 return message
             # A subscription that was resumed may bring again what had arrived already.
             seq = message.get("seq", 0)

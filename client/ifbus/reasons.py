@@ -136,6 +136,7 @@ REASONS: Final[dict[str, Reason]] = {
         ("resource", "owner", "token", "held_ms", "lease_left_ms"), ("held_for", "instead"), ("self", "other")
     ),
     "would_deadlock": Reason(("cycle", "edges"), (), ("self", "other")),
+    "not_kept": Reason(("after_seq", "oldest_seq", "newest_seq"), (), ("self",)),
     "not_owner": Reason(("task_id", "token", "owner"), ("resource",), ("other",)),
     "stale_token": Reason(
         (),

@@ -124,9 +124,13 @@ class Client(Link):
         feed = Feed("inbox", "coordinator.subscribe_inbox", swarm_id=swarm_id, after_seq=after_seq)
         return self.subscribe(feed, InboxMessage.from_wire)
 
-    def subscribe_board(self) -> Subscription[dict[str, Any]]:
-        """Each change of a task from now on, as ``{"event", "task_id", "swarm_id"?, ...}``."""
-        return self.subscribe(Feed("board", "coordinator.subscribe_board"), dict)
+    def subscribe_board(self, *, after_seq: int | None = None) -> Subscription[dict[str, Any]]:
+        """Each change of a task, as ``{"event", "task_id", "swarm_id"?, "seq", ...}``: after the number `after_seq`, or from now on.
+
+        Over reconnects it goes on after the last one seen. Raises NotKept where some of what came after it is no longer kept.
+        """
+        feed = Feed("board", "coordinator.subscribe_board", after_seq=after_seq or 0, resumes=True)
+        return self.subscribe(feed, dict)
 
     def subscribe_escalations(self) -> Subscription[dict[str, Any]]:
         """Open escalations and each new one (operator), as ``{"kind", "swarm_id", "reason", "at_ms", ...}``."""

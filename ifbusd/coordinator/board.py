@@ -21,6 +21,7 @@ from ifbusd.coordinator import rules
 from ifbusd.coordinator.audience.topics import Topics
 from ifbusd.coordinator.bindings import Bindings
 from ifbusd.coordinator.deadlines import Deadlines
+from ifbusd.coordinator.history import History
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.life.timers import Timers
 from ifbusd.coordinator.locks.rules import Lock
@@ -56,6 +57,7 @@ from ifbusd.coordinator.model import (
 )
 from ifbusd.coordinator.offers import Entry, Held, Offers
 from ifbusd.coordinator.waits.view import Waits
+from ifbusd.news import read as read_news
 from ifbusd.operation import Decoded
 from ifbusd.store.base import Compacted, KeyValue, Store, WatchEvent
 
@@ -67,6 +69,8 @@ _READ: Final = (
     *(QUESTIONS, APPROVALS, ANSWERS, WAITS, TOPICS),
 )
 _SHOWN: Final = frozenset(prefix.removesuffix("/") for prefix in _READ)
+# Whatever happens to a task writes one of these.
+_HAPPENS: Final = frozenset((TASKS, CLAIMS, BLOCKERS, GROUPS))
 _NOTHING: Final[frozenset[str]] = frozenset()
 # Different sets of capabilities that are kept once.
 _MAX_SHARED: Final = 4_096
@@ -102,8 +106,9 @@ class Board:
         retention_ms: int,
         retained_tasks: int,
         ageing_ms: int,
+        board_history: int,
     ) -> None:
-        """See `CoordinatorConfig` for how long final tasks are kept, and how many. `now_ms` is the wall clock."""
+        """See `CoordinatorConfig` for how long final tasks are kept, and how many, and what happened to them. `now_ms` is the wall clock."""
         self._store = store
         self._now_ms = now_ms
         self._retention_ms = retention_ms
@@ -121,6 +126,7 @@ class Board:
         self.locks = Locks()
         self.waits = Waits()
         self.topics = Topics()
+        self.history = History(board_history)
         self.completed_by: dict[str, int] = {}  # tasks that are kept, by the swarm that completed them
         self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
@@ -208,7 +214,7 @@ class Board:
         self._timers.replace(())
         self._kept.replace(())
         self._aside.replace(())
-        revision = 0
+        revision = happened = 0
         for prefix in _READ:
             after = ""
             while True:
@@ -218,6 +224,8 @@ class Board:
                 kind = prefix.removesuffix("/")
                 for item in page.items:
                     self._put(kind, item.key.removeprefix(prefix), item)
+                if page.items and prefix in _HAPPENS:
+                    happened = max(happened, *(item.mod_revision for item in page.items), 0)
                 revision = max(revision, page.revision)
                 if not page.has_more:
                     break
@@ -229,6 +237,7 @@ class Board:
         for task_id in list(self.tasks):
             self._refresh(task_id)
         self._offer_ready()
+        self.history.begin(happened)
         return revision
 
     def _bound(self) -> dict[str, set[str]]:
@@ -285,8 +294,12 @@ class Board:
         changed: dict[str, None] = {}
         mail: dict[str, None] = {}
         ended: list[tuple[int, LostClaim]] = []
+        told: list[WatchEvent] = []
         for event in batch:
             kind, _, name = event.key.partition("/")
+            if event.told or kind == "news":
+                told.append(event)
+                continue
             if kind == "tasks":
                 touched[name] = None
             elif kind == "claims":
@@ -330,9 +343,22 @@ class Board:
                         self._note_lost(lost)
             for swarm_id in mail:
                 self.mail.deliver(swarm_id)
+        for event in told:
+            self._take_over(event)
         if changed:
             self.offers.wake_swarms(changed)
         self._advance(batch[-1].revision)
+
+    def _take_over(self, event: WatchEvent) -> None:
+        """What an operation told everybody, on this host or on another one."""
+        if event.told:
+            self.history.add(event.revision, event.told, is_whole=True)
+        elif event.value is not None:
+            try:
+                messages = read_news(event.value.value)
+            except (TypeError, ValueError):
+                return  # what another host wrote and nobody can read; `News` says so
+            self.history.add(event.revision, messages, is_whole=False)
 
     def _put(self, kind: str, name: str, item: KeyValue) -> None:
         if kind == "tasks":

@@ -103,6 +103,7 @@ class Core:
             retention_ms=config.retention_ms,
             retained_tasks=config.retained_tasks,
             ageing_ms=config.ageing_ms,
+            board_history=config.board_history,
         )
         self._retired = RetiredLeases(store)
 

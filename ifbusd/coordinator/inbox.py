@@ -7,9 +7,10 @@ from typing import Any
 
 import attrs
 
-from ifbus.errors import InvalidRequest
+from ifbus.errors import InvalidRequest, NotKept
 from ifbus.models import check_capabilities, check_identifier
 from ifbusd.codec import how_many_fit
+from ifbusd.coordinator import history as history_of
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.audience import rules as audience
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded, packed_size
@@ -220,13 +221,28 @@ class Inbox(Core):
             if not answer.pop("has_more"):
                 return {**answer, "dropped": dropped}
 
-    async def subscribe_board(self, caller: Caller) -> Answer:
+    async def subscribe_board(self, caller: Caller, *, after_seq: int | None = None) -> Answer:
         """See `interface.Coordinator.subscribe_board`."""
         session = _session(caller)
-        subscription = self._bus.subscribe("board", lambda _, message: session.notify("board", [message]))
-        self._subscribe(session, "board", subscription.close)
-        await self._store.barrier()
-        return {"revision": self._store.told_revision}
+        await self.board.catch_up()
+        self._unsubscribe(session, "board")
+        history = self.board.history
+        seen, replayed = history.newest if after_seq is None else after_seq, 0
+        try:
+            while len(missed := list(history.after(seen))) > _REPLAYED_AT_ONCE:
+                # It is told no faster than it is read.
+                for message in missed[:_REPLAYED_AT_ONCE]:
+                    seen = message["seq"]
+                    session.notify("board", [message])
+                replayed += _REPLAYED_AT_ONCE
+                await session.drained()
+        except NotKept as error:
+            raise await self._refuse(caller, "subscribe_board", "", error) from None
+        # No await from here on: what is left is told now, what comes later as it comes, each once.
+        listener = history_of.Listener(tell=lambda message: session.notify("board", [message]), seen=seen)
+        history.listen(listener)
+        self._subscribe(session, "board", lambda: history.stop_listening(listener))
+        return {"revision": self._store.told_revision, "seq": history.newest, "replayed": replayed + len(missed)}
 
     def _subscribe(self, session: Session, subject: str, close: Callable[[], None]) -> None:
         """Note how to end a connection's subscription; one that it had to the same subject ends now."""

@@ -709,8 +709,21 @@ class Coordinator(Protocol):
         """Drop all messages up to and including `seq`: ``{"dropped": n, "receipt": ...}``. Pushed tasks stay until claimed."""
         ...
 
-    async def subscribe_board(self, caller: Caller) -> Answer:
-        """Send this connection a notification ``board [{"event", "task_id", "swarm_id"?, ...}]`` for each change of a task, from now on."""
+    async def subscribe_board(self, caller: Caller, *, after_seq: int | None = None) -> Answer:
+        """Send this connection a notification ``board [{"event", "task_id", "swarm_id"?, "seq", ...}]`` for each change of a task.
+
+        Each once, in order of ``seq``, which is the same at every daemon. If a daemon falls behind its store, it says so by an event
+        ``missed``: list the tasks, then go on.
+
+        Args:
+            after_seq: What came after this number first, as far as it is kept (``board_history``); from now on if not given.
+
+        Returns:
+            ``{"revision", "seq": the newest event's, "replayed": how many came before the answer}``.
+
+        Raises:
+            not_kept: Some of what came after `after_seq` is no longer kept, as after a restart in which something happened.
+        """
         ...
 
     async def pause(

@@ -99,6 +99,7 @@ class CoordinatorConfig:
         leases_per_uid: Sessions of one user, and claims with a lease of their own. 16,384: a quarter of the store's
             `max_leases`, without which nobody can begin a session.
         resources_per_uid: Resources that one user's swarms hold. 4096: about 1 MiB of memory, and nobody holds all that others name.
+        board_history: What happened to tasks is kept for so many events, for subscriptions that come back. 4096: about 2 MiB.
         topics_per_swarm: Topics that one swarm subscribes to. 256: a name each.
         questions_per_uid: Open questions of one user's swarms. 1024: what people and swarms can still look through.
         question_ms: How long a question stays open, and its answer is kept, that was asked outside a claim and a session. 24 h.
@@ -134,6 +135,7 @@ class CoordinatorConfig:
     escalate_critical_ms: int = attrs.field(default=0, validator=and_(ge(0), le(365 * 24 * 3_600_000)))
     leases_per_uid: int = attrs.field(default=16_384, validator=ge(1))
     resources_per_uid: int = attrs.field(default=4_096, validator=and_(ge(1), le(1_000_000)))
+    board_history: int = attrs.field(default=4_096, validator=and_(ge(1), le(1_000_000)))
     topics_per_swarm: int = attrs.field(default=256, validator=and_(ge(1), le(10_000)))
     questions_per_uid: int = attrs.field(default=1_024, validator=and_(ge(1), le(100_000)))
     question_ms: int = attrs.field(default=24 * 3_600_000, validator=and_(ge(1_000), le(30 * 24 * 3_600_000)))

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Never, Protocol
+from typing import Any, Final, NamedTuple, Never, Protocol
 
 from ifbus.errors import IfbusError
+
+# Of an event that is no key's.
+TOLD: Final = "told/"
 
 
 class KeyValue(NamedTuple):
@@ -61,6 +64,7 @@ class Txn(NamedTuple):
     Attributes:
         record: One witness entry, committed with `then` and only with it (a lost compare is tried again by the caller and
             is no operation yet); None for none. A transaction with only a record is allowed and uses up no revision.
+        told: Handed to watches of everything with the changes, and not stored; a store that other hosts share passes it over.
         ends: It ends something, such as a claim: where the storage is full, a store that keeps space back gives it to these.
     """
 
@@ -69,6 +73,7 @@ class Txn(NamedTuple):
     otherwise: Sequence[Op] = ()
     record: bytes | None = None
     ends: bool = False
+    told: Sequence[Any] = ()
 
 
 class LogHead(NamedTuple):
@@ -103,11 +108,16 @@ class Page(NamedTuple):
 
 
 class WatchEvent(NamedTuple):
-    """A key changed: `value` is None when it was deleted or its lease ended."""
+    """A key changed: `value` is None when it was deleted or its lease ended.
+
+    Attributes:
+        told: What the commit's transaction had for watches alone (`Txn.told`); then `key` is `TOLD`, and none has changed.
+    """
 
     key: str
     value: KeyValue | None
     revision: int
+    told: Sequence[Any] = ()
 
 
 class LogEntry(NamedTuple):

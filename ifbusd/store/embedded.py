@@ -22,6 +22,7 @@ import trio
 
 from ifbus.errors import Overloaded, Unavailable
 from ifbusd.store.base import (
+    TOLD,
     Get,
     KeyValue,
     LeaseNotFound,
@@ -558,6 +559,8 @@ class EmbeddedStore:
                 self._revision = batch.revision = revision
                 batch.writes.update(writes)
                 batch.events += [WatchEvent(key, written, revision) for key, written in writes.items()]
+                if txn.told:
+                    batch.events.append(WatchEvent(TOLD, None, revision, txn.told))
                 self._memory.write(writes)
             if has_record:
                 assert txn.record is not None

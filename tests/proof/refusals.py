@@ -684,6 +684,13 @@ def too_long_an_expression(w: World) -> Told:
 
 
 @case
+def events_that_are_not_kept(w: World) -> Told:
+    yield w.ask("coordinator.subscribe_board", after_seq=1)
+    with w.another() as client:
+        yield client.ask("coordinator.subscribe_board").code == "ok"
+
+
+@case
 def resource_busy(w: World) -> Told:
     holder, other, name = w.swarm(), w.swarm(), f"x:{next(_NUMBERS)}"
     fences = w.call("coordinator.acquire_resources", swarm_id=holder, resources=[name])["fences"]

@@ -47,6 +47,7 @@ _BY_CODE: Final = {
     "already_claimed": REFUSED,
     "already_exists": REFUSED,
     "resource_busy": REFUSED,
+    "not_kept": REFUSED,
     "would_deadlock": REFUSED,
     "not_ready": REFUSED,
     "paused": REFUSED,

@@ -543,7 +543,7 @@ class EtcdStore:
                 continue
             value = None if event.type else keys.key_value(kv)
             change = WatchEvent(keys.short(kv.key), value, kv.mod_revision)
-            replica.told(*change)
+            replica.told(change.key, change.value, change.revision)
             told.append(change)
             size_bytes += len(kv.value)
         revision = events[-1].kv.mod_revision

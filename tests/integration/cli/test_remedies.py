@@ -110,6 +110,13 @@ def test_would_deadlock(new_swarm: NewSwarm) -> None:
     assert other("inbox", "ask", str(me.swarm), "where is what?").exit == 0
 
 
+def test_not_kept(shell: Shell) -> None:
+    """A subscription that goes on from where nothing is kept is refused; the list shows what came of it all."""
+    said = _refused(shell("rpc", "coordinator.subscribe_board", '{"after_seq": 1}'), "not_kept", 3)
+    assert shell.type(_remedy(said, "ifbus task ls")).exit == 0
+    assert shell("rpc", "coordinator.subscribe_board").exit == 0
+
+
 def test_already_exists(shell: Shell) -> None:
     """A task's id is taken: the message's remedy shows by what."""
     shell("task", "add", "the first", "--id", "TAKEN-1")

@@ -190,10 +190,12 @@ async def test_a_connection_subscribes_once(world: World) -> None:
     await world.it.subscribe_board(world.caller(session=ended))
     await world.it.broadcast(world.me, "news", {})
     await world.task("T-1")
+    await world.it.board.catch_up()
     assert len(connection.of("inbox")) == len(connection.of("board")) == 1
     connection.close()
     await world.it.broadcast(world.me, "news", {})
     await world.task("T-2")
+    await world.it.board.catch_up()
     assert len(connection.of("inbox")) == len(connection.of("board")) == 1
     assert world.bus.statistics()["sinks"] == 0
     assert world.it.board.mail.listeners("docs") == 0
@@ -259,6 +261,7 @@ async def test_the_board_tells_what_happens(world: World) -> None:
     token = await world.token("T-1", "docs")
     await world.it.report_progress(world.me, "T-1", "docs", token, 30)
     await world.it.complete_task(world.me, "T-1", "docs", token)
+    await world.it.board.catch_up()
     assert [event["event"] for event in connection.of("board")] == [
         "created", "pushed", "claimed", "progress", "completed",
     ]  # fmt: skip

@@ -29,6 +29,7 @@ async def test_what_a_holder_says_is_seen_by_all(world: World) -> None:
     await world.it.report_progress(world.me, "T-1", "docs", token, 40, note="on it")
     shown = await world.show("T-1")
     assert (shown["blocked_on"], shown["next_action"], shown["percent"]) == (*said.values(), 40)
+    await world.it.board.catch_up()
     told = [message for message in listener.of("board") if message["event"] == "progress"]
     assert [message.get("blocked_on") for message in told] == ["the review of T-0", None]
     await world.it.report_progress(world.me, "T-1", "docs", token, 50, blocked_on="")

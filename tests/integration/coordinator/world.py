@@ -281,7 +281,7 @@ async def open_world(
         else _store(directory)
     )
     bus, claims = LocalBus(), Claims()
-    news = News(store, bus, daemon_id=host) if host else None
+    news = News(store, bus, daemon_id=host or "one") if host or etcd else None
     peers = Peers(store, daemon_id=host, card={"host": host}) if host else None
     operations = Operations(store, bus, now_ms=wall, news=news)
     governor = IFGovernor(

@@ -23,7 +23,7 @@ TABLE = {
     ],
     3: [
         "already_claimed", "already_exists", "not_ready", "paused", "at_capacity", "not_qualified", "not_owner", "budget_exceeded",
-        "breaker_tripped", "limit_exceeded", "compile_limit", "guest_failed", "resource_busy", "would_deadlock",
+        "breaker_tripped", "limit_exceeded", "compile_limit", "guest_failed", "resource_busy", "would_deadlock", "not_kept",
     ],
     4: ["not_found"],
     5: ["permission_denied"],

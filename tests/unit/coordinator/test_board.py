@@ -76,6 +76,7 @@ def _board() -> Board:
         now_ms=lambda: 0,
         retention_ms=1,
         retained_tasks=1,
+        board_history=100,
         ageing_ms=60_000,
     )
 

@@ -19,6 +19,7 @@ txns = st.builds(
     branches,
     branches,
     st.sampled_from([None, b"record"]),
+    told=st.just(()),
 )
 
 
