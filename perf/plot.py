@@ -48,16 +48,21 @@ def distributions(scenarios: Scenarios, target: Path) -> None:
     _save(figure, target)
 
 
+# Where `scale.py` has its limit.
+_FLAT: Final = 1.5
+
+
 def growth(scenarios: Scenarios, target: Path) -> None:
-    """Server time per call, in microseconds, and resident memory over size."""
+    """Server time per call beside that of a small daemon at the same moment, and resident memory, over size."""
     figure, (cost, memory) = plt.subplots(1, 2, figsize=(10.4, 4.2))
     for title, scenario in scenarios.items():
         sizes = [int(size) for size in scenario["rows"]]
         label = title.partition(": ")[2]
-        for panel, name in ((cost, "server_cpu_us"), (memory, "rss_mib")):
+        for panel, name in ((cost, "cpu_to_small"), (memory, "rss_mib")):
             panel.plot(sizes, [row["medians"][name] for row in scenario["rows"].values()], "o-", label=label)
     title = next(iter(scenarios)).partition(":")[0]
-    cost.set(title=title, xscale="log", ylabel="server CPU per call, microseconds", ylim=(0, None))
+    cost.axhline(_FLAT, color="grey", linestyle="--", linewidth=1)
+    cost.set(title=title, xscale="log", ylabel="server CPU per call / of a small daemon", ylim=(0, 2))
     memory.set(title="resident memory", xscale="log", ylabel="MiB", ylim=(0, None))
     for panel in (cost, memory):
         panel.set_xlabel(title.rpartition(" by ")[2])
