@@ -374,18 +374,21 @@ def after_failure(
         rest_ms = backoff_ms(task, failures, chance)
         if rest_ms:
             after = after.evolve(history={**after.history, "retry_at_ms": now_ms + rest_ms})
-        return _fitting(move(after, event, OPEN, error=error or after.error))
+        return _fitting(move(after, event, OPEN, error=kept["error"] or after.error))
     state = DEAD if options.max_attempts else FAILED
     return _fitting(move(after, event, state, error=error or reason, ended_at_ms=now_ms))
 
 
 def _fitting(task: TaskRecord) -> TaskRecord:
-    """The same task, without the errors of former attempts if it would not fit into an answer with them."""
+    """The same task, without the errors of former attempts, and the last one's cut, if it would not fit into an answer with them."""
     history = task.history
-    while len(history.get("errors", ())) > 1 and len(pack(task.to_map())) > _MAX_TASK_BYTES:
+    while (excess := len(pack(task.to_map())) - _MAX_TASK_BYTES) > 0 and len(history.get("errors", ())) > 1:
         history = {**history, "errors": history["errors"][1:]}
         task = task.evolve(history=history)
-    return task
+    if excess <= 0:
+        return task
+    error = task.error.encode()
+    return task.evolve(error=error[: max(0, len(error) - excess)].decode(errors="ignore"))
 
 
 def _cut(text: str) -> str:

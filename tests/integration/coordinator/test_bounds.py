@@ -14,6 +14,7 @@ from tests.integration.coordinator.world import STRANGER, Connection, World, ope
 MESSAGE_BYTES = 64 << 10
 # As many bytes as a character may have, three where JSON-like text is the rule.
 WIDE = "\u4e2d"
+WIDEST = "\U0001f600"
 
 
 def assert_fits(answer: Any) -> None:
@@ -45,6 +46,33 @@ async def test_the_longest_task_can_be_claimed_reported_and_ended(world: World) 
         else:
             assert_fits(await world.it.fail_task(world.me, name, "docs", token, WIDE * 4_096))
         assert_fits(await world.it.get_task(world.me, name))
+
+
+async def test_a_long_task_with_a_long_history_can_be_handed_over(world: World) -> None:
+    """Attempt after attempt with the longest notes, errors and artefacts: every answer about it fits, and the holder can complete it."""
+    long = {"description": WIDE * 10_000, "payload": {"x": "y" * 9_000}, "unique_key": "k" * 128}
+    await world.task("T-1", max_attempts=20, backoff={"base_ms": 0}, **long)
+    artefacts = [{"name": f"{n:02}" + "n" * 60, "sha256": "0" * 64, "bytes": 2**60} for n in range(16)]
+    for n in range(20):
+        swarm_id = f"docs-{n}"  # failures in a row trip one's breaker
+        await world.swarm(swarm_id)
+        claim = await world.it.claim_task(world.me, "T-1", swarm_id)
+        assert_fits(claim)
+        token = claim["claim"]["token"]
+        report = await world.it.report_progress(
+            world.me, "T-1", swarm_id, token, n, note=WIDEST * 1_000, artefacts=artefacts
+        )
+        assert_fits(report)
+        assert_fits(await world.it.get_task(world.me, "T-1"))
+        assert_fits(await world.it.fail_task(world.me, "T-1", swarm_id, token, WIDEST * 4_096))
+        assert_fits(await world.it.get_task(world.me, "T-1"))
+    assert_fits(await world.it.list_dead_letters(world.me))
+    assert_fits(await world.it.requeue_task(world.me, "T-1"))
+    await world.swarm("docs")
+    claim = await world.it.claim_task(world.me, "T-1", "docs")
+    assert len(claim["claim"]["handover"]["artefacts"]) == 16
+    done = await world.it.complete_task(world.me, "T-1", "docs", claim["claim"]["token"], result="r" * 4_000)
+    assert_fits(done)
 
 
 async def test_a_result_may_be_as_long_as_ever_beside_a_short_task(world: World) -> None:

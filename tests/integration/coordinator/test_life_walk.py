@@ -232,6 +232,38 @@ async def test_one_open_task_has_a_unique_key_on_two_daemons(tmp_path: Path) -> 
         assert sum("existing" not in task for task in answers) == 1
 
 
+@pytest.mark.slow
+async def test_time_goes_by_on_a_cluster(tmp_path: Path, etcd_endpoint: str) -> None:
+    """Two daemons on a real etcd: a start, a backoff, a deadline, a cascade and a retention, each seen by both and on record once."""
+    async with (
+        open_world(tmp_path, etcd=etcd_endpoint, host="a") as one,
+        open_world(tmp_path, beside=one, host="b") as other,
+    ):
+        await one.profile("docs")
+        now_ms = wall_ms()
+        await one.task("starts", not_before_at_ms=now_ms + 500)
+        await one.task("ends", deadline_at_ms=now_ms + 700, retention_ms=1_000)
+        await one.task("after", depends_on=["ends"], on_dependency_failure="cancel", retention_ms=1_000)
+        await one.task("fails", max_attempts=2, backoff={"base_ms": 300, "jitter": 0})
+        failed = await one.it.fail_task(one.me, "fails", "docs", await one.token("fails", "docs"), "broke")
+        assert failed["task"]["state"] == "scheduled"
+        claimed = await other.it.claim_task(other.me, "starts", "docs", wait_ms=60_000)
+        assert claimed["claimed"]
+        assert wall_ms() >= now_ms + 500
+        again = await other.it.claim_task(other.me, "fails", "docs", wait_ms=60_000)
+        assert again["claim"]["handover"]["errors"][0]["error"] == "broke"
+        dead = await other.it.fail_task(other.me, "fails", "docs", again["claim"]["token"], "broke again")
+        assert dead["task"]["state"] == "dead"
+        with trio.fail_after(60):
+            while {"ends", "after"} & (one.it.board.tasks.keys() | other.it.board.tasks.keys()):
+                await trio.sleep(0.05)
+        for op in ("expire_task", "cancel_task"):
+            with trio.fail_after(60):
+                while not await one.outcomes(op):  # the record follows
+                    await trio.sleep(0.05)
+            assert await one.outcomes(op) == ["ok"]
+
+
 # --- clocks ------------------------------------------------------------------------------------------
 
 
