@@ -31,28 +31,18 @@ _OWN_FAULT: Final = frozenset((Kind.TOO_LARGE, Kind.LEASE_NOT_FOUND, Kind.INVALI
 class Commit:
     """A transaction on its way: what it touches, what is sent, and what came of it."""
 
-    __slots__ = ("_done", "error", "footprint", "is_sent", "record", "request", "result", "txn")
+    __slots__ = ("_done", "error", "footprint", "is_sent", "record", "result", "txn")
 
-    def __init__(
-        self, txn: Txn, keys: Keys, *, slot: int = 0, record: bytes | None = None, ordered: tuple[str, ...] = ()
-    ) -> None:
-        """Build it.
+    def __init__(self, txn: Txn, *, record: tuple[int, bytes] | None, ordered: tuple[str, ...]) -> None:
+        """Look at it.
 
         Args:
+            record: Slot and value of its witness entry; None for none.
             ordered: See `Footprint`.
-            slot, record: Where the witness entry goes, as it stands in etcd; None for none.
         """
         self.txn = txn
         self.footprint = Footprint(txn, ordered)
-        self.record = None if record is None else (slot, record)
-        success = keys.ops(txn.then)
-        if record is not None:
-            success.append(keys.put_record(slot, record))
-        self.request = etcdrpc.TxnRequest(
-            compare=[keys.compare(compare) for compare in txn.compares],
-            success=success,
-            failure=keys.ops(txn.otherwise),
-        )
+        self.record = record
         self.is_sent = False
         self.result: TxnResult | None = None
         self.error: Exception | None = None
@@ -188,13 +178,12 @@ class Commits:
         return commit.result
 
     def _build(self, txn: Txn) -> Commit:
-        if txn.record is None:
-            return Commit(txn, self._keys, ordered=self._ordered)
-        slot = self._slot
-        self._slot = (slot + 1) % self._config.record_slots
-        self._number += 1
-        value = pack_record(self._now_ms(), self._number, txn.record)
-        return Commit(txn, self._keys, slot=slot, record=value, ordered=self._ordered)
+        record = None
+        if txn.record is not None:
+            self._number += 1
+            record = self._slot, pack_record(self._now_ms(), self._number, txn.record)
+            self._slot = (self._slot + 1) % self._config.record_slots
+        return Commit(txn, record=record, ordered=self._ordered)
 
     def _take_group(self) -> list[Commit]:
         looked_at = self._waiting[:_LOOKED_AT]
@@ -227,10 +216,10 @@ class Commits:
         self._written.unpark_all()
 
     async def _send(self, group: list[Commit]) -> None:
-        if len(group) == 1:
-            request = group[0].request
-        else:
-            request = etcdrpc.TxnRequest(success=[etcdrpc.RequestOp(request_txn=commit.request) for commit in group])
+        request = etcdrpc.TxnRequest()
+        for commit in group:
+            inner = request if len(group) == 1 else request.success.add().request_txn
+            self._keys.write_txn(inner, commit.txn, commit.record)
         try:
             answer = await self._cluster.call("Txn", request)
         except EtcdFault as fault:

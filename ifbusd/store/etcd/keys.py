@@ -7,16 +7,17 @@ mark that a host writes to see how far its watch has come.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from typing import Any, Final
 
 from etcd3 import etcdrpc
 
-from ifbusd.store.base import Compare, Get, KeyValue, Op, Put
+from ifbusd.store.base import Get, KeyValue, Op, Put, Txn
 from ifbusd.store.checks import prefix_end
 
 # Time of the operation, and a number that no other entry of this host's present life has.
 _RECORD: Final = struct.Struct(">QQ")
+_MOD: Final = etcdrpc.Compare.MOD
+_EQUAL: Final = etcdrpc.Compare.EQUAL
 
 
 class Keys:
@@ -63,35 +64,36 @@ class Keys:
 
     # --- messages ------------------------------------------------------------------------------------
 
-    def compare(self, compare: Compare) -> Any:
-        """A compare."""
-        return etcdrpc.Compare(
-            key=(self._data + compare.key).encode(),
-            target=etcdrpc.Compare.MOD,
-            result=etcdrpc.Compare.EQUAL,
-            mod_revision=compare.mod_revision,
-        )
+    def write_txn(self, request: Any, txn: Txn, record: tuple[int, bytes] | None) -> None:
+        """Write a transaction into an empty request, in place: handing over finished parts would copy each of them.
 
-    def get(self, key: str) -> Any:
-        """A read."""
-        return etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=(self._data + key).encode()))
+        Args:
+            record: Slot and value of the witness entry that goes with `then`.
+        """
+        for key, mod_revision in txn.compares:
+            compare = request.compare.add()
+            compare.key = (self._data + key).encode()
+            compare.target, compare.result = _MOD, _EQUAL
+            compare.mod_revision = mod_revision
+        for op in txn.then:
+            self._write_op(request.success.add(), op)
+        if record is not None:
+            put = request.success.add().request_put
+            put.key, put.value = self.record_key(record[0]), record[1]
+        for op in txn.otherwise:
+            self._write_op(request.failure.add(), op)
 
-    def op(self, op: Op) -> Any:
-        """An operation."""
+    def _write_op(self, request: Any, op: Op) -> None:
         key = (self._data + op.key).encode()
         if type(op) is Put:
-            return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=key, value=op.value, lease=op.lease))
-        if type(op) is Get:
-            return etcdrpc.RequestOp(request_range=etcdrpc.RangeRequest(key=key))
-        return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))
-
-    def ops(self, ops: Sequence[Op]) -> list[Any]:
-        """Operations."""
-        return [self.op(op) for op in ops]
-
-    def put_record(self, slot: int, value: bytes) -> Any:
-        """A witness entry on its way."""
-        return etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=self.record_key(slot), value=value))
+            put = request.request_put
+            put.key, put.value = key, op.value
+            if op.lease:
+                put.lease = op.lease
+        elif type(op) is Get:
+            request.request_range.key = key
+        else:
+            request.request_delete_range.key = key
 
 
 def pack_record(at_ms: int, number: int, record: bytes) -> bytes:
