@@ -185,17 +185,19 @@ class EtcdStore:
         """The key as it stands, None if absent: at least as new as all that this daemon has told or written."""
         self._require_running()
         check_key(key)
-        await self._commits.until_written(key)
+        if self._commits.is_writing(key):
+            await self._commits.until_written(key)
+        else:
+            await trio.lowlevel.checkpoint()
         try:
-            found = self._replica.find(key)
+            # Without yielding: of all who waited for this key the first one decides, and is writing it before the next one looks.
+            return self._replica.find(key)
         except NotAtHand:
             request = etcdrpc.RangeRequest(key=self._keys.full(key))
             answer = await self._call("Range", request, f"read {key}")
             found = self._keys.key_value(answer.kvs[0]) if answer.kvs else None
             self._replica.note(key, found, int(answer.header.revision))
             self._expect(found)
-        else:
-            await trio.lowlevel.checkpoint()
         return found
 
     def peek(self, key: str) -> KeyValue | None:

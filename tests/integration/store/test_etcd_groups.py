@@ -15,9 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ifbus.errors import LimitExceeded
+from ifbusd.bus.local import LocalBus
+from ifbusd.codec import unpack
+from ifbusd.identity import ITSELF
+from ifbusd.operation import Operations, Tx
 from ifbusd.store.base import Compare, LeaseNotFound, Put, Store, Txn
 from ifbusd.store.etcd.store import EtcdStore
-from tests.conformance.backends import etcd_store, running
+from tests.conformance.backends import etcd_store, running, wall_ms
 
 pytestmark = pytest.mark.slow
 _example = itertools.count()
@@ -125,6 +129,27 @@ async def test_those_that_arrive_together_go_together(store: EtcdStore) -> None:
         assert sorted(result.succeeded for result in results) == [False] * 50 + [True] * 50
         assert store.statistics().requests < 20
         assert len(await store.read_log()) == 50
+
+
+async def test_a_key_that_everybody_writes_is_a_queue(store: EtcdStore) -> None:
+    """Sixty-four operations that count on one key at once each cost a request and not a race: none loses until it gives up."""
+    async with running(store):
+        operations = Operations(store, LocalBus(), now_ms=wall_ms)
+
+        def count(tx: Tx) -> dict[str, Any]:
+            counted = tx.get("counter")
+            number = 1 if counted is None else unpack(counted) + 1
+            tx.put("counter", number)
+            return {"number": number}
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(64):
+                nursery.start_soon(operations.run, ITSELF, "test.count", "counter", count)
+        found = await store.get("counter")
+        assert found is not None
+        assert unpack(found.value) == 64
+        # Those that arrive first read it before anybody writes it.
+        assert store.statistics().requests <= 2 * 64
 
 
 async def test_one_of_two_that_rule_each_other_out(store: EtcdStore) -> None:
