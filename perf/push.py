@@ -229,7 +229,28 @@ def ifbusd_run(
 
 def main() -> None:
     """Measure, print, and write JSON."""
-    options = parser(str(__doc__)).parse_args()
+    arguments = parser(str(__doc__))
+    arguments.add_argument(
+        "--other-host", action="store_true", help="to a subscriber at another host's daemon, over etcd"
+    )
+    options = arguments.parse_args()
+    if options.other_host:
+        import push_hosts  # needs gRPC and NATS
+
+        report = Report("push_other_host", options)
+        enlist = {
+            PUSH: lambda address, name: partial(inbox_subscriber, address, name, False),
+            ALARM: lambda address, name: partial(inbox_subscriber, address, name, True),
+            CREATE: lambda address, name: partial(worker, address, name),
+        }
+        sender = {
+            PUSH: pusher,
+            ALARM: lambda bus, name, _: alarmist(bus, name),
+            CREATE: lambda bus, name, _: creator(bus, name),
+        }
+        push_hosts.measure_all(report, options, publish, enlist, sender)
+        report.write()
+        return
     report = Report("push", options)
     count = 5 if options.quick else 200
     with ExitStack() as stack:

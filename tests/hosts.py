@@ -71,13 +71,21 @@ class Hosts:
 
 @contextmanager
 def hosts(
-    directory: Path, count: int = 2, *, etcd: int = 1, nats: int = 1, request_timeout_ms: int = 1_000, more: str = ""
+    directory: Path,
+    count: int = 2,
+    *,
+    etcd: int = 1,
+    nats: int = 1,
+    request_timeout_ms: int = 1_000,
+    more: str = "",
+    is_direct: bool = False,
 ) -> Iterator[Hosts]:
     """So many hosts, their daemons answering.
 
     Args:
         etcd, nats: Numbers of nodes.
         more: Further configuration, from a table's head on.
+        is_direct: Nothing between a daemon and the servers, where times are measured; then nothing can be cut.
     """
     with ExitStack() as stack:
         stores = stack.enter_context(etcd_nodes(directory / "etcd", etcd))
@@ -85,20 +93,28 @@ def hosts(
         net = stack.enter_context(network())
         made = Hosts(hosts=[], etcd=stores, nats=buses, directory=directory)
         for number in range(count):
-            made.hosts.append(_host(stack, directory, number, made, net, request_timeout_ms, more))
+            made.hosts.append(
+                _host(stack, directory, number, made, None if is_direct else net, request_timeout_ms, more)
+            )
         yield made
 
 
 def _host(
-    stack: ExitStack, directory: Path, number: int, among: Hosts, net: Network, request_timeout_ms: int, more: str
+    stack: ExitStack,
+    directory: Path,
+    number: int,
+    among: Hosts,
+    net: Network | None,
+    request_timeout_ms: int,
+    more: str,
 ) -> Host:
-    to_etcd = [net.proxy(node.port) for node in among.etcd]
-    to_nats = [net.proxy(node.port) for node in among.nats]
+    to_etcd = [] if net is None else [net.proxy(node.port) for node in among.etcd]
+    to_nats = [] if net is None else [net.proxy(node.port) for node in among.nats]
     config = directory / f"host-{number}.toml"
     config.write_text(
         _CONFIG.format(
-            endpoints=", ".join(f'"http://{proxy.address}"' for proxy in to_etcd),
-            servers=", ".join(f'"nats://{proxy.address}"' for proxy in to_nats),
+            endpoints=", ".join(f'"http://{proxy.address}"' for proxy in to_etcd or among.etcd),
+            servers=", ".join(f'"nats://{proxy.address}"' for proxy in to_nats or among.nats),
             request_timeout_ms=request_timeout_ms,
         )
         + more

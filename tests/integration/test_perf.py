@@ -57,6 +57,16 @@ def test_claims_are_measured_over_etcd_too(figures: Path) -> None:
 
 
 @pytest.mark.slow
+def test_pushes_to_another_host_are_measured(figures: Path) -> None:
+    """In its quick form: two daemons beside bare nats-py and a bare etcd watch."""
+    target = figures / "push_other_host.json"
+    done = run_script("push.py", "--other-host", "--quick", "--json", target)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(target.read_text())
+    assert (document["benchmark"], bool(document["limits"])) == ("push_other_host", True)
+
+
+@pytest.mark.slow
 def test_figures_become_tables_and_pictures(figures: Path, tmp_path: Path) -> None:
     """Whatever the benchmarks above wrote stands in the document afterwards; the pictures are small enough to be committed."""
     if not any(figures.iterdir()):

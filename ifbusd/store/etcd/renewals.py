@@ -43,7 +43,7 @@ class Renewals:
         self._stream: Stream | None = None
         self._opened = trio.lowlevel.ParkingLot()
         self._waiting: dict[int, deque[_Renewal]] = {}
-        self._ends_at_ms: dict[int, int] = {}
+        self._ends_at_ms: dict[int, tuple[int, int]] = {}  # with its full time
 
     def __len__(self) -> int:
         """Leases whose end is known here."""
@@ -74,7 +74,7 @@ class Renewals:
         """
         asked_at_ms = self._boottime_ms()
         answer = await self._cluster.call("LeaseGrant", etcdrpc.LeaseGrantRequest(TTL=-(-ttl_ms // 1000)))
-        self._note(int(answer.ID), asked_at_ms + int(answer.TTL) * 1000)
+        self._note(int(answer.ID), asked_at_ms, int(answer.TTL))
         return int(answer.ID)
 
     async def renew(self, lease: int) -> int:
@@ -103,22 +103,26 @@ class Renewals:
         if not renewal.ttl_s:
             self.forget(lease)
             return 0
-        self._note(lease, asked_at_ms + renewal.ttl_s * 1000)
+        self._note(lease, asked_at_ms, renewal.ttl_s)
         return renewal.ttl_s * 1000
 
     async def left_ms(self, lease: int) -> int | None:
         """Time until a lease ends unless renewed, None if it has ended; etcd is asked where this host does not know.
 
+        Another host may renew it too, so what is known here is enough only as long as most of it is left.
+
         Raises:
             EtcdFault: No answer.
         """
-        ends_at_ms = self._ends_at_ms.get(lease)
-        if ends_at_ms is not None and (left_ms := ends_at_ms - self._boottime_ms()) > 0:
+        asked_at_ms = self._boottime_ms()
+        ends_at_ms, ttl_ms = self._ends_at_ms.get(lease, (0, 0))
+        if (left_ms := ends_at_ms - asked_at_ms) > ttl_ms // 2:
             return left_ms
         answer = await self._cluster.call("LeaseTimeToLive", etcdrpc.LeaseTimeToLiveRequest(ID=lease))
         if answer.TTL < 0 or not answer.grantedTTL:
             self.forget(lease)
             return None
+        self._note(lease, asked_at_ms - (int(answer.grantedTTL) - int(answer.TTL)) * 1000, int(answer.grantedTTL))
         return int(answer.TTL) * 1000
 
     async def revoke(self, lease: int) -> int:
@@ -140,9 +144,9 @@ class Renewals:
         """What is known of a lease may be wrong."""
         self._ends_at_ms.pop(lease, None)
 
-    def _note(self, lease: int, ends_at_ms: int) -> None:
+    def _note(self, lease: int, renewed_at_ms: int, ttl_s: int) -> None:
         self._ends_at_ms.pop(lease, None)
-        self._ends_at_ms[lease] = ends_at_ms
+        self._ends_at_ms[lease] = (renewed_at_ms + ttl_s * 1000, ttl_s * 1000)
         if len(self._ends_at_ms) > _MAX_KNOWN:
             del self._ends_at_ms[next(iter(self._ends_at_ms))]
 

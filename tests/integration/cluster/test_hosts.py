@@ -74,8 +74,10 @@ def state(link: Link, task_id: str) -> str:
 
 def entries(link: Link, op: str) -> list[dict[str, Any]]:
     """The entries of one operation in this host's record."""
-    page = link.call("witness.query", limit=200)["entries"]
-    return [entry for entry in page if entry["op"] == op]
+    found: list[dict[str, Any]] = []
+    while page := link.call("witness.query", after_seq=found[-1]["seq"] if found else 0, limit=200)["entries"]:
+        found += page
+    return [entry for entry in found if entry["op"] == op]
 
 
 def wait_for_a_task(link: Link, swarm_id: str) -> Future[dict[str, Any]]:
@@ -167,6 +169,22 @@ def test_a_swarm_goes_on_through_another_host(doomed: Hosts, links: Callable[[Ho
     b.call("coordinator.report_progress", task_id="kept", swarm_id="moving", token=token, percent=50)
     done = b.call("coordinator.complete_task", task_id="kept", swarm_id="moving", token=token, result=1)
     assert done["task"]["state"] == "completed"
+
+
+def test_a_swarm_that_moved_is_not_taken_for_silent(pair: Hosts, links: Callable[[Host], Link]) -> None:
+    """Renewed through another host for twice its lease, a session is no reason for an alarm at any host."""
+    a, b = map(links, pair.hosts)
+    names = {}
+    for n, link in enumerate((a, b)):
+        registered = register(link, f"moved-{n}", lease_ms=LEASE_MS)
+        names[f"moved-{n}"] = ((b, a)[n], registered["resume_token"])
+    ends_s = time.monotonic() + 2 * LEASE_MS / 1000
+    while time.monotonic() < ends_s:
+        for name, (link, token) in names.items():
+            link.call("coordinator.renew_session", swarm_id=name, resume_token=token)
+        time.sleep(LEASE_MS / 10_000)
+    told = [*entries(a, "coordinator.raise_silent"), *entries(b, "coordinator.raise_silent")]
+    assert [entry for entry in told if entry["detail"]["swarm"] in names] == []
 
 
 def test_tasks_of_a_dead_host_are_done_elsewhere(doomed: Hosts, links: Callable[[Host], Link]) -> None:
