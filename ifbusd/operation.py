@@ -175,19 +175,17 @@ class Tx:
         seen[key] = found
         return found
 
-    def exists_unguarded(self, key: str) -> bool:
-        """Whether the key is there, with this transaction's own writes, without a compare: for what another key, which is compared, guards."""
-        write = self._writes.get(key)
-        if write is not None:
-            return type(write) is Put
-        if key in self._seen:
-            return self._seen[key] is not None
+    def get_unguarded(self, key: str) -> bytes | None:
+        """As `get`, without a compare: for what another key, which is compared, guards."""
+        if key in self._writes or key in self._seen:
+            return self.get(key)
         try:
-            return self._store.peek(key) is not None
+            found = self._store.peek(key)
         except NotAtHand:
             if (_KEY, key) not in self._obtained:
                 raise _Pending((_KEY, key), partial(self._store.get, key)) from None
-            return self._obtained[_KEY, key] is not None
+            found = self._obtained[_KEY, key]
+        return None if found is None else found.value
 
     def read(self, key: str, decode: Callable[[bytes], T]) -> T | None:
         """As `get`, decoded; a value that did not change since somebody decoded it is not decoded again.

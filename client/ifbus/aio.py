@@ -160,6 +160,7 @@ class AsyncClient(AsyncLink):
         lease_ms: int | None = None,
         resume_token: str | None = None,
         bind: str | None = None,
+        slots: int | None = None,
         on_lease_lost: Callable[[LeaseLost], None] | None = None,
         on_claim_lost: Callable[[str, LeaseLost], None] | None = None,
     ) -> Registering:
@@ -191,6 +192,7 @@ class AsyncClient(AsyncLink):
             lease_ms=lease_ms,
             resume_token=resume_token,
             bind=bind,
+            slots=slots,
         )
         return Registering(self._start_session(steps, bind, on_lease_lost, on_claim_lost))
 

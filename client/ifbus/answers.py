@@ -178,6 +178,7 @@ class Registration(Model):
         resume_token: A secret that proves this session: needed to renew, resume and end it.
         inbox_seq: Number of the last message in the inbox.
         bound: What ends it at once, as ``{"kind", "pid", "name", "watched"}``; None: its lease alone.
+        slots: The weights of all that is claimed in it add up to so much at most; None: no bound.
     """
 
     profile: SwarmProfile = attrs.field(metadata={"model": SwarmProfile})
@@ -188,6 +189,7 @@ class Registration(Model):
     claims: tuple[TaskClaim, ...] = attrs.field(default=(), metadata={"models": TaskClaim})
     inbox_seq: int = 0
     bound: dict[str, Any] | None = None
+    slots: int | None = None
     receipt: Receipt | None = attrs.field(default=None, metadata=_RECEIPT)
 
 

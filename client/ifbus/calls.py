@@ -628,6 +628,7 @@ def register_swarm(
     lease_ms: int | None = None,
     resume_token: str | None = None,
     bind: str | None = None,
+    slots: int | None = None,
     **options: Unpack[Options],
 ) -> Call[Registration]:
     """Start a session of a swarm; its name belongs to the caller's uid from now on. `register` also renews and ends it.
@@ -640,6 +641,7 @@ def register_swarm(
         resume_token: Proves that this is an earlier session coming back; without it, that session's claims are freed.
         bind: What ends the session at once and frees its claims: the end of this ``process``, of an ancestor ``pid:N``, of a process
             that was ``handed`` over (`hand_over`), or of this ``connection``; its ``lease`` alone if not given.
+        slots: The weights of all tasks that are claimed in this session add up to so much at most; no bound if not given.
 
     Raises:
         PermissionDenied: The name belongs to another user; or `budget_usd` would raise the budget.
@@ -654,6 +656,7 @@ def register_swarm(
         lease_ms=lease_ms,
         resume_token=resume_token,
         bind=bind,
+        slots=slots,
     )
     return Call("coordinator.register_swarm", params, _answer("Registration"), options)
 

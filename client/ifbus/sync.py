@@ -148,6 +148,7 @@ class Client(Link):
         lease_ms: int | None = None,
         resume_token: str | None = None,
         bind: str | None = None,
+        slots: int | None = None,
         on_lease_lost: Callable[[LeaseLost], None] | None = None,
         on_claim_lost: Callable[[str, LeaseLost], None] | None = None,
     ) -> Swarm:
@@ -179,6 +180,7 @@ class Client(Link):
                 lease_ms=lease_ms,
                 resume_token=resume_token,
                 bind=bind,
+                slots=slots,
             ),
             self.perform,
         )

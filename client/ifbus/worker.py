@@ -236,6 +236,7 @@ def registration_steps(
     lease_ms: int | None,
     resume_token: str | None,
     bind: str | None,
+    slots: int | None,
 ) -> Steps[tuple[Registration, Tenure]]:
     """Register, and count the lease from before the daemon could.
 
@@ -254,6 +255,7 @@ def registration_steps(
             lease_ms=lease_ms,
             resume_token=resume_token,
             bind=bind,
+            slots=slots,
         )
 
     sent_s = lease.now_s()

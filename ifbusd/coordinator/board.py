@@ -308,6 +308,8 @@ class Board:
                     freed[name] = None
                     if (held := self._claims.get(name)) is not None:
                         ended.append((event.revision, _lost(name, held)))
+                        if (session := self.sessions.get(held.swarm_id)) is not None and session[0].slots:
+                            changed[held.swarm_id] = None
             elif kind == "locks":
                 touched |= dict.fromkeys(self.locks.wanted_by(name))
             elif kind in ("accounts", "swarms"):

@@ -84,30 +84,38 @@ class _Wish:
     Attributes:
         kinds: Not qualified for these.
         too_dear: It cannot pay this much, nor anything above.
+        too_heavy: It has not so many slots free.
         paused: Nothing whatsoever is for it now, and why.
     """
 
     kinds: set[Kind] = attrs.field(factory=set)
     too_dear: int | None = None
+    too_heavy: int | None = None
     paused: Paused | None = None
 
     @property
-    def size(self) -> tuple[int, int | None]:
+    def size(self) -> tuple[int, int | None, int | None]:
         """Tells whether anything was added."""
-        return len(self.kinds), self.too_dear
+        return len(self.kinds), self.too_dear, self.too_heavy
 
     def allows(self, kind: Kind) -> bool:
-        return kind not in self.kinds and (self.too_dear is None or kind[1] < self.too_dear)
+        return (
+            kind not in self.kinds
+            and (self.too_dear is None or kind.estimate_micro_usd < self.too_dear)
+            and (self.too_heavy is None or kind.weight < self.too_heavy)
+        )
 
     def note(self, entry: Entry, refusal: IfbusError) -> None:
         if isinstance(refusal, BudgetExceeded) and entry.estimate_micro_usd:
             self.too_dear = entry.estimate_micro_usd
+        elif isinstance(refusal, AtCapacity):
+            self.too_heavy = entry.weight
         else:
             self.kinds.add(entry.kind)
 
     def forget(self) -> None:
         self.kinds.clear()
-        self.too_dear = self.paused = None
+        self.too_dear = self.too_heavy = self.paused = None
 
 
 class Claiming(Resources):
@@ -146,7 +154,7 @@ class Claiming(Resources):
             task_id=task_id,
             kind=None if known is None else known.kind,
             # A paused one would only refuse, and pass it on to the next one that does.
-            fits=lambda entry: entry.task_id == task_id and self._gives_to(swarm_id),
+            fits=lambda entry: entry.task_id == task_id and not waiter.is_full and self._gives_to(swarm_id),
         )
         freed = self.board.locks.waiting(terms.resources, lambda: waiter.woken.set())
         with self.board.offers.waiting(waiter), freed:
@@ -159,6 +167,7 @@ class Claiming(Resources):
                     if error.data.get("state") in life.FINAL_STATES:
                         raise
                     refusal = error
+                    waiter.is_full = error.data.get("limit") == "slots"
                 if refusal is None and answer["claimed"]:
                     self.board.offers.served(swarm_id)
                     return answer
@@ -166,6 +175,8 @@ class Claiming(Resources):
                     if refusal is not None:
                         raise refusal
                     return answer
+                if waiter.has_changed:
+                    waiter.has_changed = waiter.is_full = False
 
     async def claim_next(
         self,
@@ -255,14 +266,18 @@ class Claiming(Resources):
                 if not entry.is_free_for(waiter) or not wish.allows(entry.kind):
                     continue
                 try:
-                    if entry.estimate_micro_usd or entry.key or entry.resources:
+                    if entry.estimate_micro_usd or entry.key or entry.resources or self._has_slots(swarm_id):
                         # Asked first without a record: what a swarm cannot have now is no news each time that it looks.
                         await self._operations.look(partial(self._admit, swarm_id, entry))
                     answer = await self._try(caller, entry.task_id, swarm_id, terms, waiter)
                 except (NotQualified, BudgetExceeded) as error:
                     wish.note(entry, error)
                     refused = True
-                except (NotReady, NotFound, Paused, AtCapacity, ResourceBusy):
+                except AtCapacity as error:
+                    if _is_of_slots(error):
+                        wish.note(entry, error)
+                        refused = True
+                except (NotReady, NotFound, Paused, ResourceBusy):
                     pass  # the board will show it in a moment
                 else:
                     if answer["claimed"]:
@@ -276,6 +291,13 @@ class Claiming(Resources):
         self._governor.admit(tx, swarm_id, entry.task_id, entry.capabilities, entry.estimate_micro_usd)
         if entry.key:
             gates.require_open(tx, entry.task_id, self._task(tx, entry.task_id))
+        session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
+        if session is not None and session.slots:
+            gates.require_slots(tx, entry.task_id, self._task(tx, entry.task_id), swarm_id, session)
+
+    def _has_slots(self, swarm_id: str) -> bool:
+        session = self.board.sessions.get(swarm_id)
+        return session is not None and session[0].slots > 0
 
     def _choices(self, waiter: Waiter, wish: _Wish) -> list[Entry]:
         swarm_id = waiter.swarm_id
@@ -356,7 +378,7 @@ class Claiming(Resources):
                     break
                 except (*_PASSED_OVER, AlreadyClaimed) as refusal:
                     leases[entry].used.clear()
-                    if isinstance(refusal, (NotQualified, BudgetExceeded)):
+                    if isinstance(refusal, (NotQualified, BudgetExceeded)) or _is_of_slots(refusal):
                         wish.note(entry, refusal)
                 except LimitExceeded:
                     leases[entry].used.clear()
@@ -444,6 +466,8 @@ class Claiming(Resources):
             if self._host_drain:
                 raise pauses.refusal(f"claim {task_id}", "host", "this", self._host_drain)
             gates.enter(tx, task_id, task)
+            if session is not None and session_stored is not None and session.slots:
+                gates.take_slots(tx, task_id, task, swarm_id, session, session_stored.lease)
             needed = [*task.resources, *terms.resources]
             taken = self._require_claimable(tx, task_id, caller.uid, needed) if needed else []
             # What an earlier claim of this swarm spent, if its end is not on record yet; `admit` forgets it.
@@ -506,6 +530,10 @@ class Claiming(Resources):
         check_identifier(swarm_id, "swarm_id")
         rules.check_span("wait_ms", wait_ms, 0, self._config.max_wait_ms)
         self._check_lease(lease_ms)
+
+
+def _is_of_slots(refusal: IfbusError) -> bool:
+    return isinstance(refusal, AtCapacity) and refusal.data["limit"] == "slots"
 
 
 def _with_token(answer: Answer) -> Answer:

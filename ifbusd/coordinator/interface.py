@@ -237,7 +237,7 @@ class Coordinator(Protocol):
             not_ready: It waits for other tasks or its start, is blocked, or is final.
             not_ready: It waits for other tasks, is blocked, or is final.
             paused: The task, its group or the swarm is.
-            at_capacity: As many tasks of its concurrency key are held as may be.
+            at_capacity: As many tasks of its concurrency key are held as may be; or it weighs more than the swarm has slots left.
             not_qualified, breaker_tripped, budget_exceeded: The governor's no.
             stale_token: The session of `resume_token` has ended.
             limit_exceeded: Too many processes are watched, or the daemon's descriptors run short.
@@ -261,7 +261,8 @@ class Coordinator(Protocol):
         one for every ``ageing_ms`` of the configuration that a task has been ready.
 
         Args:
-            n: Claim so many of the best at once, in one commit, 1 to 16; fewer if fewer can be had, or fit into one answer.
+            n: Claim so many of the best at once, in one commit, 1 to 16; fewer if fewer of the best that are ready can be had
+                together, or fit into one answer.
             wait_ms: Wait in the daemon until there is one, at most 10 min; 0 answers at once.
             lease_ms, bind, resume_token: As `claim_task`.
 
@@ -534,6 +535,7 @@ class Coordinator(Protocol):
         lease_ms: int | None = None,
         resume_token: str | None = None,
         bind: str | None = None,
+        slots: int | None = None,
     ) -> Answer:
         """Start a session of a swarm: its name belongs to the caller's uid from now on.
 
@@ -548,9 +550,12 @@ class Coordinator(Protocol):
             bind: What ends the session at once, and frees the claims in it, as `bind` of `claim_task` (but for ``session``);
                 otherwise only its lease does, or, resuming, what it was bound to before.
 
+            slots: The weights of all tasks that are claimed in this session add up to so much at most, 1 to 1000; no bound if not
+                given, or, resuming, what it was before.
+
         Returns:
             ``{"profile": SwarmProfile, "incarnation": n, "resumed": bool, "lease_ms": ..., "resume_token": secret,
-            "bound": as in TaskClaim or nil, "claims": [TaskClaim], "inbox_seq": last message, "receipt": ...}``.
+            "bound": as in TaskClaim or nil, "slots": n or nil, "claims": [TaskClaim], "inbox_seq": last message, "receipt": ...}``.
 
         Raises:
             permission_denied: The name belongs to another user; or `budget_usd` would raise the budget.

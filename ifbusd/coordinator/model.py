@@ -15,6 +15,7 @@
 ``counters/waits``          how many edges were ever added to the wait-for graph
 ``groups/<group>``          `GroupRecord`: weight and pause of a group of tasks, where it has any
 ``keys/<concurrency key>``  `KeyRecord`: who may hold a place of it
+``loads/<swarm>``           `LoadRecord`: what may take its slots; on the session's lease, where the session has a number of slots
 ``counters/tasks``          how many tasks were ever created
 ``unique/<uid>/<key>``      id of the task that a user's unique key was last given to
 ==========================  =====================================================================================
@@ -46,6 +47,7 @@ WAITS: Final = "waits/"
 WAITS_COUNTER: Final = "counters/waits"
 GROUPS: Final = "groups/"
 KEYS: Final = "keys/"
+LOADS: Final = "loads/"
 TASK_COUNTER: Final = "counters/tasks"
 UNIQUE: Final = "unique/"
 
@@ -347,6 +349,7 @@ class SessionRecord(_Record):
 
     Attributes:
         token_hash: SHA-256 of the resume token.
+        slots: The weights of all that is claimed in it add up to so much at most; 0: no bound.
         bound: What ends it at once beside its lease, as `bindings.Holder` stores it; empty for the lease alone.
     """
 
@@ -355,6 +358,7 @@ class SessionRecord(_Record):
     lease_ms: int
     token_hash: bytes
     started_at_ms: int = 0
+    slots: int = 0
     bound: dict[str, Any] = attrs.field(factory=dict)
 
 
@@ -435,6 +439,13 @@ class KeyRecord(_Record):
     """Which tasks may hold a place of a concurrency key: all that do, and some whose claim has ended since."""
 
     tasks: list[str] = attrs.field(factory=list)
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class LoadRecord(_Record):
+    """The weights by task of what a session may hold: of all that it does, and of some whose claim has ended since."""
+
+    weights: dict[str, int] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -43,6 +43,7 @@ class Kind(NamedTuple):
     group: str = ""
     key: str = ""
     limit: int = 0
+    weight: int = 1
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -124,7 +125,7 @@ class Entry:
     @property
     def kind(self) -> Kind:
         """Never changes."""
-        return Kind(self.capabilities, self.estimate_micro_usd, self.group, self.key, self.limit)
+        return Kind(self.capabilities, self.estimate_micro_usd, self.group, self.key, self.limit, self.weight)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -137,7 +138,8 @@ class Waiter:
         kind: Of that one, where it is known.
         woken: There is a reason to look: a task was offered, the swarm's standing changed, or the task has ended.
         offered: The task that it was woken for; nobody else hears of it until this one has looked.
-        has_changed: The swarm's account or profile has changed; who looks sets it back.
+        has_changed: The swarm's account or profile has changed, or slots of it are free; who looks sets it back.
+        is_full: The swarm has too few slots for the one that it waits for, until that changes.
     """
 
     swarm_id: str
@@ -147,6 +149,7 @@ class Waiter:
     woken: trio.Event = attrs.field(factory=trio.Event)
     offered: Entry | None = None
     has_changed: bool = False
+    is_full: bool = False
 
     def may_be_offered(self, entry: Entry) -> bool:
         """Whether it has nothing to look at yet, or only a filler, which gives way to anything better."""

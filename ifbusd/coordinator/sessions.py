@@ -10,6 +10,7 @@ from ifbus.money import MicroUsd
 from ifbusd.codec import ANSWER_BYTES, how_many_fit
 from ifbusd.coordinator.bindings import EXPECTED_OF_SESSION
 from ifbusd.coordinator.core import Answer, Core
+from ifbusd.coordinator.gates.rules import check_slots
 from ifbusd.coordinator.model import LEASE, SESSION, SESSIONS, TASKS, ClaimRecord, Holder, SessionRecord, TaskRecord
 from ifbusd.coordinator.rules import (
     claim_view,
@@ -41,8 +42,10 @@ class Sessions(Core):
         lease_ms: int | None = None,
         resume_token: str | None = None,
         bind: str | None = None,
+        slots: int | None = None,
     ) -> Answer:
         """See `interface.Coordinator.register_swarm`."""
+        check_slots(slots)
         check_identifier(swarm_id, "swarm_id")
         wanted = None if capabilities is None else check_capabilities(capabilities)
         self._check_lease(lease_ms)
@@ -90,6 +93,7 @@ class Sessions(Core):
                     token_hash=hash_of(token),
                     started_at_ms=self._now_ms(),
                     bound=_stored(holder),
+                    slots=slots or 0,
                 )
             tx.put(SESSIONS + swarm_id, record.to_map(), lease=lease)
             tx.detail.update(incarnation=record.incarnation, resumed=resumed)
@@ -102,6 +106,7 @@ class Sessions(Core):
                 "lease_ms": record.lease_ms,
                 "resume_token": token,
                 "bound": self._bound_view(record.bound),
+                "slots": record.slots or None,
             }
 
         with await self._bind(caller, bind, "register_swarm", swarm_id) as holder:

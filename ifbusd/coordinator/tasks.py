@@ -12,7 +12,7 @@ from ifbusd.coordinator.clocks import rules as clocks
 from ifbusd.coordinator.core import Answer
 from ifbusd.coordinator.gates import checks as gates
 from ifbusd.coordinator.life import rules as life
-from ifbusd.coordinator.model import CLAIMS, ClaimRecord, TaskRecord
+from ifbusd.coordinator.model import CLAIMS, SESSIONS, ClaimRecord, SessionRecord, TaskRecord
 from ifbusd.coordinator.offers import Entry
 from ifbusd.coordinator.resources import Resources
 from ifbusd.identity import Caller
@@ -148,6 +148,10 @@ class Tasks(Resources):
         not_ready = rules.not_ready(task_id, task, self._waits_for(tx, task), self._now_ms())
         checks.append(rules.check_result("ready", not_ready, done))
         checks.append(rules.check_result("open", gates.why_closed(tx, task_id, task), gates.describe(task)))
+        session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)
+        if session is not None and session.slots:
+            full = gates.why_no_slots(tx, task_id, task, swarm_id, session)
+            checks.append(rules.check_result("slots", full, f"it weighs {task.weight} of {session.slots} slots"))
         if task.resources:
             busy: IfbusError | None = None
             try:

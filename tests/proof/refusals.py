@@ -461,6 +461,22 @@ def bad_weight(w: World) -> Told:
 
 
 @case
+def bad_slots(w: World) -> Told:
+    return w.ask("coordinator.register_swarm", swarm_id=f"s-{next(_NUMBERS)}", slots=0)
+
+
+@case
+def full_slots(w: World) -> Told:
+    swarm_id = w.swarm(slots=3)
+    held = {"task_id": w.task(weight=2), "swarm_id": swarm_id}
+    token = w.call("coordinator.claim_task", **held)["claim"]["token"]
+    ask = {"task_id": w.task(weight=2), "swarm_id": swarm_id}
+    yield w.ask("coordinator.claim_task", **ask)
+    w.call("coordinator.complete_task", **held, token=token)
+    yield w.call("coordinator.claim_task", **ask)["claimed"]
+
+
+@case
 def full_key(w: World) -> Told:
     holder = w.claim(concurrency_key="repo:a")
     ask = {"task_id": w.task(concurrency_key="repo:a"), "swarm_id": w.swarm()}

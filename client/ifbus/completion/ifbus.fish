@@ -51,7 +51,7 @@ function _shtab_ifbus_using
 end
 
 set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm status' 'swarm register' 'swarm drain' drain group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --blocked-on --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --format --grace --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --next --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
+set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --blocked-on --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --format --grace --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --next --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --slots --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -609,6 +609,7 @@ complete -c ifbus -n '_shtab_ifbus_using run' -l cost-per-hour-usd -x -d USD
 complete -c ifbus -n '_shtab_ifbus_using run' -l model -x -d 'the language model behind it'
 complete -c ifbus -n '_shtab_ifbus_using run' -l orchestrator -d 'hears of every blocker'
 complete -c ifbus -n '_shtab_ifbus_using run' -l lease -x -d 'lease of the session; default: the daemon'"'"'s'
+complete -c ifbus -n '_shtab_ifbus_using run' -l slots -x -d 'the weights of what it holds add up to N at most'
 complete -c ifbus -n '_shtab_ifbus_using run' -l fd -d 'hand a connection over (IFBUS_FD): for a program that a sandbox lets not connect'
 complete -c ifbus -n '_shtab_ifbus_using run' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using run' -l color -xka "auto always never" -d color

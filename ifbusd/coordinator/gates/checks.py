@@ -5,6 +5,8 @@ own and drops those whose claim is gone, so a claim that ends, however it ends, 
 crash can forget it. The record is compared at commit, and every claim of its key writes it: of two that would take the last place,
 on one host or on two, one is decided again. The claims themselves need no compare: one that came since would have written the record,
 and one that went since only makes room.
+
+The slots of a swarm are counted in the same way, over the claims of its session: ``loads/<swarm>`` lives on the session's lease.
 """
 
 from __future__ import annotations
@@ -12,7 +14,18 @@ from __future__ import annotations
 from ifbus.errors import AtCapacity, IfbusError, Paused
 from ifbusd import pause
 from ifbusd.coordinator.gates import rules
-from ifbusd.coordinator.model import CLAIMS, GROUPS, KEYS, GroupRecord, KeyRecord, TaskRecord
+from ifbusd.coordinator.model import (
+    CLAIMS,
+    GROUPS,
+    KEYS,
+    LOADS,
+    ClaimRecord,
+    GroupRecord,
+    KeyRecord,
+    LoadRecord,
+    SessionRecord,
+    TaskRecord,
+)
 from ifbusd.operation import Tx
 
 
@@ -63,4 +76,41 @@ def _holders(tx: Tx, task_id: str, task: TaskRecord) -> list[str]:
     """The tasks of the key that are held now, besides this one."""
     record = tx.read(KEYS + task.concurrency_key, KeyRecord.from_bytes)
     listed = [] if record is None else record.tasks
-    return [name for name in listed if name != task_id and tx.exists_unguarded(CLAIMS + name)]
+    return [name for name in listed if name != task_id and tx.get_unguarded(CLAIMS + name) is not None]
+
+
+def require_slots(tx: Tx, task_id: str, task: TaskRecord, swarm_id: str, session: SessionRecord) -> dict[str, int]:
+    """The weights by task of what a session with so many slots holds besides this one, if that leaves room for it.
+
+    Raises:
+        AtCapacity: It does not.
+    """
+    record = tx.read(LOADS + swarm_id, LoadRecord.from_bytes)
+    listed = {} if record is None else record.weights
+    held = {
+        name: weight for name, weight in listed.items() if name != task_id and _is_held(tx, name, swarm_id, session)
+    }
+    if sum(held.values()) + task.weight > session.slots:
+        raise rules.slots_full(task_id, swarm_id, task.weight, session.slots, held)
+    return held
+
+
+def take_slots(tx: Tx, task_id: str, task: TaskRecord, swarm_id: str, session: SessionRecord, lease: int) -> None:
+    """As `require_slots`, and take the slots that the claim holds from now on; `lease` is the session's."""
+    held = require_slots(tx, task_id, task, swarm_id, session)
+    tx.put(LOADS + swarm_id, LoadRecord(weights={**held, task_id: task.weight}).to_map(), lease=lease)
+
+
+def why_no_slots(tx: Tx, task_id: str, task: TaskRecord, swarm_id: str, session: SessionRecord) -> AtCapacity | None:
+    """The refusal of `require_slots`, None if it gives none."""
+    try:
+        require_slots(tx, task_id, task, swarm_id, session)
+    except AtCapacity as refusal:
+        return refusal
+    return None
+
+
+def _is_held(tx: Tx, task_id: str, swarm_id: str, session: SessionRecord) -> bool:
+    stored = tx.get_unguarded(CLAIMS + task_id)
+    claim = None if stored is None else ClaimRecord.from_bytes(stored)
+    return claim is not None and (claim.swarm_id, claim.incarnation) == (swarm_id, session.incarnation)

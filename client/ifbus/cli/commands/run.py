@@ -36,6 +36,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="TEXT", help="the language model behind it")
     parser.add_argument("--orchestrator", action="store_true", help="hears of every blocker")
     parser.add_argument("--lease", metavar="SPAN", type=span_type, help="lease of the session; default: the daemon's")
+    parser.add_argument("--slots", type=int, metavar="N", help="the weights of what it holds add up to N at most")
     parser.add_argument(
         "--fd",
         action="store_true",
@@ -138,6 +139,7 @@ def _run(invocation: Invocation) -> Outcome:
         "model": args.model,
         "orchestrator": args.orchestrator,
         "lease_ms": args.lease,
+        "slots": args.slots,
     }
     # Before any thread: threads inherit the mask, so a signal reaches only the wait below.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
