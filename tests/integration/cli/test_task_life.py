@@ -53,7 +53,7 @@ def test_times_are_typed_as_spans(me: Shell) -> None:
     assert (task["state"], task["lease_ms"]) == ("scheduled", 90_000)
     assert task["deadline_at_ms"] - task["not_before_at_ms"] == 3_600_000
     shown = me("task", "show", task["task_id"])
-    assert "starts in 59 min" in shown.out
+    assert "starts in" in shown.out
     assert "expires in" in shown.out
     assert me("task", "ls", "--state", "scheduled", "-q").out.split()[-1] == task["task_id"]
     assert me("task", "add", "Never", "--start", "soon").exit == 2

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 import anyio.to_thread
 import pytest
 
 import ifbus
-from ifbus.errors import LeaseLost
+from ifbus.errors import LeaseLost, NotReady
 from tests.integration.client.conftest import PATIENCE_S, World
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
@@ -67,15 +68,18 @@ def test_a_busy_task_hears_that_its_deadline_has_passed(world: World, run: Run) 
             ifbus.AsyncClient(world.daemon.socket) as bus,
             bus.register(world.swarm, capabilities=[world.skill], lease_ms=LONG_LEASE_MS, on_claim_lost=hear) as swarm,
         ):
-            task = await bus.create_task(
-                "x", capabilities=[world.skill], deadline_at_ms=int(time.time() * 1000) + 1_000
-            )
-            claim = await swarm.claim(task.task_id)
+            claim, task_id = None, ""
+            for wait_s in (1, 8, 64):  # a busy machine may be late for the first
+                deadline_at_ms = int((time.time() + wait_s) * 1000)
+                task = await bus.create_task("x", capabilities=[world.skill], deadline_at_ms=deadline_at_ms)
+                with suppress(NotReady):
+                    claim, task_id = await swarm.claim(task.task_id), task.task_id
+                    break
             assert claim
             assert await anyio.to_thread.run_sync(told.wait, PATIENCE_S)
             with pytest.raises(LeaseLost, match="has expired"):
                 claim.check()
-            assert (await bus.get_task(task.task_id)).state == "expired"
+            assert (await bus.get_task(task_id)).state == "expired"
 
     run(test)
     assert len(lost) == 1
@@ -84,20 +88,26 @@ def test_a_busy_task_hears_that_its_deadline_has_passed(world: World, run: Run) 
 @pytest.mark.slow
 def test_a_task_with_a_short_lease_is_held_as_long_as_its_holder_lives(world: World) -> None:
     """The session's renewals come as often as the task's lease needs, and renew that too."""
-    task_id = world.add(lease_ms=3_000)
-    lost: list[str] = []
-    with world.bus.register(
-        world.swarm,
-        capabilities=[world.skill],
-        lease_ms=LONG_LEASE_MS,
-        on_claim_lost=lambda handle, _: lost.append(handle),
-    ) as swarm:
+    lease_ms = 15_000
+    task_id = world.add(lease_ms=lease_ms)
+
+    def left_ms() -> int:
+        left: int = world.bus.call("coordinator.get_task", task_id=task_id)["task"]["lease_left_ms"]
+        return left
+
+    with world.bus.register(world.swarm, capabilities=[world.skill], lease_ms=LONG_LEASE_MS) as swarm:
         claim = swarm.claim(task_id)
         assert claim
-        assert claim.grant.lease_ms == 3_000
-        until = claim.grant.claimed_at_ms + 4_000
-        world.wait_for(lambda: time.time() * 1000 > until)
-        assert not lost
+        assert claim.grant.lease_ms == lease_ms
+        least = lease_ms
+
+        def is_renewed() -> bool:
+            nonlocal least
+            now = left_ms()
+            least = min(least, now)
+            return now > least
+
+        world.wait_for(is_renewed)
         claim.check()
         claim.complete()
 
