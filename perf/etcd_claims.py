@@ -1,7 +1,7 @@
 """Claims over etcd: through the daemon, through its store alone, and by clients that talk to etcd directly.
 
 A claim writes what the coordinator's does: four compares, four keys and a witness entry of 120 bytes each, none of which another claim
-touches. The direct clients send one transaction per claim, each from a process of its own; the store sends those that arrive together
+touches. The direct clients send one transaction per claim, from as many threads; the store sends those that arrive together
 as one transaction of nested ones. The store *without groups* is the same code with groups of one: what grouping gains by itself.
 """
 
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -32,8 +33,8 @@ KINDS: Final = ("claims", "tasks", "accounts", "idem")
 MANY: Final = 64
 
 
-def direct_claimer(endpoint: str, number: int) -> Callable[[int], Timed]:
-    """A transaction per claim through etcd's own generated stub."""
+def direct_claimers(endpoint: str, claimers: int, _number: int) -> Callable[[int], Timed]:
+    """So many threads, each with a transaction per claim through etcd's own generated stub."""
     import grpc
     from etcd3 import etcdrpc
 
@@ -41,7 +42,7 @@ def direct_claimer(endpoint: str, number: int) -> Callable[[int], Timed]:
     names = itertools.count(time.monotonic_ns())  # no round names what another did
 
     def claim() -> None:
-        name = f"{number}-{next(names)}"
+        name = str(next(names))
         keys = [f"/direct/{kind}/{name}".encode() for kind in KINDS]
         compare = [
             etcdrpc.Compare(key=key, target=etcdrpc.Compare.MOD, result=etcdrpc.Compare.EQUAL, mod_revision=0)
@@ -54,7 +55,16 @@ def direct_claimer(endpoint: str, number: int) -> Callable[[int], Timed]:
         if not kv.Txn(etcdrpc.TxnRequest(compare=compare, success=puts), timeout=30).succeeded:
             raise RuntimeError("a claim was lost that nobody else wanted")
 
-    return partial(time_calls, claim)
+    def claim_all(each: int) -> Timed:
+        with ThreadPoolExecutor(claimers) as pool:
+            timed = list(pool.map(partial(time_calls, claim), [each] * claimers))
+        return Timed(
+            latencies_us=[latency for one in timed for latency in one.latencies_us],
+            began_ns=min(one.began_ns for one in timed),
+            ended_ns=max(one.ended_ns for one in timed),
+        )
+
+    return claim_all
 
 
 def store_claimer(endpoint: str, claimers: int, settings: Mapping[str, Any], _number: int) -> Callable[[int], Timed]:
@@ -99,11 +109,9 @@ def store_claimer(endpoint: str, claimers: int, settings: Mapping[str, Any], _nu
     return partial(trio.run, claim_all)
 
 
-def one_round(
-    name: str, enlist: Callable[..., Any], processes: int, each: int, place: Placement
-) -> Mapping[str, Round]:
-    """A round of processes that need no server of ours."""
-    with Crew(processes, place.client, enlist) as crew:
+def one_round(name: str, enlist: Callable[..., Any], each: int, place: Placement) -> Mapping[str, Round]:
+    """A round of those that need no server of ours, in one process."""
+    with Crew(1, place.client, enlist) as crew:
         return {name: together(crew.tell(each))}
 
 
@@ -128,9 +136,9 @@ def measure_all(
             each = 2 if options.quick else {1: 100, MANY: 30}[clients]
             store = partial(store_claimer, etcd.address, clients)
             runs: list[Run] = [
-                partial(one_round, DIRECT, partial(direct_claimer, etcd.address), clients, each, place),
-                partial(one_round, STORE, partial(store, {}), 1, each, place),
-                partial(one_round, ALONE, partial(store, {"max_batch_txns": 1, "max_in_flight": 1}), 1, each, place),
+                partial(one_round, DIRECT, partial(direct_claimers, etcd.address, clients), each, place),
+                partial(one_round, STORE, partial(store, {}), each, place),
+                partial(one_round, ALONE, partial(store, {"max_batch_txns": 1, "max_in_flight": 1}), each, place),
                 partial(daemon_run, server, clients, each, place),
             ]
             report.measure(title(clients), runs, floor=DIRECT)
