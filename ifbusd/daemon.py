@@ -7,6 +7,7 @@ Stop: the other way round, so that nothing loses what it stands on while a reque
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import secrets
 import signal
@@ -55,6 +56,7 @@ from ifbusd.store.fsync import make_directory
 from ifbusd.witness.service import IFWitness
 
 if TYPE_CHECKING:
+    from ifbusd.bus.nats import NatsHints
     from ifbusd.store.etcd.store import EtcdStore
 
 DATABASE: Final = "ifbusd.db"
@@ -75,11 +77,12 @@ Run = Callable[..., Awaitable[None]]
 
 @attrs.frozen(kw_only=True)
 class _Others:
-    """What carries messages to the other daemons and who they are, None where there are none; and the bus's figures."""
+    """What carries messages to the other daemons and who they are, None where there are none; the bus's figures and alarms."""
 
     news: News | None = None
     peers: Peers | None = None
     statistics: Callable[[], dict[str, Any]]
+    alarms: Callable[[], list[dict[str, Any]]] = list
 
 
 @attrs.frozen(kw_only=True)
@@ -189,7 +192,7 @@ async def serve(
                     "rpc": lambda: server.statistics(),
                 },
                 latencies=latencies,
-                escalations=partial(_open_escalations, governor, store),
+                escalations=partial(_open_escalations, governor, store, others),
             )
             table = method_table(
                 daemon=DaemonMethods(
@@ -316,8 +319,14 @@ async def _meet_others(
     peers, news = Peers(store, daemon_id=daemon_id, card=card), News(store, bus, daemon_id=daemon_id)
     await _start(stack, peers.run)
     await _start(stack, news.run)
-    hints: Callable[[], dict[str, Any]] = lambda: {"backend": "local"}  # noqa: E731
+    nats: NatsHints | None = None
     if config.bus.backend == "nats":
+        for package in ("nats", "trio_asyncio"):
+            if importlib.util.find_spec(package) is None:
+                raise ConfigInvalid(
+                    f'bus.backend = "nats" needs the package {package}: pip install "ifbus[daemon,cluster]"',
+                    data={"key": "bus.backend"},
+                )
         from ifbusd.bus.nats import NatsHints
 
         nats = NatsHints(config.bus.nats, name=f"ifbusd {daemon_id}", on_hint=news.hear)
@@ -326,12 +335,12 @@ async def _meet_others(
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(news.follow_hints, lambda _: store.sync())
         stack.callback(nursery.cancel_scope.cancel)
-        hints = nats.statistics
 
     def statistics() -> dict[str, Any]:
-        return {**hints(), **bus.statistics(), **attrs.asdict(news.statistics()), "daemons": peers.statistics()}
+        hints = {"backend": "local"} if nats is None else nats.statistics()
+        return {**hints, **bus.statistics(), **attrs.asdict(news.statistics()), "daemons": peers.statistics()}
 
-    return _Others(news=news, peers=peers, statistics=statistics)
+    return _Others(news=news, peers=peers, statistics=statistics, alarms=list if nats is None else nats.alarms)
 
 
 async def _stop_at_once(signals: Any, scope: trio.CancelScope) -> None:
@@ -356,8 +365,10 @@ async def _feed_watchdog(notifier: Notifier, store: Store, interval_s: float) ->
         await trio.sleep(interval_s)
 
 
-async def _open_escalations(governor: IFGovernor, store: EmbeddedStore | EtcdStore) -> list[dict[str, Any]]:
-    of_store = [] if isinstance(store, EmbeddedStore) else store.alarms()
+async def _open_escalations(
+    governor: IFGovernor, store: EmbeddedStore | EtcdStore, others: _Others
+) -> list[dict[str, Any]]:
+    of_store = [] if isinstance(store, EmbeddedStore) else [*store.alarms(), *others.alarms()]
     try:
         answer = await governor.list_escalations(ITSELF)
     except Unavailable:

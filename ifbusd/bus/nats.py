@@ -42,6 +42,8 @@ _SEND_S: Final = 1.0
 _DEAF_S: Final = 1.0
 # Of one kind of trouble: a server that is away is tried four times a second.
 _LOG_EVERY_S: Final = 60.0
+# A restart takes less.
+_AWAY_MS: Final = 5_000
 
 
 class NatsHints:
@@ -93,6 +95,14 @@ class NatsHints:
             "errors": self.errors,
             "pending_bytes": 0 if client is None else client.pending_data_size,
         }
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """What an operator should look at, as `daemon.status` shows it."""
+        shown = self.statistics()
+        if shown["connected"] or shown["for_ms"] < _AWAY_MS:
+            return []
+        message = f"NATS has been away for {shown['for_ms'] // 1000} s; what is new comes through etcd alone"
+        return [{"kind": "nats_away", "message": message, "remedy": f"start {' or '.join(self._config.servers)[:200]}"}]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Send and hear until cancelled; ready once connected, or without NATS after `connect_ms`.

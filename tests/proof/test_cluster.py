@@ -39,12 +39,13 @@ NODES: Final = 3
 GROUPS: Final = 4
 SWARMS_PER_GROUP: Final = 8
 HOT_TASKS: Final = 3
-GENERATIONS: Final = 8
+# As many as the faults last for, and a few that are left to be finished.
+GENERATIONS: Final = size(8, 20, 40)
 # Of a group on its hot tasks before it goes on to new ones.
 OPERATIONS_PER_GENERATION: Final = 120
 # Whole seconds, as etcd counts them.
 LEASES_MS: Final = [1_000, 2_000, 4_000]
-PAUSE_S: Final = 0.2
+PAUSE_S: Final = 0.3
 TIMEOUT_S: Final = 3.0
 FAULTS_PER_S: Final = 1.2
 

@@ -119,6 +119,7 @@ def test_a_task_created_on_one_host_reaches_a_swarm_on_the_other(pair: Hosts, li
         token = answer["claim"]["token"]
         b.call("coordinator.complete_task", task_id=f"reached-{n}", swarm_id="waiting", token=token)
         assert until(lambda n=n: state(a, f"reached-{n}") == "completed")
+    assert until(lambda: b.call("daemon.status")["bus"]["heard"])
 
 
 def test_claims_race_over_hosts_and_one_wins(pair: Hosts, links: Callable[[Host], Link]) -> None:
@@ -218,7 +219,7 @@ def test_without_nats_everything_still_arrives(doomed: Hosts, links: Callable[[H
         create(a, f"without-{n}")
         assert heard.result(PATIENCE_S)["claim"]["task_id"] == f"without-{n}"
         back()
-    until(lambda: not a.call("daemon.status")["bus"]["connected"])
+    until(lambda: "nats_away" in [alarm["kind"] for alarm in a.call("daemon.status")["alarms"]])
     doomed[0].daemon.stop()
     doomed[0].daemon.start()
     again = links(doomed[0])
