@@ -52,6 +52,7 @@ ENDING_OPERATIONS: Final = frozenset(
         "coordinator.expire_claim",
         "coordinator.expire_task",
         "coordinator.fail_task",
+        "coordinator.release_resources",
         "coordinator.release_task",
         "coordinator.remove_tasks",
         "coordinator.resolve_blocker",
