@@ -40,7 +40,8 @@ _OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.enable_retries", 0),  # a retry is decided by who knows what was asked
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    # A watch that goes on after an outage gets a thousand revisions in one message.
+    ("grpc.max_receive_message_length", 128 * 1024 * 1024),
     ("grpc.max_send_message_length", 8 * 1024 * 1024),
 )
 # Below these, faults of etcd itself reach us: stale linearizable reads and nested transactions past access control (FACTS 5).

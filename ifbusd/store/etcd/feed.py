@@ -14,7 +14,7 @@ import trio
 from etcd3 import etcdrpc
 
 from ifbusd.store.etcd.cluster import Cluster, Stream
-from ifbusd.store.etcd.faults import EtcdFault
+from ifbusd.store.etcd.faults import EtcdFault, Kind
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Feed:
         self._stream: Stream | None = None
         self.next_revision = 0
         self.restarts = 0
-        self.compactions = 0
+        self.read_anew = 0
 
     def restart(self) -> None:
         """Take a new stream: this one seems to be dead."""
@@ -67,7 +67,14 @@ class Feed:
             await self._cluster.until_up()
             before = self.next_revision
             try:
-                await self._watch()
+                try:
+                    await self._watch()
+                except EtcdFault as fault:
+                    if fault.kind is not Kind.ANSWER_TOO_LARGE:
+                        raise
+                    # So much has happened since that one message cannot hold what etcd puts into it.
+                    self.read_anew += 1
+                    self.next_revision = await self._read_anew() + 1
             except EtcdFault as fault:
                 _log.info("a watch ended", extra={"watch": self._name, "error": fault.detail})
             self.restarts += 1
@@ -88,7 +95,7 @@ class Feed:
                 return
             while True:
                 if response.compact_revision:
-                    self.compactions += 1
+                    self.read_anew += 1
                     _log.warning(
                         "a watch is behind what etcd keeps", extra={"watch": self._name, "revision": self.next_revision}
                     )

@@ -96,7 +96,8 @@ class RecordLog:
         self._work.unpark()
         await batch.done.wait()
         if batch.error:
-            raise Unavailable(f"cannot add to the record: {batch.error}", data={"reason": "storage_full"})
+            data = {"reason": "storage_full"} if self.is_full else None
+            raise Unavailable(f"cannot add to the record: {batch.error}", data=data)
         return batch.heads
 
     async def until(self, revision: int) -> None:

@@ -67,7 +67,8 @@ class EtcdStatistics:
         revision: As of which what is known by heart is; nothing that is told from memory is older.
         txns, requests: Transactions sent, and in how many requests: their quotient is the mean group.
         split: Groups that were halved to find one that etcd refuses. `unknown`: transactions whose outcome was not found out.
-        outages, failovers, watch_restarts, compactions: What went on since the start.
+        outages, failovers, watch_restarts: What went on since the start. `read_anew`: times that a watch was behind what etcd keeps, or could
+            tell in one message.
         keys, replica_bytes, whole_kinds: Known by heart; kinds of which all keys are.
         record_seq, record_revision, record_full: The witness log of this host: its end, how far it follows the cluster, and
             whether its disk is full.
@@ -88,7 +89,7 @@ class EtcdStatistics:
     outages: int
     failovers: int
     watch_restarts: int
-    compactions: int
+    read_anew: int
     keys: int
     replica_bytes: int
     whole_kinds: int
@@ -484,7 +485,7 @@ class EtcdStore:
             outages=self._cluster.outages,
             failovers=self._cluster.failovers,
             watch_restarts=self._feed.restarts + self._record_feed.restarts,
-            compactions=self._feed.compactions + self._record_feed.compactions,
+            read_anew=self._feed.read_anew + self._record_feed.read_anew,
             keys=len(self._replica),
             replica_bytes=self._replica.size_bytes,
             whole_kinds=self._replica.whole_kinds,

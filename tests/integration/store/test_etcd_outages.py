@@ -214,7 +214,7 @@ async def test_a_watch_behind_a_compaction_reads_anew(node: Node, tmp_path: Path
                 wire.heal()
                 with trio.fail_after(PATIENCE_S), pytest.raises(Compacted):
                     await drain(changes)
-            assert store.statistics().compactions >= 1
+            assert store.statistics().read_anew >= 1
             known = {key: store.peek(key) for key in ("a/stays", "a/changes", "a/goes", "a/comes")}
             assert {key: found and found.value for key, found in known.items()} == {
                 "a/stays": b"old",
@@ -347,6 +347,43 @@ async def test_each_host_has_the_record_of_all(node: Node, tmp_path: Path) -> No
             ]
             assert shared == [(entry.revision, entry.record) for entry in await first.read_log()]
             assert len(shared) == 17
+
+
+async def test_the_ring_of_entries_is_bounded_and_misses_none(node: Node, tmp_path: Path) -> None:
+    """Far more entries than places for them, some of them across a restart: each is in the log, and etcd holds no more than the ring."""
+    settings = {"record_slots": 64}
+    for start in (0, 100):
+        async with store_on(tmp_path / "host", node.address, **settings) as store:
+            for number in range(start, start + 100):
+                await write(store, "a/1", record=b"%d" % number)
+            entries = await store.read_log()
+            assert [entry.record for entry in entries] == [b"%d" % number for number in range(start + 100)]
+    with grpc.insecure_channel(node.address) as channel:
+        request = etcdrpc.RangeRequest(key=b"/outage/w/", range_end=b"/outage/w0", count_only=True)
+        assert etcdrpc.KVStub(channel).Range(request, timeout=10).count == 64
+
+
+async def test_a_message_that_is_too_large_for_a_watch_is_read_in_pages(node: Node, tmp_path: Path) -> None:
+    """After an absence with more changes than fit into one message everything is read anew, in pieces, and the watch goes on."""
+    with network() as wires:
+        wire = wires.proxy(node.port)
+        async with (
+            store_on(tmp_path / "other", node.address) as other,
+            store_on(tmp_path / "host", wire.address, request_timeout_ms=10_000) as store,
+        ):
+            wire.refuse()
+            await refused(lambda: write(store, "a/none"))
+            for number in range(140):
+                await write(other, f"big/{number % 10}", bytes(1_000_000))
+            wire.heal()
+            last = await write_at_last(store, "a/after")
+            with trio.fail_after(PATIENCE_S):
+                await store.sync()
+            assert store.statistics().revision >= last
+            assert store.statistics().read_anew >= 1
+            found = await store.get("big/9")
+            assert found is not None
+            assert len(found.value) == 1_000_000
 
 
 @asynccontextmanager
