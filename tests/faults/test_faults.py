@@ -147,7 +147,7 @@ def test_only_a_failed_test_counts(small_tree: Path, tmp_path: Path) -> None:
         _fault(tmp_path, "afterwards", "test_before_a_fixture_looks"),
         _fault(tmp_path, "no-program", "test_notices", new="]"),
         _fault(tmp_path, "gone", "test_notices", old="uid == 1"),
-        _fault(tmp_path, "hangs", "test_hangs", timeout_s=5),
+        _fault(tmp_path, "hangs", "test_hangs", timeout_s=15),
         _fault(tmp_path, "no-test", "test_of_nothing"),
     ]
     heard: list[Trial] = []

@@ -96,6 +96,8 @@ def step(task: Task, operation: Operation) -> Task | None:
             return _seen_with(task, operation, data["owner"], data["token"], data["lease_left_ms"])
         case "claim", "not_ready":
             return task if task.done is not None and data["state"] == "completed" else None
+        case "claim", "stale_token":
+            return task  # the claimer's session has ended, which says nothing of the task
         case "complete", None if task.done == (swarm, token):
             return task  # completing twice with one token answers the first result again
         case (("renew" | "release" | "complete"), None):

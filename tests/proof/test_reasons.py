@@ -54,6 +54,7 @@ EXCUSED: Final[dict[tuple[str, str], str]] = {
         "ifbusd/coordinator/life/rules.py",
         "cannot claim ",
     ): "takes a claim between a deadline, or a loss, and its record",
+    ("ifbusd/coordinator/numbers.py", "cannot number a task"): _RACE,
     ("ifbusd/coordinator/bindings.py", "cannot bind anything without"): "every client has a connection",
     ("ifbusd/coordinator/inbox.py", "cannot subscribe without"): "every client has a connection",
     ("ifbusd/processes.py", "cannot bind: this kernel"): _HOST,
