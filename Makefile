@@ -58,6 +58,8 @@ bench: .venv/.dev  ## Measure everything beside its limits; figures to build/ben
 	for name in $(BENCH); do \
 		$(BIN)/python perf/$$name.py --json build/bench/$$name.json $$([ $$name = scale ] && echo '$(SCALE)') || exit 1; \
 	done
+	$(BIN)/python perf/claims.py --backend etcd --json build/bench/claims_etcd.json
+	$(BIN)/python perf/push.py --other-host --json build/bench/push_other_host.json
 
 guests: .venv/.dev  ## Rebuild the committed test guests (.wasm) from their sources; fetches a C compiler
 	$(PIP_INSTALL) --target build/zig ziglang==0.17.1
