@@ -188,6 +188,7 @@ class Cluster:
         self._links = [_Link(target, config, credentials) for target in config.targets]
         self._current = self._links[0]
         self._token = ""
+        self._authenticating = trio.Lock()
         self._down = "it was not asked yet"
         self._down_since = time.monotonic()
         self._up = trio.lowlevel.ParkingLot()
@@ -233,19 +234,19 @@ class Cluster:
         """
         if self._down:
             raise EtcdFault(Kind.OUTAGE, self._down)
-        link = self._current
+        link, token = self._current, self._token
         try:
             return await self._unary(link, method, request)
         except EtcdFault as fault:
             if fault.kind is Kind.TOKEN and self._config.user:
                 # Refused before it was looked at, so asking again does nothing twice.
-                await self._authenticate(link)
+                await self._authenticate(link, token)
                 return await self._unary(link, method, request)
             if fault.kind is Kind.OUTAGE:
                 self._suspect(link, fault.detail)
             raise
 
-    async def _unary(self, link: _Link, method: str, request: Any) -> Any:
+    async def _unary(self, link: _Link, method: str, request: Any, *, with_token: bool = True) -> Any:
         done = trio.Event()
         wake = trio.lowlevel.current_trio_token().run_sync_soon
 
@@ -253,7 +254,8 @@ class Cluster:
             with suppress(trio.RunFinishedError):  # nobody waits any more
                 wake(done.set)
 
-        future = link.methods[method].future(request, timeout=self._timeout_s, metadata=self._metadata())
+        metadata = self._metadata() if with_token else []
+        future = link.methods[method].future(request, timeout=self._timeout_s, metadata=metadata)
         try:
             future.add_done_callback(tell)
             await done.wait()
@@ -287,10 +289,12 @@ class Cluster:
     def _metadata(self) -> list[tuple[str, str]]:
         return [("token", self._token)] if self._token else []
 
-    async def _authenticate(self, link: _Link) -> None:
-        self._token = ""
-        request = etcdrpc.AuthenticateRequest(name=self._config.user, password=self._password)
-        self._token = (await self._unary(link, "Authenticate", request)).token
+    async def _authenticate(self, link: _Link, former: str) -> None:
+        """Ask for a token in the place of a former one; until it is there, others ask with that and are refused for it."""
+        async with self._authenticating:
+            if self._token == former:  # nobody was faster
+                request = etcdrpc.AuthenticateRequest(name=self._config.user, password=self._password)
+                self._token = (await self._unary(link, "Authenticate", request, with_token=False)).token
 
     # --- health --------------------------------------------------------------------------------------
 
@@ -350,16 +354,17 @@ class Cluster:
     async def _probe(self, link: _Link) -> None:
         """Ask for something that only a member with a majority behind it can answer."""
         if self._config.user and not self._token:
-            await self._authenticate(link)
+            await self._authenticate(link, "")
         started = time.perf_counter()
         request = etcdrpc.RangeRequest(key=f"{self._config.prefix}probe".encode(), count_only=True)
         try:
+            token = self._token
             try:
                 await self._unary(link, "Range", request)
             except EtcdFault as fault:
                 if fault.kind is not Kind.TOKEN or not self._config.user:
                     raise
-                await self._authenticate(link)  # the old one's time was over
+                await self._authenticate(link, token)  # the old one's time was over
                 await self._unary(link, "Range", request)
         except EtcdFault as fault:
             link.health.reachable, link.health.error = False, fault.detail

@@ -67,6 +67,8 @@ def fault_of(error: grpc.RpcError) -> EtcdFault:
             return EtcdFault(Kind.TOO_LARGE, detail)
         return EtcdFault(Kind.BUSY, detail)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
+        if "user name is empty" in said:  # there was no token at all
+            return EtcdFault(Kind.TOKEN, detail)
         return EtcdFault(Kind.TOO_LARGE if "too large" in said else Kind.INVALID, detail)
     if code is grpc.StatusCode.NOT_FOUND and "lease" in said:
         return EtcdFault(Kind.LEASE_NOT_FOUND, detail)

@@ -171,9 +171,12 @@ async def test_a_cut_member_is_replaced_by_another(tmp_path: Path) -> None:
             got: list[str] = []
             async with store.watch("a/", start_revision=start) as changes:
                 with trio.fail_after(PATIENCE_S):
-                    while len(got) < 2:
+                    while "a/2" not in got:
                         got += [event.key for event in await anext(changes)]
-            assert got == ["a/1", "a/2"]
+            assert list(dict.fromkeys(got)) == [
+                "a/1",
+                "a/2",
+            ]  # a write whose outcome was unknown may have been made twice
             assert store.revision >= last
 
 
