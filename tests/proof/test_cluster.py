@@ -219,6 +219,7 @@ class Contest:
 
     def _start(self, number: int) -> None:
         """Start a daemon; with a leader just being elected, it may take a second time."""
+        self.among[number].heal()  # it needs etcd to start, and while this waits nothing else is mended
         for _ in range(3):
             try:
                 self.among[number].daemon.start()
