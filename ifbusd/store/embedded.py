@@ -648,6 +648,9 @@ class EmbeddedStore:
             self._is_checkpoint_due = True
         except apsw.Error as error:
             self._fail(error)
+        except Exception as bug:  # nobody knows how far it came
+            self._fail(f"a bug: {bug!r}")
+            raise
         else:
             self._committed(batch, took_us)
             # Kept short, or copying it back would take long; on a full disk its file has to have room for the next commit.

@@ -353,3 +353,26 @@ async def test_leases_are_bounded(tmp_path: Path) -> None:
             await store.grant(LONG_MS)
         await store.revoke(leases[0])
         await store.grant(LONG_MS)
+
+
+async def test_a_bug_in_a_commit_stops_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever commits hears of the bug, whoever waits for the same commit is not left waiting, and nothing is done after it."""
+    heard: list[Exception] = []
+
+    async def write(store: EmbeddedStore, key: str) -> None:
+        try:
+            await store.txn(Txn(then=[Put(key, b"")]))
+        except (Unavailable, TypeError) as error:
+            heard.append(error)
+
+    def fail(*_: object) -> None:
+        raise TypeError("a bug")
+
+    with pytest.RaisesGroup(StoreFailed):
+        async with running(open_store(tmp_path, flush="inline")) as store:
+            monkeypatch.setattr(store, "_write", fail)
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    nursery.start_soon(write, store, f"k/{number}")
+            await trio.sleep_forever()
+    assert sorted(type(error).__name__ for error in heard) == ["TypeError", "Unavailable", "Unavailable"]
