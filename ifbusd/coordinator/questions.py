@@ -35,6 +35,8 @@ from ifbusd.store.base import LeaseNotFound
 _MAX_ANSWER_BYTES = 16 << 10
 # The newest answers of a swarm are kept with its session; beyond these the oldest goes when it asks again.
 _ANSWERS_KEPT = 64
+# So many of them go in one transaction: more may have come since it last asked, and etcd takes 128 operations.
+_DROPPED_AT_ONCE = 64
 # A letter quotes so much of the question.
 _QUOTED = 200
 # An id says whom the question is for, so that its key follows from it.
@@ -103,7 +105,7 @@ class Questions(Waiting):
                 used[:] = granted
             self._add_edges(tx, f"ask {to}", [edges_of_record(record, reply_id)])
             tx.put(_key(reply_id), record.to_map(), lease=lease)
-            for old in self.board.waits.answers_of(swarm_id)[: -_ANSWERS_KEPT + 1]:
+            for old in self.board.waits.answers_of(swarm_id)[: -_ANSWERS_KEPT + 1][:_DROPPED_AT_ONCE]:
                 tx.delete(ANSWERS + old)
             view = _view(reply_id, record)
             if to == waits.PERSON:
