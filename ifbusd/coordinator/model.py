@@ -14,7 +14,7 @@
 ``waits/<id>``              `WaitRecord`, on a lease of its own, while somebody waits
 ``counters/waits``          how many edges were ever added to the wait-for graph
 ``groups/<group>``          `GroupRecord`: weight and pause of a group of tasks, where it has any
-``keys/<concurrency key>``  `KeyRecord`: who may hold a place of it
+``keys/<concurrency key>``  `KeyRecord`: who may hold a place of it; removed with the last task of the key
 ``loads/<swarm>``           `LoadRecord`: what may take its slots; on the session's lease, where the session has a number of slots
 ``counters/tasks``          how many tasks were ever created
 ``unique/<uid>/<key>``      id of the task that a user's unique key was last given to

@@ -14,6 +14,7 @@ from ifbus.errors import Unavailable
 from ifbusd.codec import unpack
 from ifbusd.coordinator.cancelling import Cancelling
 from ifbusd.coordinator.core import Answer, NothingToDo
+from ifbusd.coordinator.gates import checks as gates
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.model import CANCELLED, COMPLETED, EXPIRED, OPEN, TASKS, UNIQUE, TaskOptions, TaskRecord
 from ifbusd.identity import ITSELF
@@ -22,8 +23,8 @@ from ifbusd.peers import STAND_BY_S
 
 # So many tasks are looked after at a time, the ends each in a commit of its own, which the store puts together.
 _AT_ONCE: Final = 64
-# So many are removed in one transaction: two keys each, and etcd takes 128 operations.
-_REMOVED_AT_ONCE: Final = 50
+# So many are removed in one transaction: three keys each, and etcd takes 128 operations.
+_REMOVED_AT_ONCE: Final = 40
 # One that cannot be removed because others wait for it is looked at again after this.
 _KEPT_MS: Final = 60_000
 
@@ -109,6 +110,7 @@ class Timekeeping(Cancelling):
                     stored = tx.get(key)
                     if stored is not None and unpack(stored) == task_id:
                         tx.delete(key)
+                gates.forget(tx, task_id, task)
                 removed.append(task_id)
             if not removed:
                 raise NothingToDo

@@ -4,7 +4,7 @@ A place of a concurrency key is held by the claim itself. ``keys/<key>`` names e
 own and drops those whose claim is gone, so a claim that ends, however it ends, has given its place back; nobody has to do it, and no
 crash can forget it. The record is compared at commit, and every claim of its key writes it: of two that would take the last place,
 on one host or on two, one is decided again. The claims themselves need no compare: one that came since would have written the record,
-and one that went since only makes room.
+and one that went since only makes room. The record goes with the last task of its key: whoever is in it is such a task.
 
 The slots of a swarm are counted in the same way, over the claims of its session: ``loads/<swarm>`` lives on the session's lease.
 """
@@ -70,6 +70,13 @@ def enter(tx: Tx, task_id: str, task: TaskRecord) -> None:
     if task.concurrency_key:
         record = KeyRecord(tasks=[*_holders(tx, task_id, task), task_id])
         tx.put(KEYS + task.concurrency_key, record.to_map())
+
+
+def forget(tx: Tx, task_id: str, task: TaskRecord) -> None:
+    """A final task is removed: so is the record of its key, unless another task of it is held, which comes here in turn."""
+    key = KEYS + task.concurrency_key
+    if task.concurrency_key and tx.get(key) is not None and not _holders(tx, task_id, task):
+        tx.delete(key)
 
 
 def _holders(tx: Tx, task_id: str, task: TaskRecord) -> list[str]:

@@ -318,6 +318,30 @@ async def test_a_key_is_right_after_a_restart(tmp_path: Path) -> None:
         assert sorted(refused.value.data["holders"]) == ["T-1", "T-2"]
 
 
+async def test_a_key_is_forgotten_with_its_last_task(autojump_clock: MockClock, world: World) -> None:
+    """Its record stays while a task of it is held, whatever else of it is removed, and no limit is passed meanwhile."""
+    await world.swarm("docs", lease_ms=24 * HOUR_MS)
+    for name in ("T-0", "T-1", "T-2"):
+        await world.task(name, concurrency_key="repo:site", concurrency_limit=2, retention_ms=60_000)
+    first, second = [await world.token(name, "docs") for name in ("T-0", "T-1")]
+    await world.it.complete_task(world.me, "T-0", "docs", first)
+    with trio.fail_after(HOUR_MS):
+        while "tasks/T-0" in await world.stored():
+            await trio.sleep(1)
+    third = await world.token("T-2", "docs")
+    await world.task("T-3", concurrency_key="repo:site", concurrency_limit=2)
+    with pytest.raises(AtCapacity) as refused:
+        await world.it.claim_task(world.me, "T-3", "docs")
+    assert refused.value.data["holders"] == ["T-1", "T-2"]
+    await world.it.complete_task(world.me, "T-1", "docs", second)
+    await world.it.complete_task(world.me, "T-2", "docs", third)
+    with trio.fail_after(HOUR_MS):
+        while not {"tasks/T-1", "tasks/T-2"}.isdisjoint(await world.stored()):
+            await trio.sleep(1)
+    assert not [key for key in await world.stored() if key.startswith("keys/")]
+    await world.token("T-3", "docs")
+
+
 async def test_tasks_of_a_key_may_differ_in_their_limit(world: World) -> None:
     """Each counts all that are held of the key against its own limit."""
     await world.swarm("s")
