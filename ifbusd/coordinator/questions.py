@@ -15,11 +15,9 @@ from ifbus.models import check_identifier
 from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, limit_exceeded, packed_size
-from ifbusd.coordinator.locks.rules import MAX_ENDS_WITH
 from ifbusd.coordinator.model import (
     ANSWERS,
     APPROVALS,
-    CLAIMS,
     QUESTIONS,
     SESSIONS,
     MessageRecord,
@@ -90,14 +88,10 @@ class Questions(Waiting):
             session = tx.get_stored(SESSIONS + swarm_id)
             if task_id is not None:
                 stored, claim = self._claims.require_holder(tx, task_id, swarm_id, token or 0)
-                if len(claim.ends_with) + 2 > MAX_ENDS_WITH:
-                    ended = len(claim.ends_with)
-                    remedy = "release a resource, or ask for the swarm instead of the task"
-                    raise limit_exceeded(f"ask for {task_id}", "ends_with", ended, MAX_ENDS_WITH, remedy)
                 lease = stored.lease
-                keys = [_key(reply_id), ANSWERS + reply_id]
-                now = claim.evolve(ends_with=[*claim.ends_with, *keys])
-                tx.put(CLAIMS + task_id, now.to_map(), lease=lease, decoded=now)
+                self._end_with_claim(
+                    tx, f"ask for {task_id}", task_id, claim, lease=lease, keys=[_key(reply_id), ANSWERS + reply_id]
+                )
             elif session is not None:
                 lease = session.lease
             else:

@@ -165,7 +165,9 @@ class Resources(Waiting):
             if wait_id:
                 tx.delete(WAITS + wait_id)
             if basis.claim is not None and free:
-                self._hang_on_claim(tx, task_id, basis, [LOCKS + name for name in free])
+                self._end_with_claim(
+                    tx, what, task_id, basis.claim, lease=basis.lease, keys=[LOCKS + name for name in free]
+                )
             tx.detail.update(swarm=swarm_id, resources=wanted)
             if task_id:
                 tx.detail.update(task=task_id, token=token)
@@ -230,24 +232,6 @@ class Resources(Waiting):
         used, allowed = self.board.locks.count_of(uid), self._config.resources_per_uid
         if used + more > allowed:
             raise limit_exceeded(what, "resources_per_uid", used, allowed, "release some: ifbus lock ls")
-
-    def _hang_on_claim(self, tx: Tx, task_id: str, basis: _Basis, keys: list[str]) -> None:
-        assert basis.claim is not None
-        claim = self._with_ending(basis.claim, task_id, keys)
-        tx.put(CLAIMS + task_id, claim.to_map(), lease=basis.lease, decoded=claim)
-
-    def _with_ending(self, claim: ClaimRecord, task_id: str, keys: list[str]) -> ClaimRecord:
-        """The claim with more keys that end with it. Raises limit_exceeded."""
-        ends_with = [*claim.ends_with, *keys]
-        if len(ends_with) > locks.MAX_ENDS_WITH:
-            raise limit_exceeded(
-                f"hang more on the claim of {task_id}",
-                "ends_with",
-                len(claim.ends_with),
-                locks.MAX_ENDS_WITH,
-                "release a resource, or wait for an answer",
-            )
-        return claim.evolve(ends_with=ends_with)
 
     # --- with a claim --------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from ifbusd.codec import unpack
 from ifbusd.coordinator.core import Core, limit_exceeded
-from ifbusd.coordinator.model import WAITS_COUNTER
+from ifbusd.coordinator.locks.rules import MAX_ENDS_WITH
+from ifbusd.coordinator.model import CLAIMS, WAITS_COUNTER, ClaimRecord
 from ifbusd.coordinator.waits import rules as waits
 from ifbusd.coordinator.waits.graph import WaitGraph
 from ifbusd.coordinator.waits.rules import Edge
@@ -20,7 +21,7 @@ from ifbusd.operation import Tx
 
 
 class Waiting(Core):
-    """Adds edges."""
+    """Adds edges, and what ends with a claim."""
 
     def __init__(self, **parts: Any) -> None:
         """See `Core`."""
@@ -51,6 +52,26 @@ class Waiting(Core):
             if path is not None:
                 raise waits.would_deadlock(what, [edge, *path])
         tx.put(WAITS_COUNTER, 1 if counted is None else unpack(counted.value) + 1)
+
+    def _end_with_claim(
+        self, tx: Tx, what: str, task_id: str, claim: ClaimRecord, *, lease: int, keys: Sequence[str]
+    ) -> None:
+        """Note keys that end with a claim, which lives on this lease.
+
+        Args:
+            what: What cannot be done if they are too many, such as ``ask for T-7``.
+
+        Raises:
+            LimitExceeded: They are.
+        """
+        used, allowed = len(claim.ends_with), MAX_ENDS_WITH
+        if used + len(keys) > allowed:
+            remedy = (
+                "release a resource, or do it for the swarm instead of the task; a question counts until the claim ends"
+            )
+            raise limit_exceeded(what, "ends_with", used, allowed, remedy)
+        now = claim.evolve(ends_with=[*claim.ends_with, *keys])
+        tx.put(CLAIMS + task_id, now.to_map(), lease=lease, decoded=now)
 
     def _edges_beside(self, added: Edge, node: str) -> Iterator[Edge]:
         # Whoever takes a resource waits for that very one no longer.

@@ -13,7 +13,7 @@ from ifbusd.coordinator.model import LOCKS, LockRecord
 
 # Each is a compare and a put of one transaction beside the claim's own; etcd takes 128 in all.
 MAX_RESOURCES = 16
-# What may end with one claim: its resources and its open questions. All are deleted in the transaction that ends it.
+# What may end with one claim: its resources, and two keys of each question asked for it, answered or not. All are deleted in the transaction that ends it.
 MAX_ENDS_WITH = 32
 
 

@@ -142,6 +142,27 @@ async def test_a_question_ends_with_its_claim(world: World) -> None:
         await ask(world, "docs", "helper", task_id="T-1", token=token)
 
 
+async def test_a_claim_has_so_many_questions(world: World) -> None:
+    """Answers make no room, and what is refused says so; the swarm itself may still ask."""
+    await world.swarm("docs")
+    await world.task("T-1")
+    token = await world.token("T-1", "docs")
+    for _ in range(16):
+        reply_id = await ask(world, "docs", "person", task_id="T-1", token=token)
+        await world.it.reply(world.caller(OPERATOR), reply_id, 1)
+    with pytest.raises(LimitExceeded, match="cannot ask for T-1: ends_with is 32 of 32") as refused:
+        await ask(world, "docs", "person", task_id="T-1", token=token)
+    for error in (refused.value, await _refusal(world, token)):
+        assert "a question counts until the claim ends" in error.would_change[0]["what"]
+    await ask(world, "docs", "person")
+
+
+async def _refusal(world: World, token: int) -> LimitExceeded:
+    with pytest.raises(LimitExceeded, match=f"cannot acquire for T-1@{token}: ends_with is 32 of 32") as refused:
+        await world.it.acquire_resources(world.me, "docs", ["gpu:0"], task_id="T-1", token=token)
+    return refused.value
+
+
 async def test_a_question_ends_with_its_session(world: World, autojump_clock: MockClock) -> None:
     """Who waits for it hears of that."""
     await world.swarm("docs")
