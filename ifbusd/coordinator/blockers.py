@@ -10,7 +10,7 @@ from ifbusd.codec import how_many_fit, unpack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded
 from ifbusd.coordinator.life import rules as life
-from ifbusd.coordinator.model import OPEN, TASKS, BlockerRecord, MessageRecord
+from ifbusd.coordinator.model import OPEN, TASKS, BlockerRecord, MessageRecord, TaskRecord
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
@@ -150,8 +150,8 @@ class Blockers(Core):
             if blocker.helpers:
                 self._let_helpers_go(tx, blocker)
             if blocker.task_id:
-                task = self._task(tx, blocker.task_id)
-                if task.blocker == blocker_id:
+                task = tx.read(TASKS + blocker.task_id, TaskRecord.from_bytes)  # None where it was removed meanwhile
+                if task is not None and task.blocker == blocker_id:
                     tx.put(TASKS + blocker.task_id, task.evolve(blocker="", note=note or task.note).to_map())
                     self._publish_board(tx, "unblocked", blocker.task_id, swarm_id=swarm_id)
             alert = rules.blocker_view(blocker_id, blocker)

@@ -248,3 +248,17 @@ async def test_a_task_has_so_many_helpers_at_a_time(tmp_path: Path) -> None:
         assert not [key for key in await world.stored() if key.startswith("helpers/")]
         await one("T-1", token)
         assert len(await helpers_of("T-1")) == 4
+
+
+async def test_a_blocker_outlives_its_task(world: World, autojump_clock: object) -> None:
+    """Its task has ended and was removed: it can be resolved all the same."""
+    await world.swarm("docs", lease_ms=24 * 3_600_000)
+    await world.task("T-1", retention_ms=0)
+    token = await world.token("T-1", "docs")
+    answer = await world.it.detect_blocker(world.me, "docs", {"reason": "stuck", "task_id": "T-1", "token": token})
+    await world.it.complete_task(world.me, "T-1", "docs", token)
+    with trio.fail_after(600):
+        while "tasks/T-1" in await world.stored():
+            await trio.sleep(1)
+    await world.it.resolve_blocker(world.me, answer["blocker"]["blocker_id"])
+    assert (await world.it.list_blockers(world.me))["blockers"] == []
