@@ -158,13 +158,14 @@ class Creating(Core):
             raise limit_exceeded("create a task", "open_tasks", used, allowed, "complete or fail some of them")
         numbers, n = self._numbers_for(tx, len(tasks)), 0
         now_ms = self._now_ms()
-        names: list[str] = []
+        names: list[tuple[str, bool]] = []  # and whether it is a new one
         records: dict[str, TaskRecord] = {}
+        keyed: dict[str, str] = {}  # new ones by their unique keys
         instead: dict[str, str] = {}  # what was asked for, and the open task that has its unique key
         for new in tasks:
             key = new.record.options.get("unique_key", "") if new.record.options else ""
-            if key and (first := self._first_with(tx, caller.uid, key, now_ms)) is not None:
-                names.append(first)
+            if key and (first := keyed.get(key) or open_with(tx, caller.uid, key, now_ms)) is not None:
+                names.append((first, False))
                 if new.task_id is not None:
                     instead[new.task_id] = first
                 continue
@@ -180,22 +181,27 @@ class Creating(Core):
                 n = next(numbers)  # somebody gave a task this very name
                 name = f"T-{n}"
             if key:
-                tx.put(f"{UNIQUE}{caller.uid}/{key}", name)
+                keyed[key] = name
+                tx.put(unique_key(caller.uid, key), name)
             records[name] = new.record.evolve(n=n, created_at_ms=now_ms, uid=caller.uid)
-            names.append(name)
+            names.append((name, True))
+        if instead:
+            for name, record in records.items():
+                needed = dict.fromkeys(instead.get(other, other) for other in record.depends_on)
+                records[name] = record.evolve(depends_on=list(needed))
+            # One that stands for another one of the batch may wait for itself by that.
+            if (circle := life.find_cycle({name: record.depends_on for name, record in records.items()})) is not None:
+                raise rules.cycle(circle)
         for name, record in records.items():
-            if instead:
-                record = record.evolve(depends_on=[instead.get(other, other) for other in record.depends_on])
             rules.check_task_size(packed_size(record.to_map()))
-            records[name] = record
             tx.put(TASKS + name, record.to_map(), decoded=record)
             self._publish_board(tx, "created", name)
         for record in records.values():
             for dependency in record.depends_on:
-                self._depend_on(tx, dependency, now_ms)
+                keep_awaited(tx, dependency, self._task(tx, dependency), now_ms)
         if records and self._numbers is None:
             tx.put(TASK_COUNTER, n)
-        return [self._created(tx, name, records.get(name), now_ms) for name in names]
+        return [self._created(tx, name, records[name] if is_new else None, now_ms) for name, is_new in names]
 
     def _numbers_for(self, tx: Tx, count: int) -> Iterator[int]:
         """Numbers for new tasks, at least `count`; where this is the only daemon the last one that was used becomes the counter."""
@@ -205,22 +211,6 @@ class Creating(Core):
         else:
             for block in itertools.count():
                 yield from tx.obtain(f"numbers {block}", partial(self._numbers.take, max(1, count)))
-
-    def _first_with(self, tx: Tx, uid: int, key: str, now_ms: int) -> str | None:
-        """The open task of this user that has a unique key."""
-        stored = tx.get(f"{UNIQUE}{uid}/{key}")
-        if stored is None:
-            return None
-        name: str = unpack(stored)
-        task = tx.read(TASKS + name, TaskRecord.from_bytes)
-        is_open = task is not None and task.state == OPEN and not life.is_overdue(task, now_ms)
-        return name if is_open else None
-
-    def _depend_on(self, tx: Tx, task_id: str, now_ms: int) -> None:
-        task = self._task(tx, task_id)
-        if task.state not in (OPEN, COMPLETED):
-            # Whoever would remove it must see in the store that somebody waits for it again: it is kept for its full time.
-            tx.put(TASKS + task_id, task.evolve(history={**task.history, "awaited_at_ms": now_ms}).to_map())
 
     def _created(self, tx: Tx, name: str, record: TaskRecord | None, now_ms: int) -> Answer:
         if record is not None:
@@ -233,3 +223,28 @@ class Creating(Core):
             name, task, now_ms=now_ms, claim=claim, token=held and held.create_revision, waits_for=waits
         )
         return {**view, "existing": True}
+
+
+def unique_key(uid: int, key: str) -> str:
+    """Where it stands which task a user's unique key was last given to."""
+    return f"{UNIQUE}{uid}/{key}"
+
+
+def open_with(tx: Tx, uid: int, key: str, now_ms: int) -> str | None:
+    """The open task of this user that has a unique key."""
+    stored = tx.get(unique_key(uid, key))
+    if stored is None:
+        return None
+    name: str = unpack(stored)
+    task = tx.read(TASKS + name, TaskRecord.from_bytes)
+    is_open = task is not None and task.state == OPEN and not life.is_overdue(task, now_ms)
+    return name if is_open else None
+
+
+def keep_awaited(tx: Tx, task_id: str, task: TaskRecord, now_ms: int) -> None:
+    """Keep a task that an open one depends on from now on, if it ended without being completed.
+
+    Whoever would remove it must see in the store that somebody waits for it again: it is kept for its full time.
+    """
+    if task.state not in (OPEN, COMPLETED):
+        tx.put(TASKS + task_id, task.evolve(history={**task.history, "awaited_at_ms": now_ms}).to_map())

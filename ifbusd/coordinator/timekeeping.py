@@ -14,9 +14,10 @@ from ifbus.errors import Unavailable
 from ifbusd.codec import unpack
 from ifbusd.coordinator.cancelling import Cancelling
 from ifbusd.coordinator.core import Answer, NothingToDo
+from ifbusd.coordinator.creating import unique_key
 from ifbusd.coordinator.gates import checks as gates
 from ifbusd.coordinator.life import rules as life
-from ifbusd.coordinator.model import CANCELLED, COMPLETED, EXPIRED, OPEN, TASKS, UNIQUE, TaskOptions, TaskRecord
+from ifbusd.coordinator.model import CANCELLED, COMPLETED, EXPIRED, OPEN, TASKS, TaskOptions, TaskRecord
 from ifbusd.identity import ITSELF
 from ifbusd.operation import Body, Tx
 from ifbusd.peers import STAND_BY_S
@@ -106,7 +107,7 @@ class Timekeeping(Cancelling):
                     continue
                 tx.delete(TASKS + task_id)
                 if key := TaskOptions.of(task).unique_key:
-                    key = f"{UNIQUE}{task.uid}/{key}"
+                    key = unique_key(task.uid, key)
                     stored = tx.get(key)
                     if stored is not None and unpack(stored) == task_id:
                         tx.delete(key)

@@ -96,6 +96,31 @@ async def test_a_unique_key_within_a_batch_stands_for_the_first(world: World) ->
     assert (await world.show("after"))["depends_on"] == ["first"]
 
 
+async def test_a_unique_key_within_a_batch_alone_is_one_task(world: World) -> None:
+    """Two of a batch ask for the same: the first one is created, and stands for the second."""
+    answer = await world.it.create_tasks(
+        world.me, [named("a", unique_key="k"), named("b", unique_key="k"), named("c", "b", "a")]
+    )
+    assert [(task["task_id"], "existing" in task) for task in answer["tasks"]] == [
+        ("a", False),
+        ("a", True),
+        ("c", False),
+    ]
+    assert (await world.show("c"))["depends_on"] == ["a"]
+
+
+async def test_a_circle_by_a_unique_key_is_refused(world: World) -> None:
+    """One that stands for what it waits for would wait for itself; nothing of the batch is created."""
+    for tasks in (
+        [named("a", "b", unique_key="k"), named("b", unique_key="k")],
+        [named("a", "c", unique_key="k"), named("b", unique_key="k"), named("c", "b")],
+    ):
+        with pytest.raises(InvalidParams) as circle:
+            await world.it.create_tasks(world.me, tasks)
+        assert circle.value.data["cycle"]
+    assert (await world.it.list_tasks(world.me))["total"] == 0
+
+
 # --- completing --------------------------------------------------------------------------------------
 
 
