@@ -9,6 +9,7 @@ from ifbus.money import to_usd
 from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded
+from ifbusd.coordinator.creating import keep_awaited
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.model import (
     CANCELLED,
@@ -166,6 +167,9 @@ class Cancelling(Core):
             again = life.requeued(task, now_ms, deadline_at_ms)
             life.check_options(TaskOptions.of(again), self._config, now_ms)
             self._require_dependencies(tx, task_id, again)
+            for name in again.depends_on:
+                if (record := tx.read(TASKS + name, TaskRecord.from_bytes)) is not None:
+                    keep_awaited(tx, name, record, now_ms)
             tx.put(TASKS + task_id, again.to_map(), decoded=again)
             tx.detail.update(state=task.state, reason=reason[:200])
             self._publish_board(tx, "requeued", task_id)

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from ifbus.errors import InvalidParams, NotFound, NotReady, PermissionDenied, StaleToken
+from ifbusd.codec import unpack
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.model import CoordinatorConfig
 from tests.integration.coordinator.world import STRANGER, Answer, Connection, World, open_world, wall_ms
@@ -333,6 +334,19 @@ async def test_one_open_task_has_a_unique_key(world: World) -> None:
     await world.it.cancel_task(world.me, "T-1")
     again = await world.it.create_task(world.me, "Once", unique_key="nightly")
     assert again["task"]["task_id"] == "T-3"
+
+
+async def test_a_requeued_task_keeps_what_it_waits_for(world: World) -> None:
+    """What has failed is awaited from then on, as by a new task: whoever is about to remove it sees that in the store."""
+    await world.swarm("docs")
+    await world.task("failed")
+    await world.task("waits", depends_on=["failed"])
+    await world.it.fail_task(world.me, "failed", "docs", await world.token("failed", "docs"), "broke")
+    assert "awaited_at_ms" not in unpack((await world.stored())["tasks/failed"]).get("history", {})
+    await world.it.cancel_task(world.me, "waits")
+    await world.it.requeue_task(world.me, "waits")
+    assert unpack((await world.stored())["tasks/failed"])["history"]["awaited_at_ms"]
+    assert (await world.show("waits"))["waits_for"] == ["failed"]
 
 
 # --- retention ---------------------------------------------------------------------------------------
