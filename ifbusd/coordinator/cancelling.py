@@ -9,7 +9,7 @@ from ifbus.money import to_usd
 from ifbusd.codec import how_many_fit
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, Core, limit_exceeded
-from ifbusd.coordinator.creating import keep_awaited
+from ifbusd.coordinator.creating import keep_awaited, open_with, unique_key
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.model import (
     CANCELLED,
@@ -170,6 +170,7 @@ class Cancelling(Core):
             for name in again.depends_on:
                 if (record := tx.read(TASKS + name, TaskRecord.from_bytes)) is not None:
                     keep_awaited(tx, name, record, now_ms)
+            _take_unique_key(tx, task_id, again, now_ms)
             tx.put(TASKS + task_id, again.to_map(), decoded=again)
             tx.detail.update(state=task.state, reason=reason[:200])
             self._publish_board(tx, "requeued", task_id)
@@ -202,6 +203,23 @@ class Cancelling(Core):
                 if record is not None and record.state in (FAILED, DEAD, CANCELLED, EXPIRED):
                     return name, record.state
         return None
+
+
+def _take_unique_key(tx: Tx, task_id: str, task: TaskRecord, now_ms: int) -> None:
+    """Give a task that is opened again its unique key back. Raises NotReady if another open one has it."""
+    key = TaskOptions.of(task).unique_key
+    if not key:
+        return
+    existing = open_with(tx, task.uid, key, now_ms)
+    if existing is not None:
+        raise NotReady(
+            f"cannot requeue {task_id}: {existing} is open and has its unique key",
+            data={"task_id": task_id, "unique_key": key, "existing": existing},
+            would_change=[
+                {"by": "other", "what": f"{existing} comes to its end", "call": f"ifbus task show {existing}"}
+            ],
+        )
+    tx.put(unique_key(task.uid, key), task_id)
 
 
 def _require_say(caller: Caller, task_id: str, task: TaskRecord, verb: str) -> None:

@@ -145,7 +145,8 @@ class Coordinator(Protocol):
             ``{"task": Task, "receipt": ...}``.
 
         Raises:
-            not_ready: It is open or completed; or one that it is to be cancelled with has not been requeued.
+            not_ready: It is open or completed; one that it is to be cancelled with has not been requeued; or another open
+                task has its unique key.
             permission_denied: The caller is neither its creator nor an operator.
             limit_exceeded: Too many tasks are open.
         """

@@ -336,6 +336,25 @@ async def test_one_open_task_has_a_unique_key(world: World) -> None:
     assert again["task"]["task_id"] == "T-3"
 
 
+async def test_a_requeued_task_takes_its_unique_key_again(world: World) -> None:
+    """Not while another open one has it, which the refusal names; then creating one with it gives the requeued one."""
+    for name in ("first", "second"):
+        await world.task(name, unique_key="nightly")
+        await world.it.cancel_task(world.me, name)
+    await world.task("third", unique_key="nightly")
+    with pytest.raises(NotReady, match="third") as taken:
+        await world.it.requeue_task(world.me, "first")
+    assert taken.value.data.items() >= {"task_id": "first", "unique_key": "nightly", "existing": "third"}.items()
+    assert taken.value.would_change
+    assert (await world.show("first"))["state"] == "cancelled"
+    await world.it.cancel_task(world.me, "third")
+    await world.it.requeue_task(world.me, "first")
+    again = await world.it.create_task(world.me, "Once", unique_key="nightly")
+    assert (again["task"]["task_id"], again["task"]["existing"]) == ("first", True)
+    with pytest.raises(NotReady):
+        await world.it.requeue_task(world.me, "second")
+
+
 async def test_a_requeued_task_keeps_what_it_waits_for(world: World) -> None:
     """What has failed is awaited from then on, as by a new task: whoever is about to remove it sees that in the store."""
     await world.swarm("docs")
