@@ -39,6 +39,16 @@ class InvalidGuest(Exception):
     """The module has no such export, an import that we do not offer, or types that do not fit its kind."""
 
 
+class Host:
+    """What guests need that is the same for all of them; made once in the zygote."""
+
+    def __init__(self, engine: wasmtime.Engine) -> None:
+        self.engine = engine
+        self.wasi = wasi.Preview1()
+        self.wasi_linker = wasmtime.Linker(engine)
+        self.wasi.define(self.wasi_linker)
+
+
 class Guest(Protocol):
     """Code that is mapped, linked and ready."""
 
@@ -51,18 +61,19 @@ class Guest(Protocol):
         ...
 
 
-def load(engine: wasmtime.Engine, path: str, *, kind: str, export: str, memory_bytes: int, output_bytes: int) -> Guest:
-    """Map the compiled code at `path` and check that it fits its kind.
+def load(host: Host, path: str, *, kind: str, export: str, memory_bytes: int, output_bytes: int) -> Guest:
+    """Map the compiled code at `path` and check that it fits its kind; once per process.
 
     Raises:
         InvalidGuest: It does not fit.
         wasmtime.WasmtimeError: The code was compiled for another engine or machine.
     """
+    engine = host.engine
     if kind == "component":
         return ComponentGuest(engine, path, export or "run", memory_bytes, output_bytes)
     module = wasmtime.Module.deserialize_file(engine, path)
     if kind == "command":
-        return CommandGuest(engine, module, export or "_start", memory_bytes, output_bytes)
+        return CommandGuest(host, module, export or "_start", memory_bytes, output_bytes)
     return CoreGuest(engine, module, export or "run", memory_bytes, output_bytes)
 
 
@@ -223,16 +234,16 @@ class CoreGuest(_ModuleGuest):
 class CommandGuest(_ModuleGuest):
     """A WASI command: JSON on standard input, JSON on standard output, exit status 0."""
 
-    def __init__(
-        self, engine: wasmtime.Engine, module: wasmtime.Module, export: str, memory_bytes: int, output_bytes: int
-    ) -> None:
-        for imported in module.imports:
+    def __init__(self, host: Host, module: wasmtime.Module, export: str, memory_bytes: int, output_bytes: int) -> None:
+        imports = module.imports
+        for imported in imports:
             if imported.module != wasi.MODULE:
                 raise InvalidGuest(f"a command may import {wasi.MODULE} only; it wants {clip(str(imported.module))}")
-        linker = wasmtime.Linker(engine)
-        self._wasi = wasi.Preview1()
-        self._wasi.define(linker, module)
-        super().__init__(engine, module, linker, export, memory_bytes, host_calls=lambda: self._wasi.calls)
+        self._wasi = host.wasi
+        self._wasi.define_others(host.wasi_linker, imports)
+        super().__init__(
+            host.engine, module, host.wasi_linker, export, memory_bytes, host_calls=lambda: self._wasi.calls
+        )
         if self.params or self.results:
             raise InvalidGuest(f"{export!r} of a command takes and gives nothing")
         self._output_bytes = output_bytes

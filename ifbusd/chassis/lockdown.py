@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import signal
+from functools import cache
 from typing import Final, NamedTuple
 
 import landlockpy
@@ -97,16 +98,22 @@ class Limits(NamedTuple):
 
 
 def prepare() -> None:
-    """Do in the zygote what would cost each worker time: libc handles, programs of the filters."""
-    landlockpy.abi_version()
+    """Do in the zygote what would cost each worker time: libc handles, programs of the filters, the rules of Landlock."""
     seccompy.supported()
     for build in (_code_filter, _serve_filter):
         build()
+    if _landlock_abi() >= MIN_LANDLOCK_ABI:
+        _landlock_rules()
+
+
+def held() -> list[int]:
+    """Descriptors that `restrict` needs, and closes."""
+    return [_landlock_rules().fileno()] if _landlock_abi() >= MIN_LANDLOCK_ABI else []
 
 
 def summary() -> str:
     """The layers that every worker gets, in a person's words."""
-    return f"landlock {landlockpy.abi_version()}, seccomp, rlimits"
+    return f"landlock {_landlock_abi()}, seccomp, rlimits"
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -130,7 +137,7 @@ def restrict(limits: Limits) -> list[str]:
         layers.append("uid")
     no_new_privileges()
     deny_by_landlock()
-    return [*layers, "no_new_privs", f"landlock-{landlockpy.abi_version()}"]
+    return [*layers, "no_new_privs", f"landlock-{_landlock_abi()}"]
 
 
 def allow_mapping_code() -> None:
@@ -192,30 +199,40 @@ def no_new_privileges() -> None:
 
 def deny_by_landlock() -> None:
     """Handle every right that the kernel knows and allow none: no file opens, no TCP, no signal or socket outward."""
-    abi = landlockpy.abi_version()
-    if abi < MIN_LANDLOCK_ABI:
-        raise LockdownError(f"Landlock ABI {abi} of this kernel is below {MIN_LANDLOCK_ABI}")
+    if _landlock_abi() < MIN_LANDLOCK_ABI:
+        raise LockdownError(f"Landlock ABI {_landlock_abi()} of this kernel is below {MIN_LANDLOCK_ABI}")
     try:
-        with landlockpy.Ruleset(
-            handled_fs=landlockpy.fs_for_abi(abi),
-            handled_net=landlockpy.net_for_abi(abi),
-            scoped=landlockpy.scope_for_abi(abi),
-            best_effort=False,
-        ) as rules:
+        with _landlock_rules() as rules:
             rules.restrict()
     except OSError as error:
         raise LockdownError(f"cannot restrict by Landlock: {error.strerror}") from error
 
 
-_filters: dict[str, Filter] = {}
+@cache
+def _landlock_abi() -> int:
+    return landlockpy.abi_version()
 
 
+@cache
+def _landlock_rules() -> landlockpy.Ruleset:
+    # Of one set of rules each process that restricts itself gets a domain of its own: they are as far from each other as from us.
+    abi = _landlock_abi()
+    return landlockpy.Ruleset(
+        handled_fs=landlockpy.fs_for_abi(abi),
+        handled_net=landlockpy.net_for_abi(abi),
+        scoped=landlockpy.scope_for_abi(abi),
+        best_effort=False,
+    )
+
+
+@cache
 def _serve_filter() -> Filter:
-    return _filters.setdefault("serve", _build(_SERVE, executable=False))
+    return _build(_SERVE, executable=False)
 
 
+@cache
 def _code_filter() -> Filter:
-    return _filters.setdefault("code", _build([*_SERVE, *_MAP_CODE], executable=True))
+    return _build([*_SERVE, *_MAP_CODE], executable=True)
 
 
 def _compile_filter(*, threads: bool) -> Filter:
@@ -252,10 +269,6 @@ def _load(rules: Filter) -> None:
         raise LockdownError(f"cannot load the system call filter: {error}") from error
 
 
-_handles: list[ctypes.CDLL] = []
-
-
+@cache
 def _libc() -> ctypes.CDLL:
-    if not _handles:
-        _handles.append(ctypes.CDLL(None, use_errno=True))
-    return _handles[0]
+    return ctypes.CDLL(None, use_errno=True)

@@ -10,7 +10,7 @@ import ctypes
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import wasmtime
@@ -149,18 +149,19 @@ class Preview1:
             "sched_yield": ([], self._nothing),
         }
 
-    def define(self, linker: wasmtime.Linker, module: wasmtime.Module) -> None:
-        """Define what `module` imports from WASI; what we do not offer answers EBADF or ENOSYS under its own type."""
-        wanted = {imported.name: imported.type for imported in module.imports if imported.module == MODULE}
+    def define(self, linker: wasmtime.Linker) -> None:
+        """Define every function of ours."""
+        linker.define_func(MODULE, "proc_exit", FuncType([I32], []), _proc_exit)
+        for name, (params, function) in self._functions.items():
+            linker.define_func(MODULE, name, FuncType(params, [I32]), self._checked(function), access_caller=True)
+
+    def define_others(self, linker: wasmtime.Linker, imports: Sequence[wasmtime.ImportType]) -> None:
+        """Let what a module imports from WASI besides answer EBADF or ENOSYS, under the type that it is imported with."""
+        wanted = {imported.name: imported.type for imported in imports}
         for name, kind in wanted.items():
-            if not isinstance(kind, FuncType) or name is None:
+            if name is None or name == "proc_exit" or name in self._functions or not isinstance(kind, FuncType):
                 continue
-            if name == "proc_exit":
-                linker.define_func(MODULE, name, FuncType([I32], []), _proc_exit)
-            elif name in self._functions:
-                params, function = self._functions[name]
-                linker.define_func(MODULE, name, FuncType(params, [I32]), self._checked(function), access_caller=True)
-            elif [str(result) for result in kind.results] == ["i32"]:
+            if [str(result) for result in kind.results] == ["i32"]:
                 answer = _EBADF if name.startswith(("fd_", "path_", "sock_")) else _ENOSYS
                 linker.define_func(MODULE, name, kind, lambda *_, answer=answer: answer)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from itertools import pairwise
 from typing import Any, Final, NoReturn
 
 import wasmtime
@@ -23,8 +24,12 @@ HOST_DATA_BYTES: Final = 64 << 20
 _READ_BYTES: Final = 1 << 20
 
 
-def main(channel: socket.socket, engine: wasmtime.Engine) -> NoReturn:
-    """Run a freshly forked worker to its end."""
+def main(channel: socket.socket, host: guest.Host) -> NoReturn:
+    """Run a freshly forked worker to its end.
+
+    Args:
+        host: What the zygote has made ready for guests.
+    """
     status = 1
     try:
         channel = _keep_only(channel)
@@ -32,7 +37,7 @@ def main(channel: socket.socket, engine: wasmtime.Engine) -> NoReturn:
         if data:
             role, *fields = unpack(data)
             if role == "serve":
-                _serve(channel, engine, ServeOrder(*fields), *descriptors)
+                _serve(channel, host, ServeOrder(*fields), *descriptors)
             else:
                 _compile(channel, CompileOrder(*fields), *descriptors)
         status = 0
@@ -45,11 +50,12 @@ def _keep_only(channel: socket.socket) -> socket.socket:
     # Nothing of the zygote's stays open, standard error included: a guest has no way to write into our log.
     os.dup2(channel.fileno(), 0)
     channel.detach()
-    os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+    for below, above in pairwise([0, *sorted(lockdown.held()), os.sysconf("SC_OPEN_MAX")]):
+        os.closerange(below + 1, above)
     return socket.socket(fileno=0)
 
 
-def _serve(channel: socket.socket, engine: wasmtime.Engine, order: ServeOrder, code: int) -> None:
+def _serve(channel: socket.socket, host: guest.Host, order: ServeOrder, code: int) -> None:
     try:
         layers = lockdown.restrict(
             lockdown.Limits(data_bytes=order.memory_bytes + HOST_DATA_BYTES, cpu_s=order.cpu_s, uid=order.uid)
@@ -57,7 +63,7 @@ def _serve(channel: socket.socket, engine: wasmtime.Engine, order: ServeOrder, c
         lockdown.die_with_parent(order.daemon_pid)
         lockdown.allow_mapping_code()
         loaded = guest.load(
-            engine,
+            host,
             f"/proc/self/fd/{code}",
             kind=order.kind,
             export=order.export,

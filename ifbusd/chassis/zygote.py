@@ -14,7 +14,7 @@ import sys
 
 import wasmtime
 
-from ifbusd.chassis import lockdown, worker
+from ifbusd.chassis import guest, lockdown, worker
 from ifbusd.chassis.engine import fingerprint, make_engine
 from ifbusd.chassis.messages import pack
 from ifbusd.chassis.orders import FORK
@@ -27,8 +27,8 @@ def main(descriptor: int, daemon_pid: int) -> None:
     """
     lockdown.die_with_parent(daemon_pid)
     channel = socket.socket(fileno=descriptor)
-    engine = make_engine()
-    _warm_up(engine)
+    host = guest.Host(make_engine())
+    _warm_up(host.engine)
     lockdown.prepare()
     # What lives now is shared by all workers and need not be looked at by their collectors.
     gc.freeze()
@@ -38,7 +38,7 @@ def main(descriptor: int, daemon_pid: int) -> None:
         if not request:
             return
         with socket.socket(fileno=descriptors[0]) as worker_end:
-            channel.send(pack([_fork_worker(worker_end, engine)]))
+            channel.send(pack([_fork_worker(worker_end, host)]))
 
 
 def _warm_up(engine: wasmtime.Engine) -> None:
@@ -50,7 +50,7 @@ def _warm_up(engine: wasmtime.Engine) -> None:
     run(store)
 
 
-def _fork_worker(worker_end: socket.socket, engine: wasmtime.Engine) -> int:
+def _fork_worker(worker_end: socket.socket, host: guest.Host) -> int:
     """Pid of a new worker whose parent is, by the time this returns, the daemon; 0 if the system has no room for it."""
     reading, writing = os.pipe()
     intermediate = os.fork()
@@ -59,7 +59,7 @@ def _fork_worker(worker_end: socket.socket, engine: wasmtime.Engine) -> int:
         try:
             pid = os.fork()
             if pid == 0:
-                worker.main(worker_end, engine)
+                worker.main(worker_end, host)
             os.write(writing, pid.to_bytes(4, "little"))
         finally:
             os._exit(0)
