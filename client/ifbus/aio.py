@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 import anyio
@@ -18,7 +18,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
-from ifbus import calls, module
+from ifbus import calls, lease, module
 from ifbus.answers import ClaimEnd, CostEntry, Refusal, Registration
 from ifbus.async_link import AsyncLink, AsyncSubscription
 from ifbus.calls import shown_signature
@@ -34,6 +34,7 @@ from ifbus.worker import WAIT_S, SwarmCore, call_to_bind, registration_steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
+K = TypeVar("K", bool, str)
 
 # What is said at the end of a block is said even if the block was cancelled, for this long at most.
 PARTING_S: Final = 2.0
@@ -176,7 +177,9 @@ class AsyncClient(AsyncLink):
                 world. Every later call as its holder raises LeaseLost all the same, and those under way do at once.
             on_claim_lost: Called once with the handle of a claim that ended without its holder's word (its task was cancelled, its deadline
                 has passed, its lease is lost): stop that work. In the renewing thread, or where an answer brought the news, so it must not
-                wait for this client. Every later call of that claim raises LeaseLost all the same.
+                wait for this client. Every later call of that claim raises LeaseLost all the same, and one under way is given up.
+
+        What these two raise goes to `threading.excepthook` and ends nothing.
 
         Takes and raises, beside that, what `register_swarm` does.
         """
@@ -278,15 +281,12 @@ class AsyncSwarm(SwarmCore):
         on_lease_lost: Callable[[LeaseLost], None] | None,
         on_claim_lost: Callable[[str, LeaseLost], None] | None,
     ) -> None:
-        super().__init__(registration, tenure, client.new_key)
+        super().__init__(registration, tenure, client.new_key, on_lease_lost=on_lease_lost, on_claim_lost=on_claim_lost)
         self._client = client
-        self._on_lease_lost = on_lease_lost
-        self._on_claim_lost = on_claim_lost
         self._run_soon = _entrance()
         self._changed = anyio.Event()  # replaced when it is set: what is held, waited for, or to be done has changed
-        # Of the calls under way, and whether a drain ends them.
-        self._claiming: dict[anyio.CancelScope, bool] = {}
-        self._holding: dict[anyio.CancelScope, bool] = {}
+        self._claiming: dict[anyio.CancelScope, bool] = {}  # of the claims under way, and whether a drain ends them
+        self._holding: dict[anyio.CancelScope, str] = {}  # of the calls under way as a holder, and of which claim
         self._letters: list[AsyncSubscription[InboxMessage]] = []
         link = client._renewing_link()
         self._renewal = Renewal(
@@ -298,7 +298,7 @@ class AsyncSwarm(SwarmCore):
             bind=None if bind == "connection" else call_to_bind(registration, bind),
             on_lost=self._hear_of_the_loss,
             on_attention=self._hear,
-            on_gone=self._tell_gone,
+            on_gone=self._tell_claim_lost,
         )
         self._renewal.start()
         client._routes.hearers.append(self._hear)
@@ -427,32 +427,34 @@ class AsyncSwarm(SwarmCore):
 
         async def perform(call: Call[Any]) -> Any:
             # What gives a claim back goes through.
-            return await self._perform_in(self._claiming if call.wait_s else self._holding, call, ends_with_drain)
+            if call.wait_s:
+                return await self._perform_in(self._claiming, ends_with_drain, call)
+            return await self._perform_in(self._holding, "", call)
 
         return await drive_async(steps, perform)
 
-    async def _perform_as_holder(self, call: Call[R]) -> R:
-        return await self._perform_in(self._holding, call, False)
+    async def _perform_as_holder(self, handle: str, call: Call[R]) -> R:
+        """Make a call that the loss of its claim ends."""
+        return await self._perform_in(self._holding, handle, call)
 
-    async def _perform_in(self, scopes: dict[anyio.CancelScope, bool], call: Call[R], ends_with_drain: bool) -> R:
-        """Make a call that the loss of the session ends, or, if it waits for a claim, the swarm's end or drain."""
+    async def _perform_in(self, scopes: dict[anyio.CancelScope, K], kind: K, call: Call[R]) -> R:
+        """Make a call that the loss of the session ends, and what else `scopes` says of calls of its kind."""
         scope = anyio.CancelScope()
-        scopes[scope] = ends_with_drain
+        scopes[scope] = kind
         try:
             with scope:
                 return await self._client.perform(call, guard=self.check)
         finally:
             del scopes[scope]
             self._tell_change()
-        self.check()
+        lease.check(self._tenure, kind if isinstance(kind, str) else None)
         raise Cancelled(f"{call.method} was given up, because {self.swarm_id} leaves; it may have been done")
 
     def _listen(self) -> None:
         self._renewal.listen()
 
-    def _tell_claim_lost(self, handle: str, error: LeaseLost) -> None:
-        if self._on_claim_lost is not None:
-            self._on_claim_lost(handle, error)
+    def _give_up_calls(self, handle: str) -> None:
+        self._run_soon(partial(self._stop_holding, handle))
 
     def _settle(self, steps: Callable[[], Steps[None]]) -> None:
         if not self._is_leaving:  # whatever is held is freed with the session
@@ -460,7 +462,8 @@ class AsyncSwarm(SwarmCore):
 
     def _held(self, grant: TaskClaim, spec: type[S] | None) -> AsyncClaim[S]:
         self._in_flight += 1
-        return AsyncClaim(grant, self._tenure, self._loaded, spec, self._perform_as_holder, self._let_go)
+        perform = partial(self._perform_as_holder, grant.handle)
+        return AsyncClaim(grant, self._tenure, self._loaded, spec, perform, self._let_go)
 
     def _let_go(self) -> None:
         self._in_flight -= 1
@@ -472,14 +475,18 @@ class AsyncSwarm(SwarmCore):
 
     def _hear_of_the_loss(self, error: LeaseLost, is_silent: bool) -> None:
         # In the renewing thread. What waits for the daemon as the holder must stop, whether or not it would still answer.
-        self._run_soon(self._stop_holding)
-        if self._on_lease_lost is not None:
-            self._on_lease_lost(error)
+        self._run_soon(self._stop_all)
+        self._tell_session_lost(error)
 
-    def _stop_holding(self) -> None:
+    def _stop_all(self) -> None:
         for scope in (*self._holding, *self._claiming):
             scope.cancel()
         self._tell_change()
+
+    def _stop_holding(self, handle: str) -> None:
+        for scope, holder in tuple(self._holding.items()):
+            if holder == handle:
+                scope.cancel()
 
 
 class _Tasks(Generic[S]):

@@ -161,6 +161,16 @@ class ClaimCore(Generic[S]):
             self._tenure.let_go(self.handle)
             self._on_end()
 
+    def _as_last_word(self, call: Call[R]) -> Steps[R]:
+        """A call of the holder's that ends the claim."""
+        self._tenure.ending.add(self.handle)
+        try:
+            answer = yield from self._as_holder(call)
+        finally:
+            self._tenure.ending.discard(self.handle)
+        self._end()
+        return answer
+
     def _as_holder(self, call: Call[R]) -> Steps[R]:
         if self._has_ended:
             raise StaleToken(f"cannot {call.method.split('.')[1]}: {self.handle} was ended by its holder before")
@@ -202,22 +212,19 @@ class ClaimCore(Generic[S]):
 
     def complete_steps(self, result: Any = None) -> Steps[ClaimEnd]:
         """End the task with a result, any plain value of at most 32 KiB. Raises LeaseLost."""
-        end = yield from self._as_holder(calls.complete_task(self.task_id, self.swarm_id, self.token, result=result))
-        self._end()
-        return end
+        call = calls.complete_task(self.task_id, self.swarm_id, self.token, result=result)
+        return (yield from self._as_last_word(call))
 
     def fail_steps(self, error: str, *, retry: bool | None = None) -> Steps[ClaimEnd]:
         """End the claim with a failure, and the task too, unless it is to be offered again. Raises LeaseLost."""
         text = error[:MAX_ERROR_CHARS]
-        end = yield from self._as_holder(calls.fail_task(self.task_id, self.swarm_id, self.token, text, retry=retry))
-        self._end()
-        return end
+        call = calls.fail_task(self.task_id, self.swarm_id, self.token, text, retry=retry)
+        return (yield from self._as_last_word(call))
 
     def release_steps(self, note: str | None = None) -> Steps[ClaimEnd]:
         """Give the task back without a verdict; others may claim it at once. Raises LeaseLost."""
-        end = yield from self._as_holder(calls.release_task(self.task_id, self.swarm_id, self.token, note=note))
-        self._end()
-        return end
+        call = calls.release_task(self.task_id, self.swarm_id, self.token, note=note)
+        return (yield from self._as_last_word(call))
 
     def blocked_steps(
         self, reason: str, *, needs: Sequence[str] | None = None, severity: calls.Severity | None = None
@@ -230,9 +237,7 @@ class ClaimCore(Generic[S]):
         call = calls.detect_blocker(
             self.swarm_id, reason, task_id=self.task_id, token=self.token, needs=needs, severity=severity, release=True
         )
-        alert = yield from self._as_holder(call)
-        self._end()
-        return alert
+        return (yield from self._as_last_word(call))
 
     def execute_steps(
         self,

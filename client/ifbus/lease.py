@@ -41,6 +41,7 @@ class Tenure:
 
     Attributes:
         lost: Set once, when the session cannot be proven any more; it never comes back.
+        ending: Handles whose holder is saying its last word: that the daemon lists one no more may be the answer to that.
     """
 
     def __init__(self, swarm_id: str, *, lease_ms: int, sent_s: float, pid: int) -> None:
@@ -48,6 +49,7 @@ class Tenure:
         self.lease_s = lease_ms / 1000
         self.proven_until_s = sent_s + self.lease_s
         self.lost: LeaseLost | None = None
+        self.ending: set[str] = set()
         self._pid = pid
         self._held_since_s: dict[str, float] = {}
         self._own_lease_s: dict[str, float] = {}  # of claims whose tasks have shorter ones than the session
@@ -86,26 +88,24 @@ class Tenure:
         self._held_since_s.pop(handle, None)
         self._own_lease_s.pop(handle, None)
 
-    def renewed(self, *, lease_ms: int, sent_s: float, listed: Iterable[str]) -> list[str]:
-        """The daemon renewed the session and listed its claims; the handles that were found to be gone.
+    def renewed(self, *, lease_ms: int, sent_s: float, listed: Iterable[str]) -> dict[str, LeaseLost]:
+        """The daemon renewed the session and listed its claims; the error for each that was found to be gone, by its handle.
 
         A claim counts as gone only if it was held already when the renewal before this one was sent: the list may be a
         moment older than a claim that was won meanwhile.
         """
         if self.lost is not None:
-            return []
+            return {}
         before_s, self._last_sent_s = self._last_sent_s, sent_s
         self.lease_s = lease_ms / 1000
         self.proven_until_s = max(self.proven_until_s, sent_s + self.lease_s)
         known = set(listed)
-        gone = [
-            handle for handle, since_s in list(self._held_since_s.items()) if since_s < before_s and handle not in known
-        ]
-        return [
-            handle
-            for handle in gone
-            if self.end(handle, f"{handle} has ended: the daemon lists it no more") is not None
-        ]
+        gone = {
+            handle: self.end(handle, f"{handle} has ended: the daemon lists it no more")
+            for handle, since_s in list(self._held_since_s.items())
+            if since_s < before_s and handle not in known and handle not in self.ending
+        }
+        return {handle: error for handle, error in gone.items() if error is not None}
 
     def next_renewal_s(self, now_s: float) -> float:
         """Seconds from now until the next renewal is due."""
@@ -167,7 +167,7 @@ class Renewal:
         on_lost: Called once in this thread when the session is lost, with the error, and whether that is because the daemon
             did not answer.
         on_attention: Called in this thread with what the daemon says of the swarm, as soon as it does, once `listen` was called.
-        on_gone: Called in this thread with the handle of a claim that a renewal found gone.
+        on_gone: Called in this thread with the handle and the error of a claim that a renewal found gone.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Renewal:
         bind: Call[Any] | None = None,
         on_lost: Callable[[LeaseLost, bool], None],
         on_attention: Callable[[dict[str, Any]], None],
-        on_gone: Callable[[str], None],
+        on_gone: Callable[[str, LeaseLost], None],
     ) -> None:
         self._on_attention = on_attention
         self._on_gone = on_gone
@@ -289,8 +289,9 @@ class Renewal:
                 return
             else:
                 failures = 0
-                for handle in self._tenure.renewed(lease_ms=answer.lease_ms, sent_s=sent_s, listed=answer.claims):
-                    self._on_gone(handle)
+                gone = self._tenure.renewed(lease_ms=answer.lease_ms, sent_s=sent_s, listed=answer.claims)
+                for handle, lost in gone.items():
+                    self._on_gone(handle, lost)
                 if self._tenure.lost is not None:
                     self._lose(self._tenure.lost.message)
                     return

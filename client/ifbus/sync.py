@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from ifbus import calls, module
+from ifbus import calls, lease, module
 from ifbus.calls import shown_signature
 from ifbus.claim import ClaimCore, S, SpendingCore
 from ifbus.errors import Cancelled, ConnectionFailed, ConnectionLost, DeadlineExceeded, LeaseLost
@@ -163,7 +163,9 @@ class Client(Link):
                 world. Every later call as its holder raises LeaseLost all the same.
             on_claim_lost: Called once with the handle of a claim that ended without its holder's word (its task was cancelled, its deadline
                 has passed, its lease is lost): stop that work. In the renewing thread, or where an answer brought the news, so it must not
-                wait for this client. Every later call of that claim raises LeaseLost all the same.
+                wait for this client. Every later call of that claim raises LeaseLost all the same, and one under way is given up.
+
+        What these two raise goes to `threading.excepthook` and ends nothing.
 
         Takes and raises, beside that, what `register_swarm` does.
         """
@@ -235,13 +237,12 @@ class Swarm(SwarmCore):
         on_lease_lost: Callable[[LeaseLost], None] | None,
         on_claim_lost: Callable[[str, LeaseLost], None] | None,
     ) -> None:
-        super().__init__(registration, tenure, client.new_key)
+        super().__init__(registration, tenure, client.new_key, on_lease_lost=on_lease_lost, on_claim_lost=on_claim_lost)
         self._client = client
-        self._on_lease_lost = on_lease_lost
-        self._on_claim_lost = on_claim_lost
         # Guards `_in_flight` and `_aborts`; told when one of them, or whether to go on, has changed.
         self._changed = threading.Condition()
         self._aborts: dict[Abort, bool] = {}  # of the claims under way, and whether a drain ends them
+        self._holding: dict[Abort, str] = {}  # of the calls under way as a holder, and of which claim
         self._letters: list[Subscription[InboxMessage]] = []
         self._renewal = Renewal(
             link,
@@ -252,7 +253,7 @@ class Swarm(SwarmCore):
             bind=None if bind == "connection" else call_to_bind(registration, bind),
             on_lost=self._hear_of_the_loss,
             on_attention=self._hear,
-            on_gone=self._tell_gone,
+            on_gone=self._tell_claim_lost,
         )
         self._renewal.start()
         client._routes.hearers.append(self._hear)
@@ -390,9 +391,23 @@ class Swarm(SwarmCore):
     def _listen(self) -> None:
         self._renewal.listen()
 
-    def _tell_claim_lost(self, handle: str, error: LeaseLost) -> None:
-        if self._on_claim_lost is not None:
-            self._on_claim_lost(handle, error)
+    def _give_up_calls(self, handle: str | None = None) -> None:
+        # In the renewing thread, or in one that reads: neither may wait for a sender. What it cannot say ends by itself.
+        for abort, holder in tuple(self._holding.items()):
+            if handle in (None, holder):
+                abort.set(wait=False)
+
+    def _perform_as_holder(self, handle: str, call: Call[R]) -> R:
+        """Make a call that the loss of its claim ends."""
+        abort = Abort()
+        self._holding[abort] = handle
+        try:
+            return self._client.perform(call, guard=self.check, abort=abort)
+        except Cancelled:
+            lease.check(self._tenure, handle)
+            raise
+        finally:
+            del self._holding[abort]
 
     def _settle(self, steps: Callable[[], Steps[None]]) -> None:
         if not self._is_leaving:  # whatever is held is freed with the session
@@ -401,7 +416,7 @@ class Swarm(SwarmCore):
     def _held(self, grant: TaskClaim, spec: type[S] | None) -> Claim[S]:
         with self._changed:
             self._in_flight += 1
-        perform = partial(self._client.perform, guard=self.check)
+        perform = partial(self._perform_as_holder, grant.handle)
         return Claim(grant, self._tenure, self._loaded, spec, perform, self._let_go)
 
     def _let_go(self) -> None:
@@ -412,10 +427,10 @@ class Swarm(SwarmCore):
     def _hear_of_the_loss(self, error: LeaseLost, is_silent: bool) -> None:
         if is_silent:
             self._client._give_up_connection(error)
+        self._give_up_calls()
         with self._changed:
             self._changed.notify_all()
-        if self._on_lease_lost is not None:
-            self._on_lease_lost(error)
+        self._tell_session_lost(error)
 
 
 class Claim(ClaimCore[S], Generic[S]):

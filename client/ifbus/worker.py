@@ -7,6 +7,7 @@ awaiting form.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -45,12 +46,23 @@ class SwarmCore:
 
     Args:
         new_key: Makes an idempotency key.
+        on_lease_lost, on_claim_lost: The user's, as `ifbus.sync.Client.register` takes them.
     """
 
-    def __init__(self, registration: Registration, tenure: Tenure, new_key: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        registration: Registration,
+        tenure: Tenure,
+        new_key: Callable[[], str],
+        *,
+        on_lease_lost: Callable[[LeaseLost], None] | None,
+        on_claim_lost: Callable[[str, LeaseLost], None] | None,
+    ) -> None:
         self._registration = registration
         self._tenure = tenure
         self._new_key = new_key
+        self._on_lease_lost = on_lease_lost
+        self._on_claim_lost = on_claim_lost
         self._loaded: dict[str, ServiceContract] = {}
         self._resumed = deque(registration.claims)
         self._in_flight = 0
@@ -62,25 +74,28 @@ class SwarmCore:
         """Something is held: hear at once what the daemon says of it."""
         raise NotImplementedError
 
+    def _give_up_calls(self, handle: str) -> None:
+        """A claim has ended: what is under way for it can come to nothing."""
+        raise NotImplementedError
+
     def _tell_claim_lost(self, handle: str, error: LeaseLost) -> None:
         """A claim has ended, and not by its holder."""
-        raise NotImplementedError
+        self._give_up_calls(handle)
+        if self._on_claim_lost is not None:
+            _tell(self._on_claim_lost, handle, error)
+
+    def _tell_session_lost(self, error: LeaseLost) -> None:
+        if self._on_lease_lost is not None:
+            _tell(self._on_lease_lost, error)
 
     def _hear(self, item: dict[str, Any]) -> None:
         """What the daemon says, on whatever connection, and perhaps twice: a claim that it ended is held no more."""
         if item.get("kind") in _CLAIM_ENDS and "task_id" in item and "token" in item:
             handle = f"{item['task_id']}@{item['token']}"
-            self._lose_claim(handle, str(item.get("message") or f"{handle} has ended: {item.get('reason', 'lost')}"))
-
-    def _lose_claim(self, handle: str, reason: str) -> None:
-        error = self._tenure.end(handle, reason)
-        if error is not None:
-            self._tell_claim_lost(handle, error)
-
-    def _tell_gone(self, handle: str) -> None:
-        self._tell_claim_lost(
-            handle, LeaseLost(f"{handle} has ended: the daemon lists it no more", data={"handle": handle})
-        )
+            reason = str(item.get("message") or f"{handle} has ended: {item.get('reason', 'lost')}")
+            error = self._tenure.end(handle, reason)
+            if error is not None:
+                self._tell_claim_lost(handle, error)
 
     def _hold(self, grant: TaskClaim) -> None:
         # Held from now, not from when we began to wait: a renewal sent meanwhile could not list it.
@@ -216,6 +231,20 @@ class SwarmCore:
 
     def _left(self) -> LeaseLost:
         return LeaseLost(f"cannot claim: the session of {self.swarm_id} was left", data={"swarm_id": self.swarm_id})
+
+
+def _tell(function: Callable[..., None], *args: object) -> None:
+    """Call a function of the user's.
+
+    What it raises is reported as an error of this thread that nobody caught, and no more: the thread renews a session, or reads
+    what others wait for.
+    """
+    try:
+        function(*args)
+    except Exception as error:
+        threading.excepthook(
+            threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+        )
 
 
 def call_to_bind(registration: Registration, bind: str | None) -> Call[Any] | None:

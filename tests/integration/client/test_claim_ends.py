@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -18,6 +20,15 @@ from tests.integration.client.conftest import PATIENCE_S, World
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 # Its renewals, by which a lost claim would be found out too, are further apart than the test's patience.
 LONG_LEASE_MS = 3_600_000
+GUESTS = Path(__file__).parents[2] / "guests"
+SLOW = ifbus.Limits(wall_ms=60_000)
+
+
+def is_executing(world: World) -> bool:
+    """Whether a sandbox of this test's swarm has something to do."""
+    return any(
+        (sandbox["swarm_id"], sandbox["state"]) == (world.swarm, "busy") for sandbox in world.bus.list_sandboxes()
+    )
 
 
 def test_a_busy_holder_hears_that_its_task_was_cancelled(world: World) -> None:
@@ -51,6 +62,82 @@ def test_a_busy_holder_hears_that_its_task_was_cancelled(world: World) -> None:
         assert again
         again.complete()
     assert world.bus.get_task(task_id).result is None
+
+
+def test_a_function_that_fails_as_it_hears_of_a_lost_claim_ends_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it raises is reported as the thread's; the session is renewed all the same, and the next loss is told."""
+    raised: list[BaseException | None] = []
+    told = threading.Semaphore(0)
+
+    def fail(handle: str, _: LeaseLost) -> None:
+        raise RuntimeError(handle)
+
+    def report(args: threading.ExceptHookArgs) -> None:
+        raised.append(args.exc_value)
+        told.release()
+
+    monkeypatch.setattr(threading, "excepthook", report)
+    with world.bus.register(
+        world.swarm, capabilities=[world.skill], lease_ms=LONG_LEASE_MS, on_claim_lost=fail
+    ) as swarm:
+        claims = [swarm.claim(world.add()), swarm.claim(world.add())]
+        for claim in claims:
+            assert claim
+            with ifbus.Client(world.daemon.socket) as other:
+                other.cancel_task(claim.task_id)
+            assert told.acquire(timeout=PATIENCE_S)
+        assert [str(error) for error in raised] == [claim.handle for claim in claims if claim]
+
+
+def test_an_execution_ends_with_its_claim(world: World) -> None:
+    """It is given up at the daemon as soon as the claim is known to be lost, long before its own limit."""
+    task_id = world.add()
+    ends: list[str] = []
+
+    def execute(claim: ifbus.Claim[dict[str, Any]]) -> None:
+        with pytest.raises(LeaseLost) as error:
+            claim.execute(GUESTS / "core.wasm", export="spin", limits=SLOW, input={"args": []})
+        ends.append(error.value.message)
+
+    with world.bus.register(world.swarm, capabilities=[world.skill], lease_ms=LONG_LEASE_MS) as swarm:
+        claim = swarm.claim(task_id)
+        assert claim
+        worker = threading.Thread(target=execute, args=(claim,))
+        worker.start()
+        world.wait_for(lambda: is_executing(world))
+        with ifbus.Client(world.daemon.socket) as other:
+            other.cancel_task(task_id, reason="not wanted any more")
+        worker.join(PATIENCE_S)
+        [reason] = ends
+        assert "was cancelled: not wanted any more" in reason
+        world.wait_for(lambda: not is_executing(world))
+
+
+def test_an_awaited_execution_ends_with_its_claim(world: World, run: Run) -> None:
+    """The same in an event loop; what is done for another claim goes on."""
+
+    async def test() -> None:
+        async with (
+            ifbus.AsyncClient(world.daemon.socket) as bus,
+            bus.register(world.swarm, capabilities=[world.skill], lease_ms=LONG_LEASE_MS) as swarm,
+            anyio.create_task_group() as group,
+        ):
+            lost, kept = await swarm.claim(world.add()), await swarm.claim(world.add())
+            assert lost
+            assert kept
+
+            async def end_it() -> None:
+                await anyio.to_thread.run_sync(world.wait_for, lambda: is_executing(world))
+                await bus.cancel_task(lost.task_id, reason="not wanted any more")
+
+            group.start_soon(end_it)
+            with pytest.raises(LeaseLost, match="not wanted any more"):
+                await lost.execute(GUESTS / "core.wasm", export="spin", limits=SLOW, input={"args": []})
+            await kept.complete()
+
+    run(test)
 
 
 def test_a_busy_task_hears_that_its_deadline_has_passed(world: World, run: Run) -> None:

@@ -34,7 +34,7 @@ def test_a_renewal_carries_on() -> None:
     """A renewal proves the session from when it was sent, and the next is due after a third of the lease."""
     tenure = _tenure()
     assert tenure.next_renewal_s(100.0) == 3.0
-    assert tenure.renewed(lease_ms=6_000, sent_s=108.0, listed=[]) == []
+    assert tenure.renewed(lease_ms=6_000, sent_s=108.0, listed=[]) == {}
     tenure.check(113.9, 1)
     assert tenure.next_renewal_s(108.0) == 2.0
     assert tenure.next_renewal_s(120.0) == 0.0
@@ -45,14 +45,25 @@ def test_a_claim_that_is_listed_no_more_has_ended() -> None:
     tenure = _tenure()
     tenure.hold("T-1@1", 99.0)
     tenure.hold("T-2@2", 102.0)
-    assert tenure.renewed(lease_ms=9_000, sent_s=103.0, listed=[]) == ["T-1@1"]
+    assert list(tenure.renewed(lease_ms=9_000, sent_s=103.0, listed=[])) == ["T-1@1"]
     tenure.check(104.0, 1, "T-2@2")
     with pytest.raises(LeaseLost, match="lists it no more"):
         tenure.check(104.0, 1, "T-1@1")
-    assert tenure.renewed(lease_ms=9_000, sent_s=106.0, listed=["T-2@2"]) == []
+    assert tenure.renewed(lease_ms=9_000, sent_s=106.0, listed=["T-2@2"]) == {}
     assert tenure.holds("T-2@2")
     tenure.let_go("T-2@2")
     assert not tenure.holds("T-2@2")
+
+
+def test_a_claim_whose_holder_is_ending_it_is_not_lost() -> None:
+    """A list without it may be the daemon's answer to that very word; if the word failed, the next list says so."""
+    tenure = _tenure()
+    tenure.hold("T-1@1", 99.0)
+    tenure.ending.add("T-1@1")
+    assert tenure.renewed(lease_ms=9_000, sent_s=103.0, listed=[]) == {}
+    tenure.check(104.0, 1, "T-1@1")
+    tenure.ending.discard("T-1@1")
+    assert list(tenure.renewed(lease_ms=9_000, sent_s=106.0, listed=[])) == ["T-1@1"]
 
 
 def test_a_fork_holds_nothing() -> None:

@@ -43,7 +43,7 @@ def test_a_lease_is_counted_from_when_its_renewal_was_asked_for() -> None:
         owns_link=False,
         on_lost=lambda error, is_silent: None,
         on_attention=lambda item: None,
-        on_gone=lambda handle: None,
+        on_gone=lambda handle, error: None,
     )
     renewal.start()
     try:
