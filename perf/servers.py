@@ -109,7 +109,7 @@ def grpc(directory: Path) -> Iterator[Server | None]:
 
 
 # Swarms are no operators, whoever runs the benchmark; of an operator's connection each piece is asked who sent it.
-_ORDINARY_USERS: Final = "[operators]\nuids = []\ngroups = []\n"
+_ORDINARY_USERS: Final = '[daemon]\nsocket_group = ""\nlog_level = "warning"\n[operators]\nuids = []\ngroups = []\n'
 
 
 @contextmanager
@@ -121,10 +121,11 @@ def ifbusd(directory: Path, config: str = "", *, program: Sequence[str] = ("-m",
         program: What Python runs instead, with the same arguments.
     """
     path = directory / "ifbusd.sock"
-    arguments = ["--dev", "--state", str(directory / "state"), "--socket", str(path)]
+    # Not `--dev`, which makes whoever starts it an operator.
+    arguments = ["--state", str(directory / "state"), "--socket", str(path)]
     (directory / "ifbusd.toml").write_text(_ORDINARY_USERS + config)
     arguments += ["--config", str(directory / "ifbusd.toml")]
-    with _running([sys.executable, *program, *arguments], path, says=b"ifbusd") as server:
+    with _running([sys.executable, *program, *arguments], path) as server:
         yield server
 
 
