@@ -211,6 +211,10 @@ class Tx:
         if decoded is not None:
             self._decoded.keep(key, data, decoded)
 
+    def put_new(self, key: str, data: bytes) -> None:
+        """Write packed bytes at commit, under a name that no key has ever had."""
+        self._writes[key] = Put(key, data, is_new=True)
+
     def delete(self, key: str) -> None:
         """Remove the key at commit."""
         self._writes[key] = Delete(key)

@@ -65,12 +65,12 @@ class Blockers(Core):
             # One letter per inbox and revision, because the revision is its number: an orchestrator needs no call for help.
             hear = dict.fromkeys(helpers, "help") | dict.fromkeys(self._orchestrators(), "blocker")
             unheard = [name for name in hear if not (self._has_room(name) and self._may_send(caller.uid))]
-            for name, kind in hear.items():
-                if name not in unheard:
-                    letter = MessageRecord(
-                        kind=kind, body=alert, uid=caller.uid, sender=swarm_id, at_ms=blocker.at_ms, urgent=urgent
-                    )
-                    self._put_message(tx, name, letter)
+            for kind in ("help", "blocker"):
+                letter = MessageRecord(
+                    kind=kind, body=alert, uid=caller.uid, sender=swarm_id, at_ms=blocker.at_ms, urgent=urgent
+                )
+                reached = [name for name in hear if hear[name] == kind and name not in unheard]
+                self._put_message(tx, letter, *reached)
             tx.publish("escalations", {"kind": "blocker", **alert})
             if blocker.task_id:
                 self._publish_board(tx, "blocked", blocker.task_id, swarm_id=swarm_id, reason=blocker.reason)
@@ -79,6 +79,7 @@ class Blockers(Core):
 
         target = blocker.task_id or swarm_id
         answer = await self._operations.run(caller, "coordinator.detect_blocker", target, report)
+        self._store.tell()
         if own_lease:
             self._retired.add(own_lease)
         return answer
@@ -163,7 +164,7 @@ class Blockers(Core):
                 at_ms=self._now_ms(),
             )
             if self._has_room(blocker.swarm_id) and self._may_send(caller.uid):
-                self._put_message(tx, blocker.swarm_id, letter)
+                self._put_message(tx, letter, blocker.swarm_id)
             tx.publish("escalations", {"kind": "blocker_resolved", **alert})
             tx.detail.update(swarm=swarm_id, note=note[:200])
             return {"blocker": alert}

@@ -138,6 +138,7 @@ class Board:
         self._now_ready: list[Entry] = []
         self._dependants: dict[str, set[str]] = {}
         self._capabilities: dict[frozenset[str], frozenset[str]] = {}
+        self._letter: tuple[bytes, MessageRecord] = (b"", MessageRecord(kind="", body={}))  # the last one, as stored
         self._moved = trio.lowlevel.ParkingLot()
         # Up to here the events only bring the pages that were read at different revisions into step.
         self._settled_at = 0
@@ -384,8 +385,9 @@ class Board:
             self._count_lease(session.uid, 1)
         elif kind == "inbox":
             swarm_id, _, _ = name.partition("/")
-            letter = (item.create_revision, MessageRecord.from_bytes(item.value))
-            self.mail.put(swarm_id, item.key, letter, len(item.value))
+            if item.value != self._letter[0]:  # one that went to many is decoded and kept once
+                self._letter = (item.value, MessageRecord.from_bytes(item.value))
+            self.mail.put(swarm_id, item.key, (item.create_revision, self._letter[1]), len(item.value))
         elif kind == "blockers":
             self.blockers[name] = blocker = BlockerRecord.from_bytes(item.value)
             if blocker.due_at_ms and not blocker.escalated_at_ms:

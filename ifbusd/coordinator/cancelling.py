@@ -111,7 +111,7 @@ class Cancelling(Core):
         tx.publish(f"attention.{swarm_id}", dict(told))
         if self._has_room(swarm_id):
             letter = MessageRecord(kind="notice", body=told, uid=uid, at_ms=now_ms, urgent=True)
-            self._put_message(tx, swarm_id, letter)
+            self._put_message(tx, letter, swarm_id)
 
     # --- dead letters, and back ----------------------------------------------------------------------
 

@@ -164,9 +164,11 @@ class Core:
         for key in claim.ends_with:
             tx.delete(key)
 
-    def _put_message(self, tx: Tx, swarm_id: str, message: MessageRecord, *, name: str = "") -> None:
-        """Put a letter into an inbox, one per transaction and inbox; its listeners hear of it from the board."""
-        tx.put(f"{INBOX}{swarm_id}/{name or self._new_id()}", message.to_map())
+    def _put_message(self, tx: Tx, message: MessageRecord, *swarm_ids: str) -> None:
+        """Put a letter into inboxes, one per transaction and inbox; their listeners hear of it from the board."""
+        name, data = self._new_id(), pack(message.to_map())
+        for swarm_id in swarm_ids:
+            tx.put_new(f"{INBOX}{swarm_id}/{name}", data)
 
     def _has_room(self, swarm_id: str) -> bool:
         # By the board, so what arrives together may pass the bound together; that does no harm.

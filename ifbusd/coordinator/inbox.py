@@ -75,12 +75,13 @@ class Inbox(Core):
             tx.put(TASKS + task_id, task.evolve(route=swarm_id).to_map())
             body = {"task_id": task_id, "title": task.title, "capabilities": task.capabilities}
             message = MessageRecord(kind="task", body=body, uid=caller.uid, at_ms=self._now_ms())
-            self._put_message(tx, swarm_id, message, name=name)
+            tx.put(f"{INBOX}{swarm_id}/{name}", message.to_map())
             tx.detail["swarm"] = swarm_id
             self._publish_board(tx, "pushed", task_id, swarm_id=swarm_id)
             return {}
 
         answer = await self._operations.run(caller, "coordinator.push_task_to_swarm", task_id, push)
+        self._store.tell()
         return {"seq": answer["receipt"]["revision"], "delivered": self.board.mail.listeners(swarm_id), **answer}
 
     async def broadcast(
@@ -124,8 +125,7 @@ class Inbox(Core):
                 left = [name for name in named if name > last and name != sender]
                 chunk = left[:_CHUNK]
                 room = [name for name in chunk if self._has_room(name)]
-                for name in room:
-                    self._put_message(tx, name, message)
+                self._put_message(tx, message, *room)
                 tx.detail.update(sender=sender, recipients=len(room))
                 return {
                     "delivered": len(room),
@@ -135,6 +135,7 @@ class Inbox(Core):
 
             part = caller if not n or caller.idempotency_key is None else _part(caller, n)
             answer = await self._operations.run(part, "coordinator.broadcast", topic, send)
+            self._store.tell()
             delivered += answer.pop("delivered")
             full += answer.pop("full")
             last, n = answer.pop("last"), n + 1

@@ -135,7 +135,7 @@ class Questions(Waiting):
             remedy = f"{swarm_id} acknowledges its messages"
             raise limit_exceeded(f"write to {swarm_id}", "inbox_messages", waiting, allowed, remedy)
         letter = MessageRecord(kind=kind, body=body, uid=uid, sender=sender, at_ms=self._now_ms(), urgent=True)
-        self._put_message(tx, swarm_id, letter)
+        self._put_message(tx, letter, swarm_id)
 
     async def await_reply(self, caller: Caller, swarm_id: str, reply_id: str, *, wait_ms: int = 0) -> Answer:
         """See `interface.Coordinator.await_reply`."""
@@ -196,7 +196,7 @@ class Questions(Waiting):
                 letter = MessageRecord(
                     kind="reply", body=body, uid=caller.uid, sender=sender, at_ms=now_ms, urgent=True
                 )
-                self._put_message(tx, record.swarm_id, letter)
+                self._put_message(tx, letter, record.swarm_id)
             if record.to == waits.PERSON:
                 tx.publish("escalations", {"kind": "approval_ended", **_view(reply_id, record), "reason": "answered"})
             tx.detail.update(swarm=record.swarm_id, by=record.to)

@@ -36,11 +36,16 @@ class Compare(NamedTuple):
 
 
 class Put(NamedTuple):
-    """Write the key; it vanishes when `lease` ends, unless that is 0."""
+    """Write the key; it vanishes when `lease` ends, unless that is 0.
+
+    Attributes:
+        is_new: The name has never been given to a key: the store need not look whether there is one.
+    """
 
     key: str
     value: bytes
     lease: int = 0
+    is_new: bool = False
 
 
 class Delete(NamedTuple):
@@ -212,6 +217,10 @@ class Store(Protocol):
 
         A reply that tells what `get` saw is held back by it, so that nobody acts on what a power cut could undo.
         """
+        ...
+
+    def tell(self) -> None:
+        """Have feeds told of what is durable now, not in a moment: for news that others wait for more than its author for his answer."""
         ...
 
     async def sync(self) -> None:

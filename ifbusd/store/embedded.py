@@ -335,6 +335,10 @@ class EmbeddedStore:
         elif self._unavailable is not None:
             raise Unavailable(self._unavailable)
 
+    def tell(self) -> None:
+        """Let those that are fed have what is durable now; `run` would do it in its next turn."""
+        self._history.deliver()
+
     async def sync(self) -> None:
         """As `barrier`: nobody else writes here."""
         await self.barrier()
@@ -533,7 +537,11 @@ class EmbeddedStore:
                 value = op.value
                 if type(value) is not bytes or len(value) > MAX_VALUE_BYTES:
                     check_bytes(key, value)
-                before = known[key] if key in known else peek(key)
+                before: KeyValue | None = None
+                if op.is_new:
+                    check_key(key)
+                else:
+                    before = known[key] if key in known else peek(key)
                 if key in writes or key in absent:
                     raise ValueError(f"cannot write key {key!r} twice in one transaction")
                 created = revision if before is None else before.create_revision

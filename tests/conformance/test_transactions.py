@@ -29,6 +29,14 @@ async def test_a_key_carries_its_revisions(store: Store) -> None:
     assert await store.get("t/a") == KeyValue("t/a", b"3", again, again, 0)
 
 
+async def test_a_new_name_is_created(store: Store) -> None:
+    """A key whose name is said to be new is created like any other; the rules for names hold for it too."""
+    done = await store.txn(Txn(then=[Put("t/new", b"1", is_new=True)]))
+    assert await store.get("t/new") == KeyValue("t/new", b"1", done.revision, done.revision, 0)
+    with pytest.raises(ValueError, match="key"):
+        await store.txn(Txn(then=[Put("t/" + "n" * 1000, b"", is_new=True)]))
+
+
 async def test_each_writing_transaction_is_one_revision(store: Store) -> None:
     """All writes of a transaction share the next revision; one that writes nothing uses none."""
     before = store.revision

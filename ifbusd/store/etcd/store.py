@@ -245,6 +245,9 @@ class EtcdStore:
                     raise
                 limit = max(1, limit // 4)
 
+    def tell(self) -> None:
+        """Nothing to do: they hear from etcd."""
+
     async def sync(self) -> None:
         """Return once this daemon has seen everything that was committed anywhere before this call.
 
