@@ -66,7 +66,6 @@ _MEASURED: Final = {
     "push": "coordinator.push_task_to_swarm",
     "blocker": "coordinator.detect_blocker",
 }
-_EXECUTE: Final = "chassis.execute_task"
 # A store or a loop that needs longer than this for one durable write is stuck: then the watchdog is not fed.
 _HEALTHY_WRITE_S: Final = 5.0
 # Why a write may fail in a daemon that is well.
@@ -165,6 +164,7 @@ async def serve(
                 swarms=governor,
                 claims=claims,
                 now_ms=now_ms,
+                latency=latencies["execute"],
                 launched=launched,
             )
             await _start(stack, governor.run)
@@ -211,8 +211,6 @@ async def serve(
                 optimise=IFOptimise(store),
                 attention=attention,
             )
-            execute = table[_EXECUTE]
-            table[_EXECUTE] = attrs.evolve(execute, handler=latencies["execute"].timed(execute.handler))
             server = Server(
                 table,
                 limits=config.rpc,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 # Enough that a p99 rests on 40 samples; 4096 floats are 130 kB per kind.
@@ -22,17 +21,6 @@ class LatencyWindow:
         """A call that began at this time of `time.perf_counter_ns` has succeeded."""
         self._newest_us.append((time.perf_counter_ns() - started_ns) / 1000)
         self.calls += 1
-
-    def timed(self, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        """`handler`, its successful calls measured."""
-
-        async def measure(*args: Any, **kwargs: Any) -> Any:
-            started_ns = time.perf_counter_ns()
-            answer = await handler(*args, **kwargs)
-            self.note(started_ns)
-            return answer
-
-        return measure
 
     def summary(self) -> dict[str, Any]:
         """``{"calls", "p50_us", "p99_us"}`` over the newest calls; without quantiles when there were none."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from ifbusd.chassis.model import ChassisStatistics
 from ifbusd.identity import Caller
+from ifbusd.later import Later
 from ifbusd.operation import Tx
 
 
@@ -84,7 +85,7 @@ class Chassis(Protocol):
         module_sha256: str | None = None,
         task_id: str | None = None,
         token: int | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | Later:
         """Run a loaded module once; that it was admitted is on record when this returns, and its end if that lasted or failed.
 
         Args:

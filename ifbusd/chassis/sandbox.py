@@ -59,7 +59,7 @@ class Run:
 
     Attributes:
         cpu_us: Processor time, that of making its instance included.
-        waited: Whether its answer was not there yet when it was asked for.
+        waited: As in `Begun`.
     """
 
     output: Any
@@ -78,6 +78,8 @@ class Begun:
         number: What its worker calls it, 0 while it has none.
         deadline: When the worker is killed, by trio's clock.
         warmth: Whether a live worker took it.
+        answer: The worker's message, once it has been read.
+        waited: Whether that was not there yet when it was first asked for.
     """
 
     text: bytes
@@ -85,6 +87,8 @@ class Begun:
     number: int = 0
     deadline: float = math.inf
     warmth: str = "cold"
+    answer: bytes | None = None
+    waited: bool = False
 
 
 class Sandbox:
@@ -98,7 +102,8 @@ class Sandbox:
         self.used_at = 0.0
         self._queue_length = queue_length
         self._start = start
-        self._turn = trio.Lock()
+        # No lock: what one task begins, another may finish.
+        self._turn = trio.Semaphore(1, max_value=1)
         self._waiting = 0
         self._ready: Ready | None = None
         # What the worker had used by the end of its last execution: from there on it works for the next one.
@@ -128,7 +133,7 @@ class Sandbox:
     @property
     def is_busy(self) -> bool:
         """Whether an execution runs, or a worker is being started or ended."""
-        return self._turn.locked()
+        return not self._turn.value
 
     @property
     def is_warm(self) -> bool:
@@ -152,14 +157,14 @@ class Sandbox:
     def begin(self, text: bytes) -> Begun:
         """Give an execution to the worker at once, if there is one and nothing stands before it; else `finish` does.
 
-        Whoever begins one must `finish` or `abandon` it, in the same task.
+        Whoever begins one must `finish` or `abandon` it.
 
         Raises:
             LimitExceeded: `data["limit"]` is ``calls_per_s``.
         """
         self._take_call()
         begun = Begun(text=text, began_us=_now_us())
-        if not self._turn.locked() and self._ready is not None and not self._must_wait(self._ready.worker):
+        if self._turn.value and self._ready is not None and not self._must_wait(self._ready.worker):
             self._turn.acquire_nowait()
             try:
                 self._send(self._ready, begun, "warm")
@@ -168,6 +173,14 @@ class Sandbox:
             else:
                 self._unwatched = begun
         return begun
+
+    def has_answer(self, begun: Begun) -> bool:
+        """Whether `finish` has nothing to wait for."""
+        if begun.answer is None and begun.number:
+            assert self._ready is not None  # from `_send` on the turn is ours
+            begun.answer = self._ready.worker.receive_now()
+        begun.waited |= begun.answer is None
+        return begun.answer is not None
 
     async def finish(self, begun: Begun) -> Run:
         """The end of an execution that was begun.
@@ -188,7 +201,7 @@ class Sandbox:
         try:
             if not begun.number:
                 await self._give(begun)
-            outcome, cpu_us, waited = await self._answer(begun)
+            outcome, cpu_us = await self._answer(begun)
             output = self._result(outcome)
         except IfbusError as error:
             if isinstance(error, GuestFailed | LimitExceeded):
@@ -203,7 +216,7 @@ class Sandbox:
             cpu_us=cpu_us,
             memory_bytes=outcome.memory_bytes,
             sandbox=begun.warmth,
-            waited=waited,
+            waited=begun.waited,
         )
 
     async def abandon(self, begun: Begun) -> None:
@@ -231,7 +244,7 @@ class Sandbox:
         """Look at a worker that nobody waits for: one that is over its time, died, grew or ran without being asked goes."""
         if self._unwatched is not None and self._ready is not None and trio.current_time() > self._unwatched.deadline:
             self._ready.worker.signal(signal.SIGKILL)  # whoever began it is held up; `finish` says why it ended
-        if self._turn.locked():
+        if self.is_busy:
             return
         async with self._turn:
             ready = self._ready
@@ -283,7 +296,7 @@ class Sandbox:
             raise error
 
     async def _take_turn(self) -> None:
-        if not self._turn.locked():
+        if self._turn.value:
             self._turn.acquire_nowait()
             return
         if self._waiting >= self._queue_length:
@@ -337,25 +350,23 @@ class Sandbox:
         begun.deadline = trio.current_time() + self.module.contract.limits.wall_ms / 1000
         begun.warmth = warmth
 
-    async def _answer(self, begun: Begun) -> tuple[Outcome, int, bool]:
-        """What the worker answers, the processor time that it took, and whether that had to be waited for."""
+    async def _answer(self, begun: Begun) -> tuple[Outcome, int]:
+        """What the worker answers, and the processor time that it took."""
         ready = self._ready
         assert ready is not None  # from `_send` on the turn is ours
         worker, before_us = ready.worker, self._used_us
         try:
-            answer = worker.receive_now()
-            waited = answer is None
-            if answer is None:
+            if not self.has_answer(begun):
                 with trio.CancelScope(deadline=min(begun.deadline, trio.current_time() + _SLICE_S)):
-                    answer = await worker.receive()
-            if answer is None or (not answer and trio.current_time() > begun.deadline):
-                answer = await self._watch(ready, begun.deadline)
-            if answer:
-                outcome = unpack_outcome(answer, begun.number)
+                    begun.answer = await worker.receive()
+            if begun.answer is None or (not begun.answer and trio.current_time() > begun.deadline):
+                begun.answer = await self._watch(ready, begun.deadline)
+            if begun.answer:
+                outcome = unpack_outcome(begun.answer, begun.number)
                 self._charge(worker)
                 if outcome.status == "memory":
                     await self._end()  # out of memory, the process is not to be trusted with the next one
-                return outcome, self._used_us - before_us, waited
+                return outcome, self._used_us - before_us
         except BrokenWorker as error:
             await self._end()
             _log.error("chassis.broken_worker", extra={"swarm": self.swarm_id, "reason": str(error)})

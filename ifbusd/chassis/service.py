@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -40,6 +41,8 @@ from ifbusd.chassis.sandbox import Begun, Ready, Run, Sandbox
 from ifbusd.chassis.supervisor import Supervisor
 from ifbusd.codec import how_many_fit, unpack
 from ifbusd.identity import Caller
+from ifbusd.latency import LatencyWindow
+from ifbusd.later import Later
 from ifbusd.operation import Operations, Tx
 from ifbusd.store.base import Store
 from ifbusd.store.fsync import DiskFailed
@@ -76,11 +79,13 @@ class IFChassis:
         swarms: SwarmDirectory,
         claims: ClaimDirectory,
         now_ms: Callable[[], int],
+        latency: LatencyWindow | None = None,
         launched: Launched | None = None,
     ) -> None:
         """Wire it up.
 
         Args:
+            latency: Where the time of an execution that succeeded goes.
             launched: The first zygote, if it is getting ready already.
         """
         self._config = config
@@ -90,6 +95,7 @@ class IFChassis:
         self._swarms = swarms
         self._claims = claims
         self._now_ms = now_ms
+        self._latency = LatencyWindow() if latency is None else latency
         self._files = trio.CapacityLimiter(FILE_THREADS)
         self._blob_turn = trio.Lock()
         self._blobs = Blobs(
@@ -216,8 +222,9 @@ class IFChassis:
         module_sha256: str | None = None,
         task_id: str | None = None,
         token: int | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | Later:
         """See `interface.Chassis.execute_task`."""
+        began_ns = time.perf_counter_ns()
         text = self._input_text(input)
         if (task_id is None) != (token is None):
             raise InvalidParams("cannot execute for a claim: task_id and token go together", data={"param": "token"})
@@ -234,16 +241,13 @@ class IFChassis:
             return self._sandbox(swarm_id, module)
 
         if caller.idempotency_key is not None:
-            return await self._execute_once(caller, swarm_id, text, decide)
-        return await self._execute_at_once(caller, swarm_id, text, decide)
+            return Later(partial(self._execute_once, caller, swarm_id, text, decide, began_ns))
+        return await self._execute_at_once(caller, swarm_id, text, decide, began_ns)
 
     async def _execute_at_once(
-        self, caller: Caller, swarm_id: str, text: bytes, decide: Callable[[Tx], Sandbox]
-    ) -> dict[str, Any]:
-        """Run while the admission is made durable (ADR 0017): the answer waits for both.
-
-        An end that comes later than that, and is not brief, is decided once more and has an entry of its own; so has a failure.
-        """
+        self, caller: Caller, swarm_id: str, text: bytes, decide: Callable[[Tx], Sandbox], began_ns: int
+    ) -> dict[str, Any] | Later:
+        """Run while the admission is made durable (ADR 0017): the answer waits for both."""
         started: tuple[Sandbox, Begun] | None = None
 
         def admit(tx: Tx) -> dict[str, Any]:
@@ -262,6 +266,23 @@ class IFChassis:
             raise
         assert started is not None  # by the decision that was committed
         sandbox, begun = started
+        finish = partial(self._finish, caller, swarm_id, decide, sandbox, begun, admitted["receipt"], began_ns)
+        return await finish() if sandbox.has_answer(begun) else Later(finish)
+
+    async def _finish(
+        self,
+        caller: Caller,
+        swarm_id: str,
+        decide: Callable[[Tx], Sandbox],
+        sandbox: Sandbox,
+        begun: Begun,
+        admitted: dict[str, Any],
+        began_ns: int,
+    ) -> dict[str, Any]:
+        """The end of a run whose admission is durable.
+
+        One that came later than that, and is not brief, is decided once more and has an entry of its own; so has a failure.
+        """
         try:
             run = await sandbox.finish(begun)
         except Momentary:
@@ -270,17 +291,20 @@ class IFChassis:
             await self._operations.witness_refusal(caller, _EXECUTE, swarm_id, failure)
             raise
         if not run.waited or run.wall_us < _BRIEF_US:
-            return {**_answer(run), "receipt": admitted["receipt"]}
+            self._latency.note(began_ns)
+            return {**_answer(run), "receipt": admitted}
 
         def end(tx: Tx) -> dict[str, Any]:
             decide(tx)
-            tx.detail |= {"admitted": admitted["receipt"]["seq"], "wall_us": run.wall_us, "cpu_us": run.cpu_us}
+            tx.detail |= {"admitted": admitted["seq"], "wall_us": run.wall_us, "cpu_us": run.cpu_us}
             return _answer(run)
 
-        return await self._operations.run(caller, _EXECUTE, swarm_id, end)
+        answer = await self._operations.run(caller, _EXECUTE, swarm_id, end)
+        self._latency.note(began_ns)
+        return answer
 
     async def _execute_once(
-        self, caller: Caller, swarm_id: str, text: bytes, decide: Callable[[Tx], Sandbox]
+        self, caller: Caller, swarm_id: str, text: bytes, decide: Callable[[Tx], Sandbox], began_ns: int
     ) -> dict[str, Any]:
         """Run, then put the end on record together with the answer that a repetition gets."""
 
@@ -290,7 +314,9 @@ class IFChassis:
             tx.detail |= {"wall_us": run.wall_us, "cpu_us": run.cpu_us}
             return _answer(run)
 
-        return await self._operations.run(caller, _EXECUTE, swarm_id, execute)
+        answer = await self._operations.run(caller, _EXECUTE, swarm_id, execute)
+        self._latency.note(began_ns)
+        return answer
 
     async def unload_swarm(self, caller: Caller, swarm_id: str, *, module_sha256: str | None = None) -> dict[str, Any]:
         """See `interface.Chassis.unload_swarm`."""

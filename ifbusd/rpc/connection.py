@@ -37,6 +37,7 @@ from ifbus.errors import (
 from ifbus.protocol import CANCEL_METHOD, END_OF_STREAM, NEED_DATA, Malformed, Notification, Request
 from ifbus.protocol import Connection as Protocol
 from ifbusd.identity import Caller, Peer
+from ifbusd.later import Later
 from ifbusd.rpc.descriptors import EXHAUSTED
 from ifbusd.rpc.limits import RpcLimits
 from ifbusd.rpc.methods import Method, Role, Waits, unknown_method
@@ -53,7 +54,7 @@ _MAX_UNANSWERABLE: Final = 16  # messages of a connection that are none and have
 _MAX_KEY_CHARS: Final = 128
 _MAX_TIMEOUT_MS: Final = 24 * 60 * 60 * 1000
 # On the path of every request; looking a member up in its enum costs as much as the comparison.
-_ALWAYS, _ASKED, _OPERATOR, _LIST = Waits.ALWAYS, Waits.ASKED, Role.OPERATOR, Quota.LIST
+_ALWAYS, _ASKED, _LATER, _OPERATOR, _LIST = Waits.ALWAYS, Waits.ASKED, Waits.LATER, Role.OPERATOR, Quota.LIST
 # Over its quota a connection is not read for as long as the tokens take, so that refusing costs less than serving.
 _MAX_PAUSE_S: Final = 0.25
 # W3C Trace Context 1, section 3.2.2: version ff and all-zero ids are invalid, a later version may append fields.
@@ -411,26 +412,29 @@ class Connection:
                 self._protocol.has_buffered
                 or method.waits is _ALWAYS
                 or (method.waits is _ASKED and arguments.get("wait_ms"))
+                or (method.waits is _LATER and len(self._running) >= self._limits.in_flight)
             ):
                 await self._wait_for_slot()
-                scope = trio.CancelScope(deadline=trio.current_time() + timeout_s)
-                self._running[msgid] = scope
-                assert self._nursery is not None  # opened by `serve`, which calls this
-                self._nursery.start_soon(self._run, msgid, scope, method, caller, arguments)
+                self._start(msgid, trio.current_time() + timeout_s, method, caller, arguments)
                 return
         except IfbusError as refusal:
             await self._refuse(msgid, refusal)
             return
         self._inline = 1
+        until_s = math.inf
         if timeout_s == math.inf:
-            await self._answer(msgid, method, caller, arguments)
+            later = await self._answer(msgid, method, caller, arguments)
         else:
-            with trio.move_on_after(timeout_s) as scope:
-                await self._answer(msgid, method, caller, arguments)
+            later, until_s = None, trio.current_time() + timeout_s
+            with trio.move_on_at(until_s) as scope:
+                later = await self._answer(msgid, method, caller, arguments)
             if scope.cancelled_caught:
                 await self._refuse(msgid, _deadline_exceeded(name))
         self._inline = 0
-        self._tell_idle()
+        if later is not None:
+            self._start(msgid, until_s, method, caller, arguments, later)
+        else:
+            self._tell_idle()
 
     async def _wait_for_slot(self) -> None:
         allowed = self._limits.in_flight
@@ -446,11 +450,34 @@ class Connection:
             data={"used": len(self._running), "allowed": allowed, "retry_after_ms": self._limits.slot_wait_ms},
         )
 
+    def _start(
+        self,
+        msgid: int,
+        deadline_s: float,
+        method: Method,
+        caller: Caller,
+        arguments: dict[str, Any],
+        later: Later | None = None,
+    ) -> None:
+        """Run a request, or the rest of one, beside the reading; there must be a slot for it."""
+        self._running[msgid] = scope = trio.CancelScope(deadline=deadline_s)
+        assert self._nursery is not None  # opened by `serve`, which calls this
+        self._nursery.start_soon(self._run, msgid, scope, method, caller, arguments, later)
+
     async def _run(
-        self, msgid: int, scope: trio.CancelScope, method: Method, caller: Caller, arguments: dict[str, Any]
+        self,
+        msgid: int,
+        scope: trio.CancelScope,
+        method: Method,
+        caller: Caller,
+        arguments: dict[str, Any],
+        later: Later | None,
     ) -> None:
         with scope:
-            await self._answer(msgid, method, caller, arguments)
+            if later is None:
+                later = await self._answer(msgid, method, caller, arguments)
+            if later is not None:
+                await self._answer(msgid, method, caller, arguments, later)
         del self._running[msgid]
         if scope.cancelled_caught:
             is_late = trio.current_time() >= scope.deadline
@@ -458,15 +485,22 @@ class Connection:
         self._slot_freed.unpark_all()
         self._tell_idle()
 
-    async def _answer(self, msgid: int, method: Method, caller: Caller, arguments: dict[str, Any]) -> None:
+    async def _answer(
+        self, msgid: int, method: Method, caller: Caller, arguments: dict[str, Any], later: Later | None = None
+    ) -> Later | None:
+        """Answer the request, or the rest of one; or give the rest that is still to be waited for."""
         try:
             if method.role is _OPERATOR and not caller.peer.is_operator:
                 await self._deny(method, caller, arguments)
-            if method.quota is _LIST:
+            if later is not None:
+                result = await later.finish()
+            elif method.quota is _LIST:
                 async with self.share.turn:
                     result = await method.handler(caller, **arguments)
             else:
                 result = await method.handler(caller, **arguments)
+                if type(result) is Later:
+                    return result
             data = self._protocol.respond(msgid, result)
         except IfbusError as refusal:
             self._refusals += 1
@@ -478,6 +512,7 @@ class Connection:
         if self._queue:
             await self._wait_for_room()
         self._send(data)
+        return None
 
     def _failure(self, method: Method, error: Exception) -> IfbusError:
         if isinstance(error, OSError) and error.errno in EXHAUSTED:

@@ -166,7 +166,7 @@ def _section(row: Row) -> str:
         lines.append("For operators. ")
     lines.append(f"Counts as {row.quota.value} request{'s' if row.quota.value > 1 else ''}.")
     if row.waits is not Waits.NEVER:
-        lines.append(" May wait." if row.waits is Waits.ALWAYS else " Waits if `wait_ms` is given.")
+        lines.append(" Waits if `wait_ms` is given." if row.waits is Waits.ASKED else " May wait.")
     lines.append("\n\n```text\n" + (inspect.getdoc(row.does) or "") + "\n```\n")
     parameters = Signature.of(row.does).parameters
     if parameters:

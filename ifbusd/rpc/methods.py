@@ -23,7 +23,7 @@ from ifbusd.rpc.quota import Quota
 from ifbusd.signature import Signature, nearest
 from ifbusd.witness.interface import Witness
 
-# Takes the `Caller` and the bound parameters; gives a value of the wire or raises an `IfbusError`.
+# Takes the `Caller` and the bound parameters; gives a value of the wire, or a `Later` if its row says so, or raises an `IfbusError`.
 Handler = Callable[..., Awaitable[Any]]
 
 
@@ -39,6 +39,7 @@ class Waits(enum.Enum):
 
     NEVER = "never"
     ASKED = "asked"  # if its parameter wait_ms is above 0
+    LATER = "later"  # if its handler gives a `Later`
     ALWAYS = "always"
 
 
@@ -143,7 +144,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row("governor.list_escalations", Governor.list_escalations, _LIST),
     _row("chassis.put_blob", Chassis.put_blob, _WRITE),
     _row("chassis.load_swarm", Chassis.load_swarm, _HEAVY, waits=Waits.ALWAYS, changes=True),
-    _row("chassis.execute_task", Chassis.execute_task, _WRITE, waits=Waits.ALWAYS),
+    _row("chassis.execute_task", Chassis.execute_task, _WRITE, waits=Waits.LATER),
     _row("chassis.unload_swarm", Chassis.unload_swarm, _WRITE, waits=Waits.ALWAYS),
     _row("chassis.list_sandboxes", Chassis.list_sandboxes, _LIST),
     _row("witness.query", Witness.query, _LIST),

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import trio
 
@@ -17,6 +17,7 @@ from ifbusd.chassis.blobs import MAX_CHUNK_BYTES
 from ifbusd.chassis.model import ChassisConfig
 from ifbusd.chassis.service import IFChassis
 from ifbusd.identity import Caller, Peer
+from ifbusd.later import Later
 from ifbusd.operation import Operations, Tx
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.store.embedded import EmbeddedStore
@@ -92,7 +93,10 @@ class Harness:
         self, input: Any, *, swarm: str = "a", who: Caller | None = None, **options: Any
     ) -> dict[str, Any]:
         """The answer of an execution."""
-        return await self.chassis.execute_task(who or caller(), swarm, input, **options)
+        answer = await self.chassis.execute_task(who or caller(), swarm, input, **options)
+        if isinstance(answer, Later):
+            return cast("dict[str, Any]", await answer.finish())
+        return answer
 
     def worker_pid(self, swarm: str = "a") -> int:
         """Process id of the swarm's only worker."""

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ifbus.errors import AlreadyClaimed, ConnectionLost, IfbusError, NotFound, P
 from ifbus.protocol import END_OF_STREAM, NEED_DATA, Connection, Notification, Response
 from ifbusd.bus.local import LocalBus
 from ifbusd.identity import Caller
+from ifbusd.later import Later
 from ifbusd.rpc.attention import Attention
 from ifbusd.rpc.daemon_methods import DaemonMethods
 from ifbusd.rpc.describe import describe
@@ -79,6 +81,11 @@ class Probe:
         finally:
             self.waiting -= 1
         return "open"
+
+    async def wait_later(self, caller: Caller) -> Later:
+        """Wait for the gate once everything else is done."""
+        await trio.lowlevel.checkpoint()
+        return Later(partial(self.wait, caller))
 
     async def open_gate(self, caller: Caller) -> str:
         """Let all go on that wait."""
@@ -163,6 +170,7 @@ PROBE_ROWS = (
     _row("wait", Probe.wait, waits=Waits.ALWAYS),
     _row("wait_asked", Probe.wait, waits=Waits.ASKED),
     _row("wait_inline", Probe.wait),
+    _row("wait_later", Probe.wait_later, waits=Waits.LATER),
     _row("open_gate", Probe.open_gate),
     _row("turn", Probe.turn),
     _row("look", Probe.look, quota=Quota.LIST),

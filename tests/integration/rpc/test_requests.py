@@ -124,18 +124,23 @@ async def test_long_looks_of_one_user_come_one_after_another(tmp_path: Path) -> 
 async def test_a_request_that_waits_holds_up_nobody(tmp_path: Path) -> None:
     """What may wait, or was asked to, runs beside what its connection sends later."""
     async with serving(tmp_path) as served, served.client() as client:
-        waiting = [await client.start("probe.wait"), await client.start("probe.wait_asked", wait_ms=1)]
-        await until(lambda: served.probe.waiting == 2)
+        waiting = [
+            await client.start("probe.wait"),
+            await client.start("probe.wait_asked", wait_ms=1),
+            await client.start("probe.wait_later"),
+        ]
+        await until(lambda: served.probe.waiting == 3)
         assert await client.call("probe.open_gate") == "opened"
         for msgid in waiting:
             assert await client.answer(msgid) == "open"
         assert await client.call("probe.wait_asked") == "open"
 
 
-async def test_cancel_gives_one_request_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["probe.wait", "probe.wait_later"])
+async def test_cancel_gives_one_request_up(tmp_path: Path, method: str) -> None:
     """The one that was named ends as cancelled, the other goes on, and naming none is ignored."""
     async with serving(tmp_path) as served, served.client() as client:
-        first, second = await client.start("probe.wait"), await client.start("probe.wait")
+        first, second = await client.start(method), await client.start(method)
         await until(lambda: served.probe.waiting == 2)
         for bad in ([2, "$/cancel", [999]], [2, "$/cancel", []], [2, "$/cancel", ["x"]]):
             await client.send(client.protocol._packer.pack(bad))
@@ -147,7 +152,7 @@ async def test_cancel_gives_one_request_up(tmp_path: Path) -> None:
         assert await client.answer(second) == "open"
 
 
-@pytest.mark.parametrize("method", ["probe.wait", "probe.wait_inline"])
+@pytest.mark.parametrize("method", ["probe.wait", "probe.wait_inline", "probe.wait_later"])
 async def test_a_timeout_ends_a_request(tmp_path: Path, method: str) -> None:
     """In time the request runs as if it had none; beyond it, the answer is deadline_exceeded and nothing of it goes on."""
     async with serving(tmp_path) as served, served.client() as client:
@@ -284,18 +289,19 @@ async def test_short_requests_pass_however_many_are_in_the_pipe(tmp_path: Path) 
             assert await client.answer(msgid) == number
 
 
-async def test_waits_beyond_the_limit_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["probe.wait", "probe.wait_later"])
+async def test_waits_beyond_the_limit_are_refused(tmp_path: Path, method: str) -> None:
     """A connection full of waits gets overloaded for one more, still hears cancel, and then has room."""
     async with serving(tmp_path, limits=RpcLimits(in_flight=3, slot_wait_ms=1)) as served, served.client() as client:
-        waiting = [await client.start("probe.wait") for _ in range(3)]
+        waiting = [await client.start(method) for _ in range(3)]
         with pytest.raises(Overloaded) as refusal:
-            await client.call("probe.wait")
+            await client.call(method)
         assert (refusal.value.data["used"], refusal.value.data["allowed"]) == (3, 3)
         await client.send(client.protocol.cancel(waiting[0]))
         with pytest.raises(Cancelled):
             await client.answer(waiting[0])
         served.probe.gate.set()
-        assert await client.call("probe.wait") == "open"
+        assert await client.call(method) == "open"
 
 
 async def test_a_user_has_only_so_many_connections(tmp_path: Path) -> None:
@@ -388,12 +394,13 @@ async def test_who_never_reads_its_answers_is_dropped(tmp_path: Path) -> None:
 # --- the end -----------------------------------------------------------------------------------------
 
 
-async def test_what_waits_for_a_client_that_is_gone_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["probe.wait", "probe.wait_later"])
+async def test_what_waits_for_a_client_that_is_gone_ends(tmp_path: Path, method: str) -> None:
     """Closing cancels what is under way and calls who wanted to know."""
     async with serving(tmp_path) as served:
         async with served.client() as client:
             await client.call("probe.watch_close")
-            await client.start("probe.wait")
+            await client.start(method)
             await until(lambda: served.probe.waiting == 1)
         await until(lambda: served.probe.closed == [1])
         assert served.probe.cancelled == 1
