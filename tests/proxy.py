@@ -89,6 +89,8 @@ class Network:
         self._is_over = True
         self.wake()
         self._thread.join()
+        self._bell.close()
+        self._ear.close()
 
     # --- in the thread -------------------------------------------------------------------------------
 
@@ -111,8 +113,6 @@ class Network:
             for pair in tuple(proxy.pairs):
                 self._end(pair)
         self._selector.close()
-        self._bell.close()
-        self._ear.close()
 
     def _look_at_switches(self) -> None:
         for proxy in self._proxies:
