@@ -134,6 +134,8 @@ class Node:
         """Stop it as it is (SIGSTOP): it keeps its connections and answers nothing."""
         assert self._server is not None
         self._server.process.send_signal(signal.SIGSTOP)
+        # Until then some of its threads go on.
+        os.waitid(os.P_PID, self._server.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def go_on(self) -> None:
         """End a `pause`."""
