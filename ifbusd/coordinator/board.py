@@ -233,7 +233,7 @@ class Board:
                 after = page.items[-1].key
                 await trio.lowlevel.checkpoint()
         self._bindings.renew(self._bound())
-        self.tasks = dict(sorted(self.tasks.items(), key=lambda item: item[1].n))
+        self.tasks = dict(sorted(self.tasks.items(), key=lambda item: (item[1].created_revision, item[1].n)))
         self._show_groups()
         for task_id in list(self.tasks):
             self._refresh(task_id)
@@ -460,6 +460,7 @@ class Board:
             entry = self.tasks[task_id] = Entry(
                 task_id=task_id,
                 n=record.n,
+                created_revision=item.create_revision,
                 title=record.title,
                 state=record.state,
                 capabilities=self._shared(frozenset(record.capabilities)),

@@ -1,7 +1,8 @@
-"""Task numbers where several daemons give them out: a block for all who ask at the same moment, in a commit of its own.
+"""Task numbers where several daemons give them out: a block of them in a commit of its own.
 
-If every new task counted the counter up in its own commit, no two tasks of a cluster could be created in one group of commits. A number that
-was taken and not used is used never.
+If every new task counted the counter up in its own commit, no two tasks of a cluster could be created in one group of commits. Each block is twice
+as large as the one before: who creates few tasks wastes few numbers, who creates many hardly ever waits for one. A number that was
+taken and not used, as by a daemon that was stopped, is used never; that of a later task may be lower, if another daemon gave it out.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from ifbusd.codec import pack, unpack
 from ifbusd.coordinator.model import TASK_COUNTER
 from ifbusd.store.base import Compare, Put, Store, Txn
 
+_MOST_AHEAD: Final = 256
 # Each lost race is another daemon's block.
 _TRIES: Final = 64
 
 
 class Numbers:
-    """The mutable state is the rest of the last block, and how many numbers are wanted now."""
+    """The mutable state is the rest of the last block, how large the next one is, and how many numbers are wanted now."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._left = range(0)
+        self._block = 1
         self._wanted = 0
         self._taking = trio.Lock()
 
@@ -38,7 +41,8 @@ class Numbers:
         try:
             async with self._taking:
                 if len(self._left) < count:
-                    self._left = await self._reserve(self._wanted)
+                    self._left = await self._reserve(max(self._wanted, self._block))
+                    self._block = min(2 * self._block, _MOST_AHEAD)
                 taken, self._left = self._left[:count], self._left[count:]
                 return taken
         finally:

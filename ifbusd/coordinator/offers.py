@@ -61,6 +61,7 @@ class Entry:
     """A task on the board: what is needed to offer and to list it.
 
     Attributes:
+        created_revision: At which it was created.
         resources: It needs these for itself while it is claimed.
         busy: Those of them that somebody holds.
         since_ms: When it became ready, as far as is known; of a final one, when it ended.
@@ -90,6 +91,7 @@ class Entry:
     blocker: str
     route: str
     unmet: frozenset[str]
+    created_revision: int = 0
     resources: tuple[str, ...] = ()
     busy: frozenset[str] = frozenset()
     group: str = ""

@@ -13,7 +13,6 @@ from ifbusd.coordinator.core import Answer
 from ifbusd.coordinator.gates import checks as gates
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.model import CLAIMS, SESSIONS, ClaimRecord, SessionRecord, TaskRecord
-from ifbusd.coordinator.offers import Entry
 from ifbusd.coordinator.resources import Resources
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
@@ -80,25 +79,23 @@ class Tasks(Resources):
             await self._store.sync()
         await self.board.catch_up()
         revision = self.board.revision
-        start = 0
-        if after:
-            entry = self.board.tasks.get(after)
-            if entry is None:
-                raise self._no_task(after)
-            start = entry.n
+        if after and after not in self.board.tasks:
+            raise self._no_task(after)
         wanted, word = frozenset(states or life.STATES), grep.casefold()
-        matching: list[Entry] = []
+        total, shown, is_before = 0, [], bool(after)
         entries = list(self.board.tasks.values())
         for first in range(0, len(entries), _LOOKED_AT):
-            matching += [
-                entry
-                for entry in entries[first : first + _LOOKED_AT]
-                if entry.shown in wanted
-                and (not holder or (entry.held is not None and entry.held.swarm_id == holder))
-                and (not word or word in entry.task_id.casefold() or word in entry.title.casefold())
-            ]
+            for entry in entries[first : first + _LOOKED_AT]:
+                if (
+                    entry.shown in wanted
+                    and (not holder or (entry.held is not None and entry.held.swarm_id == holder))
+                    and (not word or word in entry.task_id.casefold() or word in entry.title.casefold())
+                ):
+                    total += 1
+                    if not is_before:
+                        shown.append(entry.task_id)
+                is_before = is_before and entry.task_id != after
             await trio.lowlevel.checkpoint()
-        shown = [entry.task_id for entry in matching if entry.n > start]
         names, views = shown[:limit], []
         for name, (stored, held) in zip(names, await self._read_tasks(names), strict=True):
             if stored is not None:
@@ -109,7 +106,7 @@ class Tasks(Resources):
         last = views[-1]["task_id"] if views else None
         return {
             "tasks": views,
-            "total": len(matching),
+            "total": total,
             "next": last if last is not None and last != shown[-1] else None,
             "counts": {state: number for state, number in self.board.counts.items() if number},
             "revision": revision,

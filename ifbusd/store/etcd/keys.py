@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from etcd3 import etcdrpc
 
-from ifbusd.store.base import Get, KeyValue, Op, Put, Txn
+from ifbusd.store.base import Get, KeyValue, Op, Put, Txn, WatchEvent
 from ifbusd.store.checks import prefix_end
 
 # Time of the operation, and a number that no other entry of this host's present life has.
@@ -39,13 +39,15 @@ class Keys:
         """A store's key in etcd."""
         return (self._data + key).encode()
 
-    def is_data(self, full: bytes) -> bool:
-        """Whether it is a store's key."""
-        return full.startswith(self._data_bytes)
-
-    def short(self, full: bytes) -> str:
-        """The store's key."""
-        return full[self._cut :].decode()
+    def change(self, event: Any) -> WatchEvent | None:
+        """What an event of etcd's watch says of a store's key; None for other keys."""
+        kv = event.kv
+        full = kv.key  # each look at a message's field makes a new object
+        if not full.startswith(self._data_bytes):
+            return None
+        key, revision = full[self._cut :].decode(), kv.mod_revision
+        value = None if event.type else KeyValue(key, kv.value, kv.create_revision, revision, kv.lease)
+        return WatchEvent(key, value, revision)
 
     def key_value(self, kv: Any) -> KeyValue:
         """A stored key."""

@@ -29,6 +29,10 @@ _READ: Final = "select seq, revision, at_ms, record, hash from log where seq > ?
 _CACHE_BYTES: Final = 2 * 1024 * 1024
 _CHECKPOINT_PAGES: Final = 1024
 _FULL_RETRY_S: Final = 0.5
+# How long the cluster's entries wait for others to go with them: each time costs a commit on every host.
+_GATHERING_S: Final = 0.02
+# More of them than this are not taken before these are in the file.
+_MOST_GATHERED: Final = 4_096
 
 
 # Revision, time and what was done.
@@ -187,6 +191,56 @@ class RecordLog:
     def _note_wal(self, _connection: Any, _name: str, pages: int) -> int:
         self._wal_pages = pages
         return apsw.SQLITE_OK
+
+
+class Intake:
+    """The cluster's entries on their way into the file: those of a moment go together, or at once where somebody waits for them.
+
+    Until then they stand in etcd. The mutable state is what was handed over and is not in the file, and how many wait.
+    """
+
+    def __init__(self, log: RecordLog) -> None:
+        self._log = log
+        self._records: list[Record] = []
+        self._revision = 0
+        self._waiting = 0
+        self._work = trio.lowlevel.ParkingLot()
+        self._hurry = trio.lowlevel.ParkingLot()
+        self._moved = trio.lowlevel.ParkingLot()
+
+    async def put(self, records: list[Record], revision: int) -> None:
+        """Hand over all entries up to a revision; waits only where very many have not been written yet."""
+        self._records += records
+        self._revision = revision
+        self._work.unpark()
+        while len(self._records) > _MOST_GATHERED:
+            await self._moved.park()
+
+    async def until(self, revision: int) -> None:
+        """Return once everything up to a revision is in the file."""
+        self._waiting += 1
+        self._hurry.unpark_all()
+        try:
+            await self._log.until(revision)
+        finally:
+            self._waiting -= 1
+
+    async def drain(self) -> None:
+        """Return once all that was handed over is in the file."""
+        if self._revision > self._log.revision:
+            await self.until(self._revision)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            while self._revision <= self._log.revision:
+                await self._work.park()
+            if not self._waiting:
+                with trio.move_on_after(_GATHERING_S):
+                    await self._hurry.park()
+            records, self._records = self._records, []
+            await append_patiently(self._log, records, self._revision)
+            self._moved.unpark_all()
 
 
 async def append_patiently(log: RecordLog, records: list[Record], revision: int) -> None:

@@ -41,7 +41,7 @@ from ifbusd.store.etcd.config import NODE_FILE, EtcdConfig
 from ifbusd.store.etcd.faults import EtcdFault, Kind
 from ifbusd.store.etcd.feed import Feed
 from ifbusd.store.etcd.keys import Keys, unpack_record
-from ifbusd.store.etcd.records import Record, RecordLog, append_patiently
+from ifbusd.store.etcd.records import Intake, Record, RecordLog, append_patiently
 from ifbusd.store.etcd.renewals import Renewals
 from ifbusd.store.etcd.replica import Replica
 from ifbusd.store.fsync import sync_names
@@ -53,8 +53,6 @@ _log = logging.getLogger(__name__)
 _LOAD_PAGE: Final = 500
 # How long a foreign write under another prefix may keep our watch from showing a revision, before we write one of our own.
 _MARK_AFTER_S: Final = 0.05
-# Events handled between two looks at the scheduler.
-_EVENTS_AT_ONCE: Final = 1_000
 
 
 @attrs.frozen(kw_only=True)
@@ -135,6 +133,7 @@ class EtcdStore:
         self._timeout_s = config.request_timeout_ms / 1000
         self._cluster = Cluster(config)
         self._log = RecordLog(log_path, wal_limit_bytes=wal_limit_bytes)
+        self._intake = Intake(self._log)
         self.node = _node_of(log_path.parent)
         self._keys = Keys(config.prefix, self.node)
         self._replica = self._new_replica()
@@ -430,7 +429,7 @@ class EtcdStore:
     async def _until_recorded(self) -> None:
         # Bounded: with etcd away or the disk full, what is there is told.
         with trio.move_on_after(self._timeout_s):
-            await self._log.until(self._commits.recorded_revision)
+            await self._intake.until(self._commits.recorded_revision)
 
     # --- running -------------------------------------------------------------------------------------
 
@@ -456,6 +455,7 @@ class EtcdStore:
                     )
                 if not self._log.revision:
                     await self._log.append([], revision)  # its record begins with its joining
+                nursery.start_soon(self._intake.run)
                 nursery.start_soon(self._cluster.run)
                 nursery.start_soon(self._feed.run, revision + 1)
                 nursery.start_soon(self._record_feed.run, self._log.revision + 1)
@@ -542,16 +542,15 @@ class EtcdStore:
         """Take over changes of whole revisions: what is known by heart, who watches, who waits."""
         told: list[WatchEvent] = []
         size_bytes = 0
-        keys, replica = self._keys, self._replica
+        change_of, replica = self._keys.change, self._replica
         for event in events:
-            kv = event.kv
-            if not keys.is_data(kv.key):
+            change = change_of(event)
+            if change is None:
                 continue
-            value = None if event.type else keys.key_value(kv)
-            change = WatchEvent(keys.short(kv.key), value, kv.mod_revision)
             replica.told(change.key, change.value, change.revision)
             told.append(change)
-            size_bytes += len(kv.value)
+            if change.value is not None:
+                size_bytes += len(change.value.value)
         revision = events[-1].kv.mod_revision
         replica.advance(revision)
         if told:
@@ -620,12 +619,13 @@ class EtcdStore:
         return b"" if item is None else self._keys.full(item.key) + b"\0"
 
     async def _take_records(self, events: list[Any]) -> None:
-        """Move witness entries into this host's log, on the disk before the next ones are asked for."""
+        """Move witness entries into this host's log; a start begins with the first one that is not on its disk."""
         records = [record for event in events if not event.type and (record := _record_of(event.kv)) is not None]
-        await append_patiently(self._log, records, events[-1].kv.mod_revision)
+        await self._intake.put(records, events[-1].kv.mod_revision)
 
     async def _read_records_anew(self) -> int:
         """The watch is too far behind: take what still stands there. What was written over since is lost to this host."""
+        await self._intake.drain()
         start, end = self._keys.record_range
         revision, found = 0, []
         while True:

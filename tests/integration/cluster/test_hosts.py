@@ -144,6 +144,32 @@ def test_a_retry_at_the_other_host_is_one_effect(pair: Hosts, links: Callable[[H
     assert again["receipt"]["replayed"]
 
 
+def test_tasks_are_listed_in_order_of_creation(doomed: Hosts, links: Callable[[Host], Link]) -> None:
+    """Page by page each task once, at every host the same, and after a restart too, whichever host numbered them."""
+    clients = [links(host) for host in doomed.hosts]
+    titles = [f"task {n}" for n in range(12)]
+    numbers = []
+    for n, title in enumerate(titles):
+        name = clients[n * 5 // 3 % 2].call("coordinator.create_task", title=title)["task"]["task_id"]
+        numbers.append(int(name.removeprefix("T-")))
+    assert numbers != sorted(numbers)
+    doomed[1].daemon.stop()
+    doomed[1].daemon.start()
+    for link in (clients[0], links(doomed[1])):
+        assert until(lambda link=link: len(found := list_all(link, limit=2)) >= len(titles) and found) == titles
+
+
+def list_all(link: Link, limit: int) -> list[str]:
+    """The titles of all tasks, read in pages."""
+    found: list[str] = []
+    after = ""
+    while after is not None:
+        page = link.call("coordinator.list_tasks", after=after, limit=limit)
+        found += [task["title"] for task in page["tasks"]]
+        after = page["next"]
+    return found
+
+
 def test_letters_and_events_reach_the_other_host(pair: Hosts, links: Callable[[Host], Link]) -> None:
     """A blocker that is reported at one host is told live to the orchestrator at the other, and what happens on the board too."""
     a = links(pair[0])

@@ -1,0 +1,62 @@
+"""The witness log of a host among several: entries of the cluster on their way into the file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ifbusd.store.etcd.records import Intake, RecordLog
+
+
+@asynccontextmanager
+async def following(path: Path) -> AsyncIterator[tuple[RecordLog, Intake]]:
+    """A log with an intake, both at work."""
+    log = RecordLog(path, wal_limit_bytes=1 << 20)
+    intake = Intake(log)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        nursery.start_soon(intake.run)
+        yield log, intake
+        nursery.cancel_scope.cancel()
+
+
+async def test_entries_of_a_moment_go_together(tmp_path: Path, mock_clock: MockClock) -> None:
+    """While nobody waits they gather; then all go, in order."""
+    async with following(tmp_path / "log.db") as (log, intake):
+        for revision in range(1, 6):
+            await intake.put([(revision, 0, b"%d" % revision)], revision)
+            await wait_all_tasks_blocked()
+        assert log.head.seq == 0
+        mock_clock.jump(1)
+        await log.until(5)
+        assert [(entry.revision, entry.record) for entry in await log.read(0, 10)] == [
+            (revision, b"%d" % revision) for revision in range(1, 6)
+        ]
+
+
+async def test_who_waits_for_an_entry_does_not_wait_for_others(tmp_path: Path, mock_clock: MockClock) -> None:
+    """It is written at once, whether it was there before or comes later; the clock stands still."""
+    async with following(tmp_path / "log.db") as (log, intake):
+        await intake.put([(1, 0, b"one")], 1)
+        await intake.until(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(intake.until, 2)
+            await wait_all_tasks_blocked()
+            await intake.put([(2, 0, b"two")], 2)
+        await intake.drain()
+        assert log.head.seq == 2
+
+
+async def test_too_many_entries_are_not_taken(tmp_path: Path, mock_clock: MockClock) -> None:
+    """Who brings more than are gathered waits until they are in the file."""
+    async with following(tmp_path / "log.db") as (log, intake):
+        many = [(1, 0, b"entry")] * 5_000
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(intake.put, many, 1)
+            await wait_all_tasks_blocked()
+            mock_clock.jump(1)
+        assert log.head.seq == len(many)
