@@ -663,7 +663,9 @@ class EmbeddedStore:
             self._committed(batch, took_us)
             # Kept short, or copying it back would take long; on a full disk its file has to have room for the next commit.
             self._is_checkpoint_due = self._is_full or self._wal_bytes > self._config.checkpoint_wal_bytes
-        self._work.unpark()
+        # Entries of the log alone concern no view: `run` is not woken for them.
+        if batch.events or self._batch is not None or self._is_checkpoint_due:
+            self._work.unpark()
 
     def _write(self, batch: _Batch) -> None:
         """Hand the batch over to SQLite, whose commit is still to come. Processor time and no waiting, so a thread would gain nothing."""
