@@ -8,13 +8,12 @@ version of the package must pass the tests of the guests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import byref
-from typing import Any, Final
+from ctypes import POINTER, byref
+from typing import Any, Final, NoReturn
 
 import wasmtime
 from wasmtime import _ffi as ffi
-from wasmtime._extern import wrap_extern
-from wasmtime._func import enter_wasm
+from wasmtime._func import maybe_raise_last_exn
 
 NUMBERS: Final = {
     "i32": ffi.WASMTIME_I32.value,
@@ -22,14 +21,22 @@ NUMBERS: Final = {
     "f32": ffi.WASMTIME_F32.value,
     "f64": ffi.WASMTIME_F64.value,
 }
+_FUNCTION: Final = ffi.WASMTIME_EXTERN_FUNC.value
+_MEMORY: Final = ffi.WASMTIME_EXTERN_MEMORY.value
+_Trap: Final = POINTER(ffi.wasm_trap_t)
 
 
-def find_export(store: wasmtime.Store, instance: wasmtime.Instance, name: bytes) -> Any:
-    """What an instance exports under a name, None if there is nothing."""
+def find_export(
+    store: wasmtime.Store, instance: wasmtime.Instance, name: bytes
+) -> wasmtime.Func | wasmtime.Memory | None:
+    """The function or memory that an instance exports under a name, None if there is none."""
     found = ffi.wasmtime_extern_t()
     if not ffi.wasmtime_instance_export_get(store._context(), byref(instance._instance), name, len(name), byref(found)):
         return None
-    return wrap_extern(found)
+    kind: Any = found.kind  # a plain number, whatever its declaration says
+    if kind == _FUNCTION:
+        return wasmtime.Func._from_raw(found.of.func)
+    return wasmtime.Memory._from_raw(found.of.memory) if kind == _MEMORY else None
 
 
 class NumberCall:
@@ -37,12 +44,13 @@ class NumberCall:
 
     def __init__(self, params: Sequence[str], results: Sequence[str]) -> None:
         """`params`, `results`: names of `NUMBERS`."""
-        self._params = tuple(params)
-        self._results = tuple(results)
         self._given = (ffi.wasmtime_val_t * len(params))()
         self._got = (ffi.wasmtime_val_t * len(results))()
         for value, name in zip(self._given, params, strict=True):
             value.kind = NUMBERS[name]
+        # Where each number stands: the same places in every call.
+        self._inputs = [(value.of, name) for value, name in zip(self._given, params, strict=True)]
+        self._outputs = [(value.of, name) for value, name in zip(self._got, results, strict=True)]
 
     def __call__(self, store: wasmtime.Store, function: wasmtime.Func, arguments: Sequence[float]) -> Any:
         """What the function returns: None, a number, or a list of them.
@@ -55,13 +63,21 @@ class NumberCall:
             wasmtime.Trap, wasmtime.WasmtimeError: As calling the function itself would; so does what a host function raised.
         """
         given, got = self._given, self._got
-        for value, name, argument in zip(given, self._params, arguments, strict=True):
-            setattr(value.of, name, argument)
-        with enter_wasm(store) as trap:
-            error = ffi.wasmtime_func_call(
-                store._context(), byref(function._func), given, len(given), got, len(got), trap
-            )
-            if error:  # type: ignore[truthy-bool] # a null pointer is false
-                raise wasmtime.WasmtimeError._from_ptr(error)
-        results = [getattr(value.of, name) for value, name in zip(got, self._results, strict=True)]
+        for (place, name), argument in zip(self._inputs, arguments, strict=True):
+            setattr(place, name, argument)
+        trap = _Trap()
+        error = ffi.wasmtime_func_call(
+            store._context(), byref(function._func), given, len(given), got, len(got), byref(trap)
+        )
+        # Null pointers are false.
+        if error:  # type: ignore[truthy-bool]
+            _raise(wasmtime.WasmtimeError._from_ptr(error))
+        if trap:  # type: ignore[truthy-bool]
+            _raise(wasmtime.Trap._from_ptr(trap))
+        results = [getattr(place, name) for place, name in self._outputs]
         return results if len(results) > 1 else results[0] if results else None
+
+
+def _raise(failure: Exception) -> NoReturn:
+    maybe_raise_last_exn()  # what a host function raised is the reason
+    raise failure

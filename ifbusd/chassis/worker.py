@@ -96,6 +96,7 @@ def _answer_until_closed(channel: socket.socket, loaded: guest.Guest) -> None:
             _send(channel, [execution, "memory", b"", "the sandbox ran out of memory", 0])
             return
         _send(channel, [execution, status, output, message, memory_bytes])
+        os.sched_yield()  # whoever waits for the answer goes first
         loaded.prepare()
 
 
