@@ -41,9 +41,13 @@ class Outcome(NamedTuple):
 STATUSES: Final = frozenset({"ok", "trap", "exit", "output", "memory", "input"})
 
 
+# One per process, as in `ifbusd.codec`, which is not for here: zygote and workers load nothing of the daemon's.
+_packer: Final = msgpack.Packer(use_bin_type=True, autoreset=True)
+
+
 def pack(message: list[Any]) -> bytes:
     """One datagram."""
-    packed: bytes = msgpack.packb(message, use_bin_type=True)
+    packed: bytes = _packer.pack(message)
     return packed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import attrs
 
@@ -39,8 +39,7 @@ _RESTART_LAST_MS: Final = 10_000
 # --- rates ---------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
-class Bucket:
+class Bucket(NamedTuple):
     """A token bucket: fills by `rate_per_s` up to `capacity`.
 
     Attributes:
@@ -55,11 +54,11 @@ class Bucket:
     @classmethod
     def full(cls, *, rate_per_s: float, capacity: float, now_us: int) -> Bucket:
         """A bucket that has not been drawn from yet."""
-        return cls(rate_per_s=rate_per_s, capacity=capacity, level=capacity, at_us=now_us)
+        return cls(rate_per_s, capacity, capacity, now_us)
 
     def at(self, level: float, now_us: int) -> Bucket:
-        """The same bucket at another level; `attrs.evolve` takes thrice as long, before each execution."""
-        return Bucket(rate_per_s=self.rate_per_s, capacity=self.capacity, level=level, at_us=now_us)
+        """The same bucket at another level."""
+        return Bucket(self.rate_per_s, self.capacity, level, now_us)
 
 
 def take(bucket: Bucket, now_us: int, amount: float = 1.0) -> tuple[Bucket, int]:
@@ -272,8 +271,7 @@ def failure(contract: ServiceContract, status: str, message: str, stderr: bytes,
 # --- quality of service -----------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class Sample:
+class Sample(NamedTuple):
     """One execution: whether it ended without error, and how long it took."""
 
     succeeded: bool

@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import attrs
 import trio
@@ -53,8 +53,7 @@ class Ready:
     released: Callable[[], None]
 
 
-@attrs.frozen(kw_only=True)
-class Run:
+class Run(NamedTuple):
     """A successful execution.
 
     Attributes:
@@ -164,11 +163,11 @@ class Sandbox:
         """
         self._take_call()
         begun = Begun(text=text, began_us=_now_us())
-        if self._turn.value and self._ready is not None and not self._must_wait(self._ready.worker):
+        if self._turn.value and self._ready is not None and not self._must_wait():
             self._turn.acquire_nowait()
             try:
                 self._send(self._ready, begun, "warm")
-            except OSError:  # it is just ending: `finish` starts another one
+            except OSError:  # it has ended: `finish` starts another one
                 self._turn.release()
             else:
                 self._unwatched = begun
@@ -208,7 +207,7 @@ class Sandbox:
                 self._sample(False, begun.began_us)
             raise
         finally:
-            self.used_at = trio.current_time()
+            self.used_at = time.monotonic()
             self._turn.release()
         return Run(
             output=output,
@@ -326,9 +325,9 @@ class Sandbox:
         """Whether the kernel's fence might end the next execution before its wall clock does."""
         return self._used_us > self.cpu_fence_s * 1_000_000 - self.module.contract.limits.wall_ms * 1000
 
-    def _must_wait(self, worker: Worker) -> bool:
+    def _must_wait(self) -> bool:
         """Whether something has to be done before the worker takes the next execution."""
-        return self._is_worn or not worker.is_alive() or self._debt_us() > 0
+        return self._is_worn or self._debt_us() > 0
 
     async def _give(self, begun: Begun) -> None:
         warmth = "warm" if self._ready is not None else "cold"

@@ -292,16 +292,18 @@ class IFChassis:
             raise
         if not run.waited or run.wall_us < _BRIEF_US:
             self._latency.note(began_ns)
-            return {**_answer(run), "receipt": admitted}
+            answer = _answer(run)
+            answer["receipt"] = admitted
+            return answer
 
         def end(tx: Tx) -> dict[str, Any]:
             decide(tx)
             tx.detail |= {"admitted": admitted["seq"], "wall_us": run.wall_us, "cpu_us": run.cpu_us}
             return _answer(run)
 
-        answer = await self._operations.run(caller, _EXECUTE, swarm_id, end)
+        ended = await self._operations.run(caller, _EXECUTE, swarm_id, end)
         self._latency.note(began_ns)
-        return answer
+        return ended
 
     async def _execute_once(
         self, caller: Caller, swarm_id: str, text: bytes, decide: Callable[[Tx], Sandbox], began_ns: int
@@ -364,7 +366,8 @@ class IFChassis:
         """The sandbox for what the store says is loaded; one with an older contract is replaced."""
         key = (swarm_id, module.sha256)
         found = self._sandboxes.get(key)
-        if found is not None and found.module == module:
+        if found is not None and (found.module is module or found.module == module):
+            found.module = module  # the store's decoded value stays the same object
             return found
         if found is not None:
             self._retired.append(found)
