@@ -61,6 +61,21 @@ bench: .venv/.dev  ## Measure everything beside its limits; figures to build/ben
 	$(BIN)/python perf/claims.py --backend etcd --json build/bench/claims_etcd.json
 	$(BIN)/python perf/push.py --other-host --json build/bench/push_other_host.json
 
+# The mixed run comes last: what the others left behind would show in its figures. What they found becomes docs/proof.md.
+proof soak torture: SIZE = $(@:proof=suite)
+proof soak torture: .venv/.dev
+	rm -rf build/proof/$(SIZE)
+	IFBUS_PROOF=$(SIZE) $(SERVERS) $(BIN)/pytest tests/proof --ignore=tests/proof/test_mixed_run.py $(PYTEST_ARGS)
+	IFBUS_PROOF=$(SIZE) $(SERVERS) $(BIN)/pytest tests/proof/test_mixed_run.py $(PYTEST_ARGS)
+	$(BIN)/python -m tests.proof.report $(SIZE)
+
+proof:  ## Attack every promise, in the size of the test suite (minutes); figures to build/proof, docs/proof.md
+soak:  ## The same for an hour
+torture:  ## The same for a night
+
+faults: .venv/.dev  ## Switch off one protection after the other and see that its test notices; FAULTS='token*'
+	$(BIN)/python -m tests.faults.run '$(FAULTS)'
+
 guests: .venv/.dev  ## Rebuild the committed test guests (.wasm) from their sources; fetches a C compiler
 	$(PIP_INSTALL) --target build/zig ziglang==0.17.1
 	PYTHONPATH=build/zig $(BIN)/python tests/guests/build.py
