@@ -60,6 +60,8 @@ ENDING_OPERATIONS: Final = frozenset(
         "governor.trip_circuit_breaker",
     }
 )
+# What is put on it fails, as on one that has ended: no store gives out such a lease.
+_NO_LEASE: Final = -1
 # A target comes from the caller, and a refused one need not be an identifier: this much of it goes on record.
 _TARGET_CHARS: Final = 128
 
@@ -125,6 +127,8 @@ class Tx:
         self._writes: dict[str, Put | Delete] = {}
         self.messages: list[tuple[str, Message]] = []
         self.detail: dict[str, Any] = {}
+        # Where the storage is full and nothing is kept back for it, what is deleted may go without the rest (`Txn.deletes_suffice`).
+        self.deletes_suffice = False
 
     def obtain(self, name: str, fetch: Callable[[], Awaitable[T]]) -> T:
         """The result of `fetch`, which is awaited once per operation; until then the decision ends here and is made again.
@@ -310,8 +314,9 @@ class Operations:
             try:
                 record = self._record(caller, op, target, "ok", tx.detail)
                 told = tx.messages if news is None else ()
+                ends, suffice = op in ENDING_OPERATIONS, tx.deletes_suffice
                 done = await self._store.txn(
-                    Txn(tx.compares, tx.writes, record=record, ends=op in ENDING_OPERATIONS, told=told)
+                    Txn(tx.compares, tx.writes, record=record, ends=ends, told=told, deletes_suffice=suffice)
                 )
             except LeaseNotFound:
                 if (
@@ -447,8 +452,16 @@ class Operations:
 
     async def _ensure_window(self, op: str) -> None:
         window = self._now_ms() // IDEMPOTENCY_WINDOW_MS
-        if window != self._window or not self._window_lease:
+        if window == self._window and self._window_lease:
+            return
+        try:
             self._window_lease = await self._store.grant(2 * IDEMPOTENCY_WINDOW_MS, ends=op in ENDING_OPERATIONS)
+        except Unavailable as error:
+            if error.data.get("reason") != "storage_full" or op not in ENDING_OPERATIONS:
+                raise
+            # Nothing can be put, so nothing will hang on it; but deletes may suffice.
+            self._window_lease = self._window_lease or _NO_LEASE
+        else:
             self._window = window
 
     def _record(self, caller: Caller, op: str, target: str, outcome: str, detail: dict[str, Any]) -> bytes:
@@ -472,6 +485,9 @@ def _idempotency_key(caller: Caller) -> str:
 
 
 def _receipt(done: TxnResult) -> dict[str, Any]:
-    if done.head is None:
-        return {"revision": done.revision}
-    return {"revision": done.revision, "seq": done.head.seq, "head": done.head.hash.hex()}
+    receipt: dict[str, Any] = {"revision": done.revision}
+    if done.head is not None:
+        receipt |= {"seq": done.head.seq, "head": done.head.hash.hex()}
+    if done.is_partial:
+        receipt["partial"] = True
+    return receipt

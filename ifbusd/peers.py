@@ -78,7 +78,8 @@ class Peers:
                 self._lease = 0  # the store was away for longer than that
                 continue
             except Unavailable as error:
-                if task_status is not trio.TASK_STATUS_IGNORED:
+                # Without room the others do not see this one, which serves all the same.
+                if task_status is not trio.TASK_STATUS_IGNORED and error.data.get("reason") != "storage_full":
                     raise
                 _log.warning("cannot say that this daemon is there", extra={"reason": error.message})
             task_status.started()

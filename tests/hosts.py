@@ -5,7 +5,7 @@ Every daemon reaches every server through a TCP proxy of its own, so a test can 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -76,6 +76,7 @@ def hosts(
     *,
     etcd: int = 1,
     nats: int = 1,
+    etcd_options: Sequence[str] = (),
     request_timeout_ms: int = 1_000,
     more: str = "",
     is_direct: bool = False,
@@ -84,11 +85,12 @@ def hosts(
 
     Args:
         etcd, nats: Numbers of nodes.
+        etcd_options: More arguments for each etcd.
         more: Further configuration, from a table's head on.
         is_direct: Nothing between a daemon and the servers, where times are measured; then nothing can be cut.
     """
     with ExitStack() as stack:
-        stores = stack.enter_context(etcd_nodes(directory / "etcd", etcd))
+        stores = stack.enter_context(etcd_nodes(directory / "etcd", etcd, options=etcd_options))
         buses = stack.enter_context(nats_nodes(directory / "nats", nats))
         net = stack.enter_context(network())
         made = Hosts(hosts=[], etcd=stores, nats=buses, directory=directory)

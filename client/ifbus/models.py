@@ -303,12 +303,15 @@ class Receipt(Model):
         seq: Number of the witness entry, from 1.
         head: SHA-256 of the chain up to that entry, 64 hex digits. Keep it: it proves any later change of the past.
         replayed: This answer was given before, to the same idempotency key.
+        partial: The storage of the cluster is full: what the operation gives up is given up, and what it writes besides (money that is
+            given back, a note) follows when there is room, as after a lease that has ended.
     """
 
     revision: int
     seq: int | None = None
     head: str | None = None
     replayed: bool = False
+    partial: bool = False
 
     def __str__(self) -> str:
         return f"{self.seq}:{(self.head or '')[:8]}"

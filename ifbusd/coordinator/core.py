@@ -106,6 +106,8 @@ class Core:
             board_history=config.board_history,
         )
         self._retired = RetiredLeases(store)
+        # What ended in a crash was given back, or there is no room to do that: reads and releases need not wait for it.
+        self._may_serve = trio.Event()
 
     def _task(self, tx: Tx, task_id: str) -> TaskRecord:
         check_identifier(task_id, "task_id")
@@ -218,6 +220,8 @@ class Core:
             except IfbusError as error:
                 if not error.retryable:
                     return False  # the task is gone, and with it whatever was held; the refusal is on record
+                if error.data.get("reason") == "storage_full":
+                    self._may_serve.set()
                 await trio.sleep(_RETRY_S)  # the store has no room, or does not answer: it must come back or end us
             else:
                 return True

@@ -58,8 +58,8 @@ class Freeing(Core):
         ]
         return await self._record_all(left)
 
-    async def handle_lost_claims(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Give back what lost claims held and put them on record, until cancelled; ready once the ledger was reconciled."""
+    async def handle_lost_claims(self) -> None:
+        """Give back what lost claims held and put them on record, until cancelled; `_may_serve` is set once the ledger was reconciled."""
         while True:
             await self.board.wait_lost()
             batch = list(self.board.lost.items())[:_AT_ONCE]
@@ -76,8 +76,7 @@ class Freeing(Core):
                     self.board.has_gap = True
                     await trio.sleep(_RETRY_S)
                 else:
-                    task_status.started()
-                    task_status = trio.TASK_STATUS_IGNORED
+                    self._may_serve.set()
 
     async def _record_all(self, lost: list[LostClaim]) -> int:
         recorded = 0

@@ -293,6 +293,8 @@ class Holding(Core):
         given_back = self._governor.claim_ended(tx, swarm_id, task_id, outcome=outcome)
         tx.put(TASKS + task_id, ended.to_map(), decoded=ended)
         self._drop_claim(tx, task_id, claim)
+        # Without the rest it is a claim whose lease has ended, which is put right later; where attempts count it would cost one.
+        tx.deletes_suffice = ending.verdict == "release" and not life.counts_attempts(task)
         if claim.own_lease:
             leases.append(stored.lease)
         answer = self._ended(task_id, ended, given_back)

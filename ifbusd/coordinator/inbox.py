@@ -213,6 +213,7 @@ class Inbox(Core):
                 ]
                 for key in read[:_CHUNK]:
                     tx.delete(key)
+                tx.deletes_suffice = True
                 tx.detail["seq"] = seq
                 return {"dropped": len(read[:_CHUNK]), "has_more": len(read) > _CHUNK}
 

@@ -368,7 +368,10 @@ class Coordinator(Protocol):
         ...
 
     async def release_task(self, caller: Caller, task_id: str, swarm_id: str, token: int, *, note: str = "") -> Answer:
-        """End the claim without a verdict; the task is ready for others at once. Answers as `complete_task`."""
+        """End the claim without a verdict; the task is ready for others at once. Answers as `complete_task`.
+
+        On a full etcd too, unless attempts count: then with ``"partial": true`` in the receipt, and money and note follow when there is room.
+        """
         ...
 
     async def acquire_resources(

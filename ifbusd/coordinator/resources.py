@@ -281,6 +281,9 @@ class Resources(Waiting):
                 if held is not None and claim is not None:
                     left = claim.evolve(ends_with=[key for key in claim.ends_with if key not in keys])
                     tx.put(CLAIMS + task_id, left.to_map(), lease=held.lease, decoded=left)
+            tx.deletes_suffice = (
+                not of_claims
+            )  # a claim that still named them would end them once more, whosever they are by then
             tx.detail.update(swarm=swarm_id, resources=list(fences))
             return {"released": list(fences)}
 

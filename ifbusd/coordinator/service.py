@@ -77,14 +77,15 @@ class IFCoordinator(
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the store and look after claims that end by themselves.
 
-        Ready once the board is read and what claims held that ended in a crash is given back.
+        Ready once the board is read and what claims held that ended in a crash is given back, if the store has room for that.
         """
         async with trio.open_nursery() as nursery:
             await nursery.start(self.board.run)
             nursery.start_soon(self._retired.run)
             nursery.start_soon(self._bindings.run)
             nursery.start_soon(self.look_after_bindings)
-            await nursery.start(self.handle_lost_claims)
+            nursery.start_soon(self.handle_lost_claims)
+            await self._may_serve.wait()
             nursery.start_soon(self.watch_clocks)
             nursery.start_soon(self.look_after_drains)
             nursery.start_soon(self.escalate_blockers)

@@ -202,6 +202,7 @@ class Sessions(Core):
                 return {"freed": []}
             ended.append(stored.lease)
             tx.delete(SESSIONS + swarm_id)
+            tx.deletes_suffice = True
             incarnation = SessionRecord.from_bytes(stored.value).incarnation
             freed = []
             for task_id, held in self.board.claims_of(swarm_id):

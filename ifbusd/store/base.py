@@ -71,6 +71,7 @@ class Txn(NamedTuple):
             is no operation yet); None for none. A transaction with only a record is allowed and uses up no revision.
         told: Handed to watches of everything with the changes, and not stored; a store that other hosts share passes it over.
         ends: It ends something, such as a claim: where the storage is full, a store that keeps space back gives it to these.
+        deletes_suffice: Where the storage is full, a store that keeps no space back may do the deletes of `then` without its puts.
     """
 
     compares: Sequence[Compare] = ()
@@ -79,6 +80,7 @@ class Txn(NamedTuple):
     record: bytes | None = None
     ends: bool = False
     told: Sequence[Any] = ()
+    deletes_suffice: bool = False
 
 
 class LogHead(NamedTuple):
@@ -96,12 +98,14 @@ class TxnResult(NamedTuple):
         revision: The store's revision after it (its own, if it wrote).
         values: One per `Get` of the taken branch, in order.
         head: The witness log after its record, None without one or with a lost compare (and where the log follows the store later: etcd).
+        is_partial: Only the deletes were done, and the record is in this host's log alone (`Txn.deletes_suffice`).
     """
 
     succeeded: bool
     revision: int
     values: tuple[KeyValue | None, ...] = ()
     head: LogHead | None = None
+    is_partial: bool = False
 
 
 class Page(NamedTuple):

@@ -2,7 +2,7 @@
 
 etcd evaluates the compares of all nested transactions on the state before the outer one, so two of which one reads what the other
 writes would both win; and it refuses an outer one that puts a key twice. So a group holds no two transactions that touch the
-same key, unless both only read it. Its operations, and those of its longest member, share etcd's limit of 128.
+same key, unless both only read it. Its operations, and those of its longest member, share etcd's limit of 128, of which the group's own put takes one.
 
 All of a group get one revision. Where a revision is a key's number among others, as letters are numbered in an inbox, no two may share
 it: of each directory that is *ordered* a group writes one key.
@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from ifbusd.store.base import Get, Txn
+from ifbusd.store.base import Get, Put, Txn
 
-MAX_OPS: Final = 128
+MAX_OPS: Final = 127
 
 
 class Waiting(Protocol):
@@ -26,9 +26,9 @@ class Waiting(Protocol):
 
 
 class Footprint:
-    """What a transaction touches: keys read, keys written, ordered directories, its longest list of operations, its size."""
+    """What a transaction touches: keys read, keys written, ordered directories, its longest list of operations, its size, whether it puts."""
 
-    __slots__ = ("length", "orders", "reads", "size_bytes", "writes")
+    __slots__ = ("length", "orders", "puts", "reads", "size_bytes", "writes")
 
     def __init__(self, txn: Txn, ordered: tuple[str, ...] = ()) -> None:
         """Look at it.
@@ -39,6 +39,7 @@ class Footprint:
         reads = {key for key, _ in txn.compares}
         writes = set()
         orders = set()
+        puts = txn.record is not None
         size_bytes = sum(map(len, reads)) + (0 if txn.record is None else len(txn.record))
         for branch in (txn.then, txn.otherwise):
             for op in branch:
@@ -47,12 +48,14 @@ class Footprint:
                     reads.add(op.key)
                 else:
                     writes.add(op.key)
+                    puts |= type(op) is Put
                     if op.key.startswith(ordered):
                         orders.add(op.key.rpartition("/")[0])
                     size_bytes += len(getattr(op, "value", b""))
         self.reads = reads
         self.writes = writes
         self.orders = orders
+        self.puts = puts
         self.size_bytes = size_bytes
         then = len(txn.then) + (txn.record is not None)
         self.length = max(len(txn.compares), then, len(txn.otherwise))

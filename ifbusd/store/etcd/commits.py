@@ -3,12 +3,17 @@
 Each wins or loses by its own compares; one that etcd refuses is found by halving its group and fails alone. A request without
 an answer leaves the outcome unknown: the witness entry that goes with a change is looked for, and what cannot be found out is
 said to be unknown, never to have failed (FACTS 3).
+
+Two things are particular about a full etcd. It refuses the request by which the quota is passed, and has done it all the same: this too is
+looked for. And until mid-2026 it counts only what the outer transaction puts by itself, so that a group of nested ones would go past
+the alarm until the disk is full: every group that puts anything puts one small key of its own besides.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -220,6 +225,8 @@ class Commits:
         for commit in group:
             inner = request if len(group) == 1 else request.success.add().request_txn
             self._keys.write_txn(inner, commit.txn, commit.record)
+        if len(group) > 1 and any(commit.footprint.puts for commit in group):
+            request.success.add().request_put.key = self._keys.weight
         try:
             answer = await self._cluster.call("Txn", request)
         except EtcdFault as fault:
@@ -228,7 +235,7 @@ class Commits:
         self.requests += 1
         self.txns += len(group)
         self.largest = max(self.largest, len(group))
-        answers = [answer] if len(group) == 1 else [each.response_txn for each in answer.responses]
+        answers = [answer] if len(group) == 1 else [each.response_txn for each in answer.responses[: len(group)]]
         revision = int(answer.header.revision)
         results, changed, lost = [], False, []
         for commit, each in zip(group, answers, strict=True):
@@ -254,38 +261,60 @@ class Commits:
             await self._send(group[:middle])
             await self._send(group[middle:])
             return
+        if fault.kind is Kind.NO_SPACE:
+            putting = [commit for commit in group if commit.footprint.puts]
+            if putting and len(putting) < len(group):
+                # The others, deletes and refusals, go on where there is no room.
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send, [commit for commit in group if not commit.footprint.puts])
+                    nursery.start_soon(self._failed, putting, fault)
+                return
+            fault = EtcdFault(fault.kind, fault.detail, may_be_done=bool(putting))
         if not fault.may_be_done:
             for commit in group:
                 commit.finish(error=EtcdFault(fault.kind, fault.detail))
             return
-        self._doubt(key for commit in group for key in commit.footprint.writes)
         async with trio.open_nursery() as nursery:
             for commit in group:
                 nursery.start_soon(self._find_out, commit, fault)
 
     async def _find_out(self, commit: Commit, fault: EtcdFault) -> None:
-        """Look whether it was done, by the entry that was to be written with it and by nothing else."""
-        only_reads = commit.record is None and not commit.footprint.writes
-        revision = 0
-        if commit.record is not None:
-            slot, value = commit.record
-            with trio.move_on_after(self._config.request_timeout_ms / 1000):
-                try:
-                    await self._cluster.until_up()
-                    answer = await self._cluster.call("Range", etcdrpc.RangeRequest(key=self._keys.record_key(slot)))
-                except EtcdFault:
-                    pass  # nobody knows: said below
+        """Look whether it was done, by the entry that was to be written with it and by nothing else.
+
+        One without an entry was not done if etcd has answered (that it has no room) and a key that it compares and writes is as it was.
+        """
+        writes, is_answered = commit.footprint.writes, fault.kind is Kind.NO_SPACE
+        compare = next((each for each in commit.txn.compares if each.key in writes), None)
+        revision, may_be_done = 0, commit.record is not None or bool(writes)
+        with suppress(EtcdFault):  # nobody knows: said below
+            if commit.record is not None:
+                slot, value = commit.record
+                found = await self._read(self._keys.record_key(slot))
+                if found is not None and found.value == value:
+                    revision = found.mod_revision
                 else:
-                    if answer.kvs and answer.kvs[0].value == value:
-                        revision = answer.kvs[0].mod_revision
+                    may_be_done = not is_answered
+            elif compare is not None and is_answered:
+                found = await self._read(self._keys.full(compare.key))
+                may_be_done = compare.mod_revision != (0 if found is None else found.mod_revision)
         has_gets = any(type(op) is Get for op in commit.txn.then)
         if revision and not has_gets:
             self.recorded_revision = max(self.recorded_revision, revision)
-            await self._landed(revision, commit.footprint.writes)
+            await self._landed(revision, writes)
             commit.finish(result=TxnResult(True, revision))
             return
-        self.unknown += not only_reads
-        commit.finish(error=EtcdFault(fault.kind, fault.detail, may_be_done=not only_reads))
+        if may_be_done:
+            self.unknown += 1
+            self._doubt(writes)
+        commit.finish(error=EtcdFault(fault.kind, fault.detail, may_be_done=may_be_done))
+
+    async def _read(self, key: bytes) -> Any:
+        """A key as it stands, None if it does not exist, as soon as etcd answers; EtcdFault if that takes too long."""
+        with trio.move_on_after(self._config.request_timeout_ms / 1000):
+            await self._cluster.until_up()
+            answer = await self._cluster.call("Range", etcdrpc.RangeRequest(key=key))
+            return answer.kvs[0] if answer.kvs else None
+        raise EtcdFault(Kind.OUTAGE, "deadline exceeded")
 
 
 def is_only_reading(txn: Txn) -> bool:

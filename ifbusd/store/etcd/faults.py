@@ -105,10 +105,10 @@ def error_of(fault: EtcdFault, what: str, *, retry_after_ms: int) -> IfbusError 
         return Overloaded(
             f"cannot {what}: etcd is overloaded ({fault.detail})", data={"retry_after_ms": retry_after_ms}
         )
-    if fault.kind is Kind.NO_SPACE:
-        return Unavailable(f"cannot {what}: etcd's storage is full ({fault.detail})", data={"reason": "storage_full"})
+    is_full = fault.kind is Kind.NO_SPACE
+    said = "etcd's storage is full" if is_full else "etcd does not answer"
     outcome = ", the outcome is unknown" if fault.may_be_done else ""
-    data = {"reason": "store_unreachable", "retry_after_ms": retry_after_ms}
+    data = {"reason": "storage_full" if is_full else "store_unreachable", "retry_after_ms": retry_after_ms}
     if fault.may_be_done:
         data["outcome"] = "unknown"
-    return Unavailable(f"cannot {what}: etcd does not answer ({fault.detail}){outcome}", data=data)
+    return Unavailable(f"cannot {what}: {said} ({fault.detail}){outcome}", data=data)

@@ -1,7 +1,8 @@
 """Where a store's keys stand in etcd, and our values as etcd's messages.
 
 Under the prefix: ``k/`` the store's own keys, ``w/<host>/<slot>`` witness entries on their way to all hosts, ``s/<host>`` a
-mark that a host writes to see how far its watch has come.
+mark that a host writes to see how far its watch has come, ``x/<host>`` what each of its groups of transactions puts so that etcd's
+quota counts. Nobody watches the last.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Keys:
         self.own_records = f"{prefix}w/{node}/".encode()
         self._marks = f"{prefix}s/"
         self.mark = f"{self._marks}{node}".encode()
+        self.weight = f"{prefix}x/{node}".encode()
         # From "k/" to the end of "s/": one watch tells both, and the records, which stand behind them, are another's.
         self.data_range = (self._data_bytes, f"{prefix}t".encode())
         self.record_range = (self.records, f"{prefix}w0".encode())

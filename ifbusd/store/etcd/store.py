@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from etcd3 import etcdrpc
 
 from ifbus.errors import Unavailable
 from ifbusd.store.base import (
+    Delete,
     Get,
     KeyValue,
     LeaseNotFound,
@@ -157,6 +159,7 @@ class EtcdStore:
             self._keys.data_range,
             take=self._take,
             read_anew=self._read_anew,
+            told=self._take_nothing,
             timeout_s=self._timeout_s,
         )
         self._record_feed = Feed(
@@ -273,7 +276,8 @@ class EtcdStore:
     async def txn(self, txn: Txn) -> TxnResult:
         """Do a transaction; committed by etcd on return, and seen by this daemon. One that only reads is answered from memory.
 
-        Its witness entry goes into this host's log later (`head` is None); that of a transaction that writes nothing at once.
+        Its witness entry goes into this host's log later (`head` is None); that of a transaction that writes nothing, or had to do
+        with its deletes, at once.
 
         Raises:
             Unavailable: etcd does not answer, and if `data["outcome"]` is ``unknown`` it may be committed all the same; or there is no
@@ -291,13 +295,38 @@ class EtcdStore:
             return known
         writes = any(type(op) is not Get for op in txn.then)
         done = TxnResult(True, self.revision)
+        if txn.deletes_suffice and any(type(op) is Put for op in txn.then):
+            return await self._commit_or_delete(txn)
         if writes or txn.compares or txn.then or txn.otherwise:
             done = await self._commit(txn if writes else txn._replace(record=None))
         if txn.record is None or writes or not done.succeeded:
             return done
+        return done._replace(head=await self._record_here(txn.record))
+
+    async def _record_here(self, record: bytes) -> LogHead:
+        """Add an entry to this host's log alone."""
         await self._until_recorded()
-        [head] = await self._log.append([(0, self._now_ms(), txn.record)], 0)
-        return done._replace(head=head)
+        [head] = await self._log.append([(0, self._now_ms(), record)], 0)
+        return head
+
+    async def _commit_or_delete(self, txn: Txn) -> TxnResult:
+        """A transaction of which etcd may do the deletes alone where it has no room for the rest."""
+        try:
+            return await self._commit(txn)
+        except Unavailable as error:
+            if error.data.get("reason") != "storage_full" or "outcome" in error.data:
+                raise
+        deletes = [op for op in txn.then if type(op) is Delete]
+        done = await self._commit(Txn(txn.compares, deletes))
+        if not done.succeeded:
+            return done
+        head = None
+        if txn.record is not None:
+            with suppress(
+                Unavailable
+            ):  # no room on this disk either; what is done stays done, and its end gets an entry later
+                head = await self._record_here(txn.record)
+        return done._replace(head=head, is_partial=True)
 
     def _read_here(self, txn: Txn) -> TxnResult | None:
         """All the keys as of one revision from memory; None if that cannot be."""
@@ -360,9 +389,15 @@ class EtcdStore:
             return
         # It may be somebody else's write, of which the watch tells nothing: one of ours comes after it.
         put = etcdrpc.RequestOp(request_put=etcdrpc.PutRequest(key=self._keys.mark))
-        answer = await self._call("Txn", etcdrpc.TxnRequest(success=[put]), "read what is newest")
+        try:
+            answer = await self._cluster.call("Txn", etcdrpc.TxnRequest(success=[put]))
+            revision = int(answer.header.revision)
+        except EtcdFault as fault:
+            if fault.kind is not Kind.NO_SPACE:
+                raise self._cluster.unavailable(fault, "read what is newest") from fault
+            self._feed.ask()
         with trio.move_on_after(self._timeout_s):
-            while self._replica.revision < int(answer.header.revision):
+            while self._replica.revision < revision:
                 await self._seen.park()
             return
         self._feed.restart()
@@ -559,6 +594,11 @@ class EtcdStore:
             self._history.deliver()
         self._seen.unpark_all()
         await trio.lowlevel.checkpoint()
+
+    def _take_nothing(self, revision: int) -> None:
+        """Nothing of ours has changed up to a revision but what was told."""
+        self._replica.advance(revision)
+        self._seen.unpark_all()
 
     async def _load_first(self) -> int:
         """Read what is there, and where this host's next witness entry goes; the revision of it."""
