@@ -35,7 +35,7 @@ CATALOGUE: dict[str, Entry] = {
         "`task complete` needs the claim handle, not the task id alone",
         "Who acts as a task's holder names task and fencing token in one word, T-7@41: it stands in the answer of the claim. "
         "The command never looks the current one up, because that would hand a former holder the key.",
-        ("ifbus task {verb} {task_id}@FENCE",),
+        ("ifbus {command} {task_id}@FENCE",),
     ),
     "invalid_params": Entry(
         "`estimate_usd` is a string such as '0.05', got '1e3'",

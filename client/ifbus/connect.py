@@ -195,7 +195,7 @@ def connect(paths: Sequence[str]) -> socket.socket:
     for path in paths:
         if len(os.fsencode(path)) > MAX_PATH_BYTES:
             raise InvalidParams(
-                f"cannot connect to {path}: a socket's path has at most {MAX_PATH_BYTES} bytes",
+                f"cannot connect to {path:.200}: a socket's path has at most {MAX_PATH_BYTES} bytes",
                 data={"param": "socket", "used": len(os.fsencode(path)), "allowed": MAX_PATH_BYTES},
             )
     failure = errno.ENOENT

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from ifbus.errors import IfbusError, InvalidRequest, LimitExceeded, ProtocolError
+from ifbus.errors import IfbusError, InvalidParams, InvalidRequest, LimitExceeded, ProtocolError
 from ifbus.nesting import NestingScan, TooDeep, is_suspicious
 
 PROTOCOL_VERSIONS: Final = (1,)
@@ -327,6 +327,7 @@ class Connection:
 
         Raises:
             LimitExceeded: The message is longer than the peer takes.
+            InvalidParams: It has a value that MessagePack cannot carry.
         """
         if meta:
             if len(params) == 1 and type(params[0]) is dict:
@@ -335,7 +336,10 @@ class Connection:
                 params = [*params, {META_KEY: meta}]
         msgid = self._next_msgid
         self._next_msgid = (msgid + 1) & MAX_MSGID
-        return msgid, self._pack([0, msgid, method, params])
+        try:
+            return msgid, self._pack([0, msgid, method, params])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidParams(f"cannot send {method:.80}: {_unsendable(error)}") from error
 
     def respond(self, msgid: int, result: Any) -> bytes:
         """The bytes of a good answer.
@@ -378,6 +382,15 @@ class Connection:
                 ],
             )
         return data
+
+
+def _unsendable(error: Exception) -> str:
+    """What is wrong with a value that msgpack would not pack."""
+    if isinstance(error, UnicodeError):
+        return "a text is no UTF-8 (it has a lone surrogate, as other bytes become)"
+    if isinstance(error, OverflowError):
+        return "a whole number does not fit into 64 bits"
+    return str(error)
 
 
 def _unreadable(reason: str) -> ProtocolError:

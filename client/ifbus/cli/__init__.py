@@ -29,16 +29,29 @@ _EARLY_VALUES = ("--color", "--socket", "--swarm")
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry one command out; the result is the process's exit code (`ifbus.cli.exits`)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _make_writable()
     try:
         return _dispatch(words)
-    except BrokenPipeError:
-        # Who reads us has seen enough (`| head`). Python would complain when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+    except _NotWritten as error:
+        from ifbus.cli.exits import THE_MOMENT
+
+        _talk([f"unavailable: cannot write the answer: {error}; what was asked for is done, or was refused"])
+        return THE_MOMENT
     except KeyboardInterrupt:
         from ifbus.cli.exits import INTERRUPTED
 
         return INTERRUPTED
+
+
+def _make_writable() -> None:
+    """See to it that whatever we say can be said: nobody may listen, and a terminal may lack a character."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us (`>&-`)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # which in JSON is an escape, too
 
 
 def load(words: tuple[str, ...]) -> Command:
@@ -91,7 +104,7 @@ def _carry_out(command: Command, rest: list[str], wants_json: bool) -> int:
         return 0
     except IfbusError as error:
         return _report_error(error, wants_json, invocation)
-    except (BrokenPipeError, KeyboardInterrupt):
+    except _NotWritten:
         raise
     except Exception as error:
         # The boundary: whatever is wrong with us, the caller gets the usual answer and we get to know where it was.
@@ -106,7 +119,7 @@ def _bug(error: Exception, wants_json: bool) -> IfbusError:
     trace = "".join(traceback.format_exception(error))
     bug_id = f"c-{os.urandom(4).hex()}"
     if not wants_json:
-        sys.stderr.write(trace)
+        _talk([trace.rstrip()])
     return Internal(
         f"a bug of this command: {type(error).__name__}: {error}",
         data={"id": bug_id, **({"traceback": trace} if wants_json else {})},
@@ -162,14 +175,14 @@ def _report_error(error: IfbusError, wants_json: bool, invocation: Invocation | 
         view = invocation.view if invocation is not None else make_view("auto")
         subject = subject_of(invocation) if invocation is not None else ""
         heard = output.noteworthy(attention, subject)
-        sys.stdout.flush()
         _talk([*output.render_error(error, view, subject=subject), *output.render_attention(heard)])
     return exit_code(document["error"]["code"], waited=waited)
 
 
 def subject_of(invocation: Invocation) -> str:
-    """What the command is about, as it was typed: a task, a handle, a swarm; ``""`` if nothing in particular."""
-    return str(getattr(invocation.args, "subject", None) or "")
+    """What the command is about, as it was typed: a task, a handle, names; ``""`` if nothing in particular."""
+    subject = getattr(invocation.args, "subject", None) or ""
+    return " ".join(subject) if isinstance(subject, list) else str(subject)
 
 
 def _late(argv: list[str]) -> list[str]:
@@ -201,12 +214,26 @@ def _split_at_dashes(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1 :]
 
 
+class _NotWritten(Exception):
+    """Stdout takes no more, such as a full disk."""
+
+
 def _print(lines: list[str]) -> None:
-    if lines:
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
+    try:
+        if lines:
+            sys.stdout.write("\n".join(lines) + "\n")
+            sys.stdout.flush()
+    except OSError as error:
+        # What is left unwritten, Python would complain about when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):  # who reads us has seen enough (`| head`)
+            raise _NotWritten(error.strerror) from error
 
 
 def _talk(lines: list[str]) -> None:
-    if lines:
-        sys.stderr.write("\n".join(lines) + "\n")
+    try:
+        if lines:
+            sys.stderr.write("\n".join(lines) + "\n")
+            sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody is left to be told

@@ -27,6 +27,8 @@ from ifbus.stream import InheritedStream, SocketStream, Stream
 
 # A healthy daemon answers in under a millisecond; past this, "no answer" is the more useful answer.
 TIMEOUT_MS: Final = 5_000
+# The longest that a daemon takes. A wait beyond it is refused by its own name, with what is allowed.
+_MAX_TIMEOUT_MS: Final = 86_400_000
 # The daemon's own deadline comes first, so that its error, which knows more, arrives before ours.
 _GRACE_MS: Final = 500
 # How long to wait for what a daemon said that has closed the connection already.
@@ -85,7 +87,7 @@ class Link:
         Raises:
             IfbusError: The daemon's error. One whose outcome is unknown has the key in ``data["key"]``.
         """
-        timeout_ms = TIMEOUT_MS + wait_ms
+        timeout_ms = min(TIMEOUT_MS + wait_ms, _MAX_TIMEOUT_MS)
         deadline = time.monotonic() + timeout_ms / 1000
         attempt = 0
         while True:

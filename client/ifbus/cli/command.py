@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, cast
@@ -24,6 +25,9 @@ _HELP_COLUMNS = 100
 
 # A remedy repeats what was typed up to this length: a refusal has a ceiling.
 _LONGEST_LINE = 120
+
+# Of JSON that is read from a file: many times what a message takes, and no burden to read.
+MAX_JSON_CHARS = 1 << 20
 
 # Longest suffix first: "250ms" ends in "s" too.
 _SPAN_UNITS = (("ms", 1), ("min", 60_000), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000))
@@ -94,6 +98,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises `Usage` with the nearest option and an example instead of ending the process."""
 
     examples: tuple[str, ...] = ()
+    # What begins like a negative number is a value, never an option, so that "-5s" is called no span.
+    _negative_number_matcher = re.compile(r"-\.?\d")
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         return _HelpFormatter(self.prog)
@@ -237,6 +243,13 @@ class Invocation:
         """
         return cast("Data", self.link.call(method, _given(params)))
 
+    def ask_page(self, method: str, **params: Any) -> Outcome:
+        """The page of a list that ``--after`` and ``--limit`` name, under the command's `items`. Raises as `ask`."""
+        answer = self.ask(method, **params, after=self.args.after, limit=self.args.limit)
+        found = answer[self.command.items]
+        page = {"returned": len(found), "total": answer.get("total"), "next": answer["next"]}
+        return Outcome({self.command.items: found}, page)
+
     def change(self, method: str, params: Data, *, wait_ms: int = 0, secret: Data | None = None) -> Data:
         """The daemon's answer to a change, sent under ``--key`` or a key of its own so that it may be tried again.
 
@@ -273,8 +286,11 @@ def make_view(color: str, *, swarm: str | None = None) -> View:
     )
 
 
-def parse_handle(text: str, command: Command) -> tuple[str, int]:
+def parse_handle(text: str, command: Command, option: str = "") -> tuple[str, int]:
     """Task and fencing token of a claim handle ``T-7@41``.
+
+    Args:
+        option: Behind which it was given, if it is not what the command is about.
 
     Raises:
         HandleRequired: It is a task id alone.
@@ -284,7 +300,7 @@ def parse_handle(text: str, command: Command) -> tuple[str, int]:
     if not at:
         raise HandleRequired(
             f"`{command.words}` needs the claim handle (as T-7@41, from the answer of the claim), got {text:.80}",
-            data={"verb": command.words.split()[-1], "task_id": text, "command": command.words},
+            data={"task_id": text, "command": f"{command.words} {option}".rstrip()},
         )
     if not (task_id and token.isascii() and token.isdigit() and 0 < len(token) < 20):
         raise Usage(
@@ -310,19 +326,49 @@ def parse_span(text: str) -> int:
     return int(number) * factor
 
 
+def read_text(path: str, max_chars: int, command: Command) -> str:
+    """What stands in a file, or comes from stdin if `path` is ``-``.
+
+    Raises:
+        Usage: It cannot be read, is no UTF-8, or has more than `max_chars`.
+    """
+    import sys
+
+    usage = {"command": command.words, "example": command.examples[0]}
+    try:
+        if path == "-":
+            text = sys.stdin.read(max_chars + 1) if sys.stdin is not None else ""
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read(max_chars + 1)
+    except (OSError, ValueError) as error:  # no UTF-8; a path with a NUL
+        raise Usage(f"cannot read {path:.200}: {getattr(error, 'strerror', None) or error}", data=usage) from error
+    if len(text) > max_chars:
+        raise Usage(f"cannot read {path:.200}: it has more than {max_chars} characters", data=usage)
+    return text
+
+
 def parse_json(text: str, what: str) -> Any:
     """The value of a JSON argument.
 
     Raises:
-        InvalidParams: It is no JSON, or holds NaN or Infinity, which the wire does not carry.
+        InvalidParams: It is no JSON, or holds NaN or a number that becomes Infinity, which JSON could not give back.
     """
     import json
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON")
 
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if number in (float("inf"), float("-inf")):
+            raise ValueError(f"{digits:.40} is too large")
+        return number
+
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except RecursionError as error:
+        raise InvalidParams(f"{what} is nested too deep", data={"param": what}) from error
     except ValueError as error:
         raise InvalidParams(
             f"{what} is JSON, such as '{{\"words\": 3}}': {error}", data={"param": what, "got": text[:80]}

@@ -67,10 +67,21 @@ def for_swarm(call: str, flag: str) -> str:
 
 
 def to_json(document: Data) -> str:
-    """One line of JSON. Bytes, which JSON lacks, become hexadecimal digits."""
+    """One line of JSON. Of what JSON lacks, bytes become hexadecimal digits, and NaN and Infinity null."""
     import json
 
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=bytes.hex)
+    try:
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=bytes.hex, allow_nan=False)
+    except ValueError:
+        return to_json(_without_infinities(document))
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_infinities(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0 else value
 
 
 def select_fields(command: Command, data: Data, wanted: str) -> Data:
@@ -135,7 +146,7 @@ def render_error(error: IfbusError, view: View, *, subject: str = "") -> list[st
     """
     changes = error.would_change
     if isinstance(error, Refused) and subject:
-        lines = fields([f"refused {subject}: {error.code}", *_reason(error)], view)
+        lines = fields([f"refused {one_line(subject, 80)}: {error.code}", *_reason(error)], view)
     else:
         lines = fields([f"{_code(error)}: {one_line(error.message, 350)}"], view)
     if isinstance(error, ConnectionFailed) and (calls := [change["call"] for change in changes if "call" in change]):

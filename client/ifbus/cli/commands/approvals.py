@@ -11,10 +11,7 @@ QUESTION_FIELDS = ("reply_id", "swarm_id", "to", "question", "at_ms", "task_id")
 
 
 def _ls(invocation: Invocation) -> Outcome:
-    args = invocation.args
-    answer = invocation.ask("coordinator.list_questions", to="person", after=args.after, limit=args.limit)
-    found = answer["questions"]
-    return Outcome({"questions": found}, {"returned": len(found), "total": answer["total"], "next": answer["next"]})
+    return invocation.ask_page("coordinator.list_questions", to="person")
 
 
 def render_questions(data: Data, view: View) -> list[str]:
@@ -42,11 +39,9 @@ def _decision_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _decide(invocation: Invocation, *, approved: bool) -> Outcome:
-    answer = {"approved": approved, "note": invocation.args.note or ""}
-    return Outcome(
-        invocation.change("coordinator.reply", {"reply_id": invocation.args.subject, "answer": answer})
-        | {"approved": approved}
-    )
+    args = invocation.args
+    params = {"reply_id": args.subject, "answer": {"approved": approved, "note": args.note or ""}}
+    return Outcome({**invocation.change("coordinator.reply", params), "approved": approved})
 
 
 def render_decision(data: Data, _view: View) -> list[str]:
@@ -54,6 +49,22 @@ def render_decision(data: Data, _view: View) -> list[str]:
     question = data["question"]
     verdict = "approved" if data["approved"] else "rejected"
     return [f"{question['reply_id']} {verdict}: {question['swarm_id']} hears of it"]
+
+
+def _decision(verb: str, *, approved: bool, note: str) -> Command:
+    return Command(
+        words=f"approvals {verb}",
+        summary=f"{verb.capitalize()} what a swarm asked for (operator)",
+        examples=(
+            f"ifbus approvals {verb} A-1",
+            f'ifbus approvals {verb} A-1 --note "{note}"',
+            f"ifbus approvals {verb} A-1 --key k-1",
+        ),
+        arguments=_decision_arguments,
+        run=lambda invocation: _decide(invocation, approved=approved),
+        render=render_decision,
+        kind="change",
+    )
 
 
 COMMANDS = {
@@ -68,30 +79,6 @@ COMMANDS = {
         id_field="reply_id",
         columns=QUESTION_FIELDS,
     ),
-    "approve": Command(
-        words="approvals approve",
-        summary="Approve what a swarm asked for (operator)",
-        examples=(
-            "ifbus approvals approve A-1",
-            'ifbus approvals approve A-1 --note "up to 5 USD"',
-            "ifbus approvals approve A-1 --key k-1",
-        ),
-        arguments=_decision_arguments,
-        run=lambda invocation: _decide(invocation, approved=True),
-        render=render_decision,
-        kind="change",
-    ),
-    "reject": Command(
-        words="approvals reject",
-        summary="Reject what a swarm asked for (operator)",
-        examples=(
-            "ifbus approvals reject A-1",
-            'ifbus approvals reject A-1 --note "too dear"',
-            "ifbus approvals reject A-1 --key k-1",
-        ),
-        arguments=_decision_arguments,
-        run=lambda invocation: _decide(invocation, approved=False),
-        render=render_decision,
-        kind="change",
-    ),
+    "approve": _decision("approve", approved=True, note="up to 5 USD"),
+    "reject": _decision("reject", approved=False, note="too dear"),
 }

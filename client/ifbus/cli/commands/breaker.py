@@ -16,12 +16,7 @@ def _ls_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ls(invocation: Invocation) -> Outcome:
-    args = invocation.args
-    answer = invocation.ask(
-        "governor.list_breakers", tripped_only=args.tripped or None, after=args.after, limit=args.limit
-    )
-    breakers = answer["breakers"]
-    return Outcome({"breakers": breakers}, {"returned": len(breakers), "total": None, "next": answer["next"]})
+    return invocation.ask_page("governor.list_breakers", tripped_only=invocation.args.tripped or None)
 
 
 def render_breakers(data: Data, view: View) -> list[str]:

@@ -18,9 +18,7 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 def _show(invocation: Invocation) -> Outcome:
     args = invocation.args
     swarm_id = None if args.all else args.subject or invocation.swarm
-    answer = invocation.ask("governor.get_budget_report", swarm_id=swarm_id, after=args.after, limit=args.limit)
-    reports = answer["reports"]
-    return Outcome({"reports": reports}, {"returned": len(reports), "total": None, "next": answer["next"]})
+    return invocation.ask_page("governor.get_budget_report", swarm_id=swarm_id)
 
 
 def render_reports(data: Data, view: View) -> list[str]:

@@ -6,6 +6,7 @@ import argparse
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome, span_type
 from ifbus.cli.text import View, fields, plural, span
+from ifbus.errors import Usage
 
 
 def grace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _drain(invocation: Invocation) -> Outcome:
     args = invocation.args
+    if args.off and (args.grace is not None or args.reason is not None):
+        raise Usage(
+            "--off gives out work again: it takes no --grace and no --reason",
+            data={"command": "drain", "example": "ifbus drain --off"},
+        )
     params = {"off": args.off or None, "grace_ms": args.grace, "reason": args.reason}
     return Outcome(invocation.change("coordinator.drain_host", params))
 

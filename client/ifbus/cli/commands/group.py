@@ -11,10 +11,7 @@ GROUP_FIELDS = ("group", "weight", "pause")
 
 
 def _ls(invocation: Invocation) -> Outcome:
-    args = invocation.args
-    answer = invocation.ask("coordinator.list_groups", after=args.after, limit=args.limit)
-    groups = answer["groups"]
-    return Outcome({"groups": groups}, {"returned": len(groups), "total": None, "next": answer["next"]})
+    return invocation.ask_page("coordinator.list_groups")
 
 
 def render_groups(data: Data, view: View) -> list[str]:

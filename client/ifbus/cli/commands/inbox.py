@@ -88,7 +88,7 @@ def _ask(invocation: Invocation) -> Outcome:
     args = invocation.args
     params: Data = {"swarm_id": invocation.require_swarm(), "to": args.to, "question": args.question}
     if args.task is not None:
-        params["task_id"], params["token"] = parse_handle(args.task, invocation.command)
+        params["task_id"], params["token"] = parse_handle(args.task, invocation.command, "--task")
     params["wait_ms"] = args.wait or None
     answer = invocation.change("coordinator.ask", params, wait_ms=args.wait)
     return Outcome(answer, exit=NOT_YET if args.wait and not answer["answered"] else DONE)

@@ -21,11 +21,7 @@ def _ls_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _ls(invocation: Invocation) -> Outcome:
     args = invocation.args
-    answer = invocation.ask(
-        "coordinator.list_resources", prefix=args.prefix, holder=args.holder, after=args.after, limit=args.limit
-    )
-    held = answer["resources"]
-    return Outcome({"resources": held}, {"returned": len(held), "total": answer["total"], "next": answer["next"]})
+    return invocation.ask_page("coordinator.list_resources", prefix=args.prefix, holder=args.holder)
 
 
 def render_locks(data: Data, view: View) -> list[str]:
@@ -53,8 +49,9 @@ def _acquire_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "subject", metavar="NAME", nargs="+", help="such as gpu:0 or file:src/a.py; all of them or none"
     )
-    parser.add_argument("--task", metavar="HANDLE", help="hold them for this claim, T-7@41: they are free when it ends")
-    parser.add_argument(
+    until = parser.add_mutually_exclusive_group()
+    until.add_argument("--task", metavar="HANDLE", help="hold them for this claim, T-7@41: they are free when it ends")
+    until.add_argument(
         "--lease", metavar="SPAN", type=span_type, help="a lease of their own, even inside a session (10m outside one)"
     )
 
@@ -64,10 +61,11 @@ def _acquire(invocation: Invocation) -> Outcome:
     swarm_id = invocation.require_swarm()
     params: Data = {"swarm_id": swarm_id, "resources": args.subject, "wait_ms": args.wait or None}
     if args.task is not None:
-        params["task_id"], params["token"] = parse_handle(args.task, invocation.command)
-    else:
-        in_session = os.environ.get("IFBUS_SWARM") == swarm_id and bool(os.environ.get("IFBUS_TOKEN"))
-        params["lease_ms"] = args.lease or (None if in_session else _OWN_LEASE_MS)
+        params["task_id"], params["token"] = parse_handle(args.task, invocation.command, "--task")
+    elif args.lease is not None:
+        params["lease_ms"] = args.lease
+    elif os.environ.get("IFBUS_SWARM") != swarm_id or not os.environ.get("IFBUS_TOKEN"):
+        params["lease_ms"] = _OWN_LEASE_MS  # there is no session to live with
     return Outcome(invocation.change("coordinator.acquire_resources", params, wait_ms=args.wait))
 
 
@@ -85,7 +83,7 @@ def _release_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _release(invocation: Invocation) -> Outcome:
-    fences = {}
+    fences: dict[str, int] = {}
     for hold in invocation.args.subject:
         name, at, fence = hold.rpartition("@")
         if not (at and fence.isascii() and fence.isdigit() and 0 < len(fence) < 20):
@@ -93,7 +91,8 @@ def _release(invocation: Invocation) -> Outcome:
                 f"a hold reads NAME@FENCE, such as gpu:0@41, got {hold:.80}",
                 data={"command": "lock release", "example": "ifbus lock release gpu:0@41"},
             )
-        fences[name] = int(fence)
+        if fences.setdefault(name, int(fence)) != int(fence):
+            raise Usage(f"{name:.80} has one fence, got {fences[name]} and {fence}", data={"command": "lock release"})
     swarm_id = invocation.require_swarm()
     return Outcome(invocation.change("coordinator.release_resources", {"swarm_id": swarm_id, "resources": fences}))
 

@@ -9,7 +9,7 @@ from ifbus.cli.commands.drain import grace_arguments
 from ifbus.cli.commands.pause import render_paused
 from ifbus.cli.commands.task import split_list
 from ifbus.cli.text import View, describe_pause, fields, one_line, plural, table
-from ifbus.errors import NotFound
+from ifbus.errors import NotFound, Usage
 
 SWARM_FIELDS = (
     "swarm_id", "capabilities", "cost_per_hour_usd", "reputation", "model", "uid", "incarnation", "alive", "breaker",
@@ -18,10 +18,7 @@ SWARM_FIELDS = (
 
 
 def _ls(invocation: Invocation) -> Outcome:
-    args = invocation.args
-    answer = invocation.ask("governor.list_swarms", after=args.after, limit=args.limit)
-    swarms = answer["swarms"]
-    return Outcome({"swarms": swarms}, {"returned": len(swarms), "total": answer["total"], "next": answer["next"]})
+    return invocation.ask_page("governor.list_swarms")
 
 
 def render_swarms(data: Data, view: View) -> list[str]:
@@ -143,9 +140,17 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(invocation: Invocation) -> Outcome:
-    swarm_id = invocation.args.subject or invocation.require_swarm()
+    args = invocation.args
+    if args.subject and args.swarm and args.subject != args.swarm:
+        raise Usage(
+            f"one swarm at a time, got {args.subject:.64} and {args.swarm:.64}",
+            data={"command": "swarm status", "example": "ifbus swarm status docs-2"},
+        )
+    swarm_id = args.subject or invocation.swarm
+    if not swarm_id:
+        raise Usage("say which swarm", data={"command": "swarm status", "example": "ifbus swarm status docs-2"})
     answer = invocation.ask("coordinator.swarm_status", swarm_id=swarm_id)
-    return Outcome({**answer, "as_yaml": invocation.args.yaml})
+    return Outcome({**answer, "as_yaml": args.yaml})
 
 
 def render_status(data: Data, view: View) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ifbus.cli.command import Command, Data, DryRun, Invocation, Outcome, parse_json, span_type
+from ifbus.cli.command import Command, Data, DryRun, Invocation, Outcome, parse_json, read_text, span_type
 from ifbus.cli.commands import TASK_FIELDS
 from ifbus.cli.text import View, describe_bound, fields, one_line, plural, span, table
 from ifbus.errors import AlreadyExists, InvalidParams, Usage
@@ -27,7 +27,8 @@ _GUESSES = {
     "done": "completed", "open": "ready", "todo": "ready", "in_progress": "claimed", "canceled": "cancelled", "backoff": "scheduled",
 }  # fmt: skip
 _FINAL = ("completed", "failed", "dead", "cancelled", "expired")
-MAX_BOARD_BYTES = 4 << 20
+# Thousands of tasks.
+_MAX_BOARD_CHARS = 4 << 20
 
 
 # --- add ---------------------------------------------------------------------------------------------
@@ -327,7 +328,14 @@ def _import(invocation: Invocation) -> Outcome:
     from ifbus import tasklist
 
     path = invocation.args.subject
-    specs = tasklist.parse(_read_text(path), invocation.args.format or tasklist.kind_of(path))
+    specs = tasklist.parse(
+        read_text(path, _MAX_BOARD_CHARS, invocation.command), invocation.args.format or tasklist.kind_of(path)
+    )
+    if not specs:
+        raise Usage(
+            f"{path:.200} has no task: in Markdown one begins with `#### **T-1: Title**`; TOML has a [[task]], YAML a list",
+            data={"command": "task import", "example": "ifbus task import board.md"},
+        )
     rate = invocation.args.usd_per_hour
     params = [{**spec.to_params(), **_estimate(spec.estimate_minutes, rate)} for spec in specs]
     if invocation.args.dry_run:
@@ -355,25 +363,6 @@ def _estimate(minutes: int | None, usd_per_hour: str | None) -> Data:
         return {"estimate_usd": to_usd(to_micro_usd(usd_per_hour) * minutes // 60)}
     except ValueError as error:
         raise InvalidParams(f"--usd-per-hour: {error}", data={"param": "usd_per_hour"}) from error
-
-
-def _read_text(path: str) -> str:
-    import sys
-
-    try:
-        if path == "-":
-            text = sys.stdin.read(MAX_BOARD_BYTES + 1)
-        else:
-            with open(path, encoding="utf-8") as file:
-                text = file.read(MAX_BOARD_BYTES + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise Usage(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
-            data={"command": "task import", "example": "ifbus task import board.md"},
-        ) from error
-    if len(text) > MAX_BOARD_BYTES:
-        raise InvalidParams(f"a board is at most {MAX_BOARD_BYTES >> 20} MiB", data={"param": "board"})
-    return text
 
 
 def render_import(data: Data, _view: View) -> list[str]:

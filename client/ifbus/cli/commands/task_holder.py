@@ -6,10 +6,9 @@ And `unblock`, by which whoever can help ends what `blocked` began.
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from ifbus.cli.command import Command, Data, Invocation, Outcome, parse_handle, parse_json
+from ifbus.cli.command import MAX_JSON_CHARS, Command, Data, Invocation, Outcome, parse_handle, parse_json, read_text
 from ifbus.cli.exits import DONE, exit_code
 from ifbus.cli.text import View, fields, one_line, span
 from ifbus.errors import NotFound, Usage
@@ -95,7 +94,9 @@ def _complete_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _complete(invocation: Invocation) -> Outcome:
     text = invocation.args.result
-    result = parse_json(sys.stdin.read() if text == "-" else text, "result") if text is not None else None
+    if text == "-":
+        text = read_text("-", MAX_JSON_CHARS, invocation.command)
+    result = parse_json(text, "result") if text is not None else None
     if not invocation.args.more:
         return Outcome(_act(invocation, "coordinator.complete_task", result=result))
     handles = [parse_handle(text, invocation.command) for text in (invocation.args.subject, *invocation.args.more)]

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from ifbus.cli.command import Command, Data, Invocation, Outcome, parse_json
+from ifbus.cli.command import MAX_JSON_CHARS, Command, Data, Invocation, Outcome, parse_json, read_text
 from ifbus.cli.commands import TASK_FIELDS
 from ifbus.cli.commands.task import render_added
 from ifbus.cli.text import View, fields, one_line, plural
-from ifbus.errors import Usage
-
-# More than a message takes.
-_MAX_CHARS = 1 << 20
 
 
 def _task_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,23 +25,8 @@ def _batch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _batch(invocation: Invocation) -> Outcome:
-    tasks = parse_json(_read(invocation.args.subject), "tasks")
+    tasks = parse_json(read_text(invocation.args.subject, MAX_JSON_CHARS, invocation.command), "tasks")
     return Outcome(invocation.change("coordinator.create_tasks", {"tasks": tasks}))
-
-
-def _read(path: str) -> str:
-    import sys
-
-    try:
-        if path == "-":
-            return sys.stdin.read(_MAX_CHARS)
-        with open(path, encoding="utf-8") as file:
-            return file.read(_MAX_CHARS)
-    except (OSError, UnicodeDecodeError) as error:
-        raise Usage(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
-            data={"command": "task batch", "example": "ifbus task batch tasks.json"},
-        ) from error
 
 
 def render_batch(data: Data, view: View) -> list[str]:
@@ -73,10 +54,7 @@ def render_cancelled(data: Data, view: View) -> list[str]:
 
 
 def _dead(invocation: Invocation) -> Outcome:
-    args = invocation.args
-    answer = invocation.ask("coordinator.list_dead_letters", after=args.after, limit=args.limit)
-    tasks = answer["tasks"]
-    return Outcome({"tasks": tasks}, {"returned": len(tasks), "total": answer["total"], "next": answer["next"]})
+    return invocation.ask_page("coordinator.list_dead_letters")
 
 
 def render_dead(data: Data, view: View) -> list[str]:
