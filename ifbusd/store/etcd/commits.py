@@ -11,7 +11,6 @@ the alarm until the disk is full: every group that puts anything puts one small 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -115,7 +114,7 @@ class Commits:
         self._lost = lost
         self._doubt = doubt
         self._waiting: list[Commit] = []
-        self._writing: Counter[str] = Counter()
+        self._writing: dict[str, int] = {}  # by how many transactions
         self._written = trio.lowlevel.ParkingLot()
         self._work = trio.lowlevel.ParkingLot()
         self._in_flight = 0
@@ -169,7 +168,8 @@ class Commits:
             )
         commit = self._build(txn)
         self._waiting.append(commit)
-        self._writing.update(commit.footprint.writes)
+        for key in commit.footprint.writes:
+            self._writing[key] = self._writing.get(key, 0) + 1
         self._work.unpark()
         try:
             await commit.wait()
@@ -215,9 +215,9 @@ class Commits:
         writing = self._writing
         for commit in commits:
             for key in commit.footprint.writes:
-                writing[key] -= 1
-                if not writing[key]:
-                    del writing[key]
+                left = writing.pop(key) - 1
+                if left:
+                    writing[key] = left
         self._written.unpark_all()
 
     async def _send(self, group: list[Commit]) -> None:

@@ -182,11 +182,13 @@ class Replica:
         return kind
 
     def _set(self, kind: _Kind, key: str, value: _Known) -> None:
-        self._drop(kind, key)
-        if isinstance(value, KeyValue) and len(value.value) > self._max_value_bytes:
+        if type(value) is KeyValue and len(value.value) > self._max_value_bytes:
             value = _ELSEWHERE
+        more_bytes = _size_of(key, value)
+        if key in kind.known:
+            more_bytes -= _size_of(key, kind.known.pop(key))  # it goes to the end: it is the newest
         kind.known[key] = value
-        self._count(kind, _size_of(key, value))
+        self._count(kind, more_bytes)
 
     def _drop(self, kind: _Kind, key: str) -> None:
         if key in kind.known:
@@ -205,4 +207,4 @@ class Replica:
 
 
 def _size_of(key: str, value: _Known) -> int:
-    return _OVERHEAD_BYTES + len(key) + (len(value.value) if isinstance(value, KeyValue) else 0)
+    return _OVERHEAD_BYTES + len(key) + (len(value.value) if type(value) is KeyValue else 0)
