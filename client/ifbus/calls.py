@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Unpack
 
 from ifbus.errors import InvalidParams
 from ifbus.models import (
@@ -135,9 +135,12 @@ def shown_signature(build: Callable[..., Any]) -> inspect.Signature:
 # --- daemon ------------------------------------------------------------------------------------------
 
 
+_PING: Final = Call[Any]("daemon.ping", {}, untyped)
+
+
 def ping(**options: Unpack[Options]) -> Call[Any]:
     """Whether the daemon answers."""
-    return Call("daemon.ping", {}, untyped, options)
+    return Call("daemon.ping", {}, untyped, options) if options else _PING
 
 
 def status(**options: Unpack[Options]) -> Call[dict[str, Any]]:
