@@ -3,10 +3,12 @@
 Transactions that arrive during one pass of the loop are decided in memory, gather in a *batch* and become durable together, by
 one SQLite transaction in the next pass (ADR 0001, ADR 0015). The first who waits for it commits it, the others are parked; a
 reader sees the open batch at once and asks `barrier` before it tells others. On a slow disk `run` has a thread wait for the
-disk, and the next batch gathers meanwhile.
+disk, and the next batch gathers meanwhile. A small batch goes into the journal, and into the tables later, with others
+(`journal.py`, ADR 0021).
 
-The mutable state is the batches, the keys in memory (`memory.py`), the revision and the head of the log, the leases
-(`leases.py`) and the history (`watches.py`); what a batch changed in memory is undone if it cannot be committed (ADR 0002).
+The mutable state is the batches, what waits in the journal, the keys in memory (`memory.py`), the revision and the head of the
+log, the leases (`leases.py`) and the history (`watches.py`); what a batch changed in memory is undone if it cannot be committed
+(ADR 0002).
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ from ifbusd.store.base import (
     WatchEvent,
 )
 from ifbusd.store.chain import GENESIS, entry_hash
+from ifbusd.store.changes import Changes
 from ifbusd.store.checks import MAX_TXN_OPS, MAX_VALUE_BYTES, check_bytes, check_key, check_txn, prefix_end
 from ifbusd.store.flush import FlushGauge
 from ifbusd.store.fsync import DiskFailed
+from ifbusd.store.journal import Journal, fold_all
 from ifbusd.store.leases import Lease, LeaseTable
 from ifbusd.store.memory import UNKNOWN, KeyMemory
 from ifbusd.store.reserve import Reserve
@@ -55,16 +59,6 @@ _GET: Final = "select key, value, create_revision, mod_revision, lease from kv w
 _RANGE: Final = (
     "select key, value, create_revision, mod_revision, lease from kv where key >= ? and key < ? order by key limit ?"
 )
-# In place where the key exists: the row, but neither its place nor the index on the key changes.
-_WRITE: Final = (
-    "insert into kv (key, value, create_revision, mod_revision, lease) values (?, ?, ?, ?, ?) on conflict (key) do update"
-    " set value = excluded.value, create_revision = excluded.create_revision, mod_revision = excluded.mod_revision,"
-    " lease = excluded.lease"
-)
-_DELETE: Final = "delete from kv where key = ?"
-_GRANT: Final = "insert into lease (id, ttl_ms) values (?, ?)"
-_END: Final = "delete from lease where id = ?"
-_APPEND: Final = "insert into log (seq, revision, at_ms, record, hash) values (?, ?, ?, ?, ?)"
 _READ_LOG: Final = "select seq, revision, at_ms, record, hash from log where seq > ? order by seq limit ?"
 # `lease != 0` lets SQLite use the partial index.
 _KEYS_OF_LEASE: Final = "select key from kv where lease = ? and lease != 0 order by id limit ?"
@@ -88,25 +82,21 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-@attrs.define(eq=False)
-class _Batch:
+@attrs.define(eq=False, kw_only=True)
+class _Batch(Changes):
     """What one commit will write, who waits for it, what to tell watchers, and how to undo it in memory.
 
     Attributes:
+        settled: What the tables will have after it; None if it goes into the journal.
         has_leader: One of those who wait commits it in the next pass; otherwise `run` does.
         is_over: It was committed, or undone for the reason in `error`.
     """
 
     head_before: LogHead
-    revision: int
-    writes: dict[str, KeyValue | None] = attrs.Factory(dict)
-    log: list[LogEntry] = attrs.Factory(list)
-    granted: list[tuple[int, int]] = attrs.Factory(list)
-    ended: list[tuple[int]] = attrs.Factory(list)
+    settled: Changes | None = None
     events: list[WatchEvent] = attrs.Factory(list)
     undo: list[Callable[[], object]] = attrs.Factory(list)
     txns: int = 0
-    size_bytes: int = 0
     has_leader: bool = False
     is_over: bool = False
     lot: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
@@ -127,6 +117,7 @@ class EmbeddedStatistics:
         storage_full: Commits that failed for want of space.
         is_full: The space that was kept back is given up: only what ends something is done.
         reserve_bytes: What is kept back now.
+        journal_entries: Commits in the journal, which the tables have not taken yet.
         leases, history_events, keys: In memory now.
     """
 
@@ -144,6 +135,7 @@ class EmbeddedStatistics:
     storage_full: int
     is_full: bool
     reserve_bytes: int
+    journal_entries: int
     leases: int
     history_events: int
     keys: int
@@ -221,6 +213,7 @@ class EmbeddedStore:
         # One cursor: each result is read to its end before the next statement, so that none is left open at a commit.
         self._sql: Callable[..., Any] = self._connection.cursor().execute
         self._page_bytes: int = self._sql("pragma page_size").get
+        self._journal = Journal(self._connection)
         self._connection.set_wal_hook(self._note_wal)
         seq, digest, logged = self._sql("select seq, hash, revision from log order by seq desc limit 1").get or (
             0,
@@ -322,8 +315,9 @@ class EmbeddedStore:
             found = [LogEntry._make(row) for row in self._sql(_READ_LOG, (after_seq, limit)).fetchall()]
         except apsw.Error as error:
             raise self._fail(error) from error
-        if len(found) < limit and self._batch is not None:
-            found += [entry for entry in self._batch.log if entry.seq > after_seq][: limit - len(found)]
+        if len(found) < limit:
+            ahead = [*self._journal.waiting.log, *(self._batch.log if self._batch is not None else ())]
+            found += [entry for entry in ahead if entry.seq > after_seq][: limit - len(found)]
         return found
 
     async def barrier(self) -> None:
@@ -457,6 +451,9 @@ class EmbeddedStore:
                         await self._checkpoint()
                     if self._is_look_due:
                         self._is_look_due = self._look_at_leases()
+                    if self._journal.is_full and not (self._gauge.in_thread or self._is_full):
+                        # Now that the answers are on their way. On a slow disk the next batch takes it along, for one sync less.
+                        self._open_batch()
                     batch = self._batch
                     if batch is not None and not batch.has_leader:
                         await self._commit(batch)
@@ -495,6 +492,7 @@ class EmbeddedStore:
             storage_full=self._storage_full,
             is_full=self._is_full,
             reserve_bytes=self._reserve.kept_bytes,
+            journal_entries=len(self._journal),
             leases=len(self._leases),
             history_events=len(self._history),
             keys=len(self._memory),
@@ -590,7 +588,7 @@ class EmbeddedStore:
 
     def _open_batch(self) -> _Batch:
         if self._batch is None:
-            self._batch = _Batch(self._head, self._revision)
+            self._batch = _Batch(head_before=self._head, revision=self._revision)
         return self._batch
 
     async def _durable(self, batch: _Batch) -> None:
@@ -669,21 +667,12 @@ class EmbeddedStore:
 
     def _write(self, batch: _Batch) -> None:
         """Hand the batch over to SQLite, whose commit is still to come. Processor time and no waiting, so a thread would gain nothing."""
-        execute, many = self._connection.execute, self._connection.executemany
-        execute("begin immediate")
-        written = [found for found in batch.writes.values() if found is not None]
-        if written:
-            many(_WRITE, written)
-        if len(written) < len(batch.writes):
-            many(_DELETE, [(key,) for key, found in batch.writes.items() if found is None])
-        if batch.log:
-            many(_APPEND, batch.log)
-        if batch.granted:
-            many(_GRANT, batch.granted)
-        if batch.ended:
-            many(_END, batch.ended)
-        if not batch.log or batch.log[-1].revision < batch.revision:  # else the log says it: a page less to write
-            execute("update state set revision = ?", (batch.revision,))
+        self._connection.execute("begin immediate")
+        entry = None if self._is_full else self._journal.pack(batch)
+        if entry is None:
+            batch.settled = self._journal.fold(batch)
+        else:
+            self._journal.append(entry)
 
     def _sync(self) -> float:
         """Commit what was handed over; how long that took in microseconds. May run in a thread: touches nothing but the connection."""
@@ -693,7 +682,11 @@ class EmbeddedStore:
 
     def _committed(self, batch: _Batch, took_us: float) -> None:
         self._committing = None
-        self._memory.committed(batch.writes)
+        if batch.settled is None:
+            self._journal.appended(batch)
+        else:
+            self._journal.folded()
+            self._memory.committed(batch.settled.writes)
         self._gauge.note(took_us)
         self._flush_us = round(took_us)
         self._commits += 1
@@ -794,7 +787,7 @@ class EmbeddedStore:
                 batch.is_over = True
                 batch.lot.unpark_all()
         self._batch = self._committing = None
-        self._memory.drop_pending()
+        self._memory.drop_pending(self._journal.waiting.writes)
 
     def _stop(self, reason: str) -> None:
         """From now on every call is `Unavailable` with this reason."""
@@ -815,6 +808,7 @@ class EmbeddedStore:
                             self._write(batch)
                         self._committed(batch, self._sync())
                 self._batch = None
+                fold_all(self._connection)
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except apsw.FullError:
             self._give_up()  # the log keeps what the database has no room for
@@ -849,7 +843,8 @@ class EmbeddedStore:
         memory = self._memory
         # What waits for a commit is as memory has it: written anew, on another lease, or gone already.
         keys = sorted([key for (key,) in rows if not memory.is_pending(key)] + memory.pending_of(lease))
-        is_over = len(rows) < _LEASE_CHUNK
+        is_over = len(rows) < _LEASE_CHUNK and len(keys) <= _LEASE_CHUNK
+        keys = keys[:_LEASE_CHUNK]
         batch = self._open_batch()
         if is_over:
             batch.ended.append((lease,))

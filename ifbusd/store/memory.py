@@ -1,4 +1,4 @@
-"""Keys in memory, ahead of the disk: what is written and not committed yet, and what was read or written lately.
+"""Keys in memory, ahead of the tables on the disk: what is written and not there yet, and what was read or written lately.
 
 There is one writer, so what is kept here is never stale: a hit costs a dictionary's look-up instead of a query (ADR 0015).
 """
@@ -21,7 +21,7 @@ UNKNOWN: Final = Unknown()
 
 
 class KeyMemory:
-    """The mutable state: two generations of keys, and which of them wait for a commit.
+    """The mutable state: two generations of keys, and on which of them the tables are behind.
 
     Once the young generation is full it becomes the old one, and what was not asked for since then is forgotten; what waits is
     always in the young one.
@@ -64,56 +64,58 @@ class KeyMemory:
         self._young[key] = found
 
     def write(self, writes: dict[str, KeyValue | None]) -> None:
-        """These are about to be committed; None deletes."""
+        """The tables on the disk will have these later; None deletes."""
         self._young.update(writes)
-        self._pending.update(writes)
+        pending = self._pending
         for key, written in writes.items():
+            before = pending.get(key)
+            if before is not None and before.lease:
+                self._leave(before.lease, key)
             if written is not None and written.lease:
                 keys = self._pending_of.get(written.lease)
                 if keys is None:
                     self._pending_of[written.lease] = {key}
                 else:
                     keys.add(key)
+        pending.update(writes)
 
     def pending(self, prefix: str) -> dict[str, KeyValue | None]:
-        """What waits for a commit among the keys that start with `prefix`."""
+        """Where the tables are behind among the keys that start with `prefix`."""
         return {key: written for key, written in self._pending.items() if key.startswith(prefix)}
 
     def pending_of(self, lease: int) -> list[str]:
-        """The keys of a lease among those that wait for a commit."""
-        keys = self._pending_of.get(lease, ())
-        return [key for key in keys if (written := self._pending.get(key)) is not None and written.lease == lease]
+        """The keys of a lease among those on which the tables are behind."""
+        return list(self._pending_of.get(lease, ()))
 
     def is_pending(self, key: str) -> bool:
-        """Whether the disk is behind on this key."""
+        """Whether the tables are behind on this key."""
         return key in self._pending
 
     def committed(self, writes: dict[str, KeyValue | None]) -> None:
-        """These are on the disk now; what was written to the same keys since then still waits."""
+        """The tables have these now; what was written to the same keys since then still waits."""
         pending = self._pending
         for key, written in writes.items():
             if key in pending and pending[key] is written:
                 del pending[key]
-                if written is not None and (written.lease or len(written.value) > _MAX_VALUE_BYTES):
-                    self._settle(key, written)
-        if not pending:
-            self._pending_of.clear()
+                if written is not None:
+                    if written.lease:
+                        self._leave(written.lease, key)
+                    if len(written.value) > _MAX_VALUE_BYTES:
+                        self._forget(key)
 
-    def drop_pending(self) -> None:
-        """What waited will never be committed."""
+    def drop_pending(self, kept: dict[str, KeyValue | None]) -> None:
+        """What waited will never be committed, apart from `kept`, which was, and waits for the tables."""
         for key in self._pending:
             self._forget(key)
         self._pending.clear()
         self._pending_of.clear()
+        self.write(kept)
 
-    def _settle(self, key: str, written: KeyValue) -> None:
-        if len(written.value) > _MAX_VALUE_BYTES:
-            self._forget(key)
-        keys = self._pending_of.get(written.lease)
-        if keys is not None:
-            keys.discard(key)
-            if not keys:
-                del self._pending_of[written.lease]
+    def _leave(self, lease: int, key: str) -> None:
+        keys = self._pending_of[lease]
+        keys.discard(key)
+        if not keys:
+            del self._pending_of[lease]
 
     def _forget(self, key: str) -> None:
         self._young.pop(key, None)

@@ -16,6 +16,7 @@ import apsw
 import apsw.sqlite_extra
 
 from ifbus.errors import IfbusError
+from ifbusd.store import journal
 from ifbusd.store.chain import GENESIS, entry_hash
 from ifbusd.store.fsync import sync_names
 from ifbusd.store.wal import describe_damage
@@ -23,14 +24,14 @@ from ifbusd.store.wal import describe_damage
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _APPLICATION_ID: Final = int.from_bytes(b"ifbu", "big")
 # The checksum's place at the end of each page.
 _CHECKSUM_BYTES: Final = 8
 # A full structure check reads everything: 0.7 ms per MiB. Above this size pages are checked as they are read.
 _QUICK_CHECK_BYTES: Final = 32 * 1024 * 1024
 
-_SCHEMA: Final = """
+_SCHEMA: Final = f"""
 -- Rows stand in the order in which keys were created and are changed in place, so that a commit touches few pages however
 -- the keys are spread; the index on the key is small (ADR 0002 has the figures).
 create table kv (
@@ -50,9 +51,20 @@ create table log (
     record blob not null,
     hash blob not null
 ) strict;
--- One row: the newest revision (the end of the log may know a newer one), and how often the store was opened (the upper half of lease ids).
-create table state (id integer primary key check (id = 1), revision integer not null, starts integer not null) strict;
-insert into state values (1, 0, 0);
+-- One row: the newest revision (the end of the log may know a newer one), how often the store was opened (the upper half of lease
+-- ids), and the newest entry of the journal that is in the tables.
+create table state (
+    id integer primary key check (id = 1),
+    revision integer not null,
+    starts integer not null,
+    folded integer not null default 0
+) strict;
+insert into state (id, revision, starts) values (1, 0, 0);
+{journal.SCHEMA}
+"""
+_FROM_VERSION_1: Final = f"""
+alter table state add column folded integer not null default 0;
+{journal.SCHEMA}
 """
 
 
@@ -78,6 +90,7 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
         _configure(connection, cache_bytes=cache_bytes, wal_limit_bytes=wal_limit_bytes)
         _check_log(connection, path)
         _prepare_schema(connection, path)
+        journal.fold_all(connection)
         _check(connection, path)
         # SQLite does this for files that it makes, and does not look at the answer.
         sync_names(path.parent)
@@ -164,6 +177,10 @@ def _prepare_schema(connection: apsw.Connection, path: Path) -> None:
             connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
     elif application != _APPLICATION_ID:
         raise StoreFailed(f"cannot open {path}: it is a database, but not one of ifbusd")
+    elif version == 1:
+        with connection:
+            connection.execute(_FROM_VERSION_1)
+            connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
     elif version != SCHEMA_VERSION:
         raise StoreFailed(
             f"cannot open {path}: its format is version {version}, this ifbusd knows {SCHEMA_VERSION};"

@@ -20,6 +20,7 @@ import apsw
 import apsw.sqlite_extra
 
 from ifbus.errors import NotFound, Unavailable
+from ifbusd.store import journal
 from ifbusd.store.base import LogEntry
 from ifbusd.store.chain import entry_hash
 from ifbusd.store.wal import FRAME_HEADER_BYTES, HEADER_BYTES, describe_damage
@@ -94,6 +95,7 @@ def _examine(copy: Path, name: str, audit: rules.Audit) -> None:
         # A crash may have torn a page while it was copied out of the log; there it is whole, by the log's own checksums.
         bad_pages = [page for page in suspects if page not in newer]
         _read_entries(connection, audit)
+        _read_journal(connection, name, audit)
         tables = _tables_of_pages(connection) if bad_pages else {}
         for page in bad_pages:
             table = tables.get(page, "an unknown table")
@@ -156,6 +158,16 @@ def _read_entries(connection: apsw.Connection, audit: rules.Audit) -> None:
     except (apsw.Error, UnicodeDecodeError) as error:
         seq = audit.position.seq + 1
         audit.add_problem(seq, f"the record cannot be read from entry {seq} on: {error}")
+
+
+def _read_journal(connection: apsw.Connection, name: str, audit: rules.Audit) -> None:
+    """What was committed and is not in the tables yet."""
+    try:
+        if connection.execute("select count(*) from sqlite_schema where name = 'journal'").get:  # older files have none
+            for changes in journal.read(connection):
+                audit.feed(changes.log)
+    except (apsw.Error, UnicodeDecodeError) as error:
+        audit.add_problem(None, f"{name}: the journal cannot be read: {error}")
 
 
 def _check_structure(connection: apsw.Connection, name: str, audit: rules.Audit) -> None:

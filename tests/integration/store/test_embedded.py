@@ -227,7 +227,7 @@ async def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("pragma user_version = 2", "format is version 2"),
+        ("pragma user_version = 3", "format is version 3"),
         ("pragma application_id = 1", "not one of ifbusd"),
         ("update log set record = x'00' where seq = 100", "entry 100 of the witness log"),
         ("delete from log where seq = 99", "entry 100 of the witness log"),

@@ -13,9 +13,10 @@ from ifbusd.store.embedded import EmbeddedStore, StoreFailed
 from tests.conformance.backends import boottime_ms, running, wall_ms
 from tests.integration.store.failing_disk import Plan, failing
 
-# The write-ahead log is copied back after every second or third commit: the sweeps meet those writes and syncs too.
+# The write-ahead log is copied back after every fourth or fifth commit: the sweeps meet those writes and syncs too.
 CHECKPOINT_BYTES = 64 * 1024
-VALUE = bytes(24 * 1024)
+# Small commits wait in the journal for the next large one.
+VALUES = (b"", bytes(24 * 1024))
 
 
 def open_store(directory: Path, **config: object) -> EmbeddedStore:
@@ -30,7 +31,8 @@ def open_store(directory: Path, **config: object) -> EmbeddedStore:
 
 async def write(store: EmbeddedStore, number: int) -> None:
     """One operation: a key of its own, a shared counter and a record."""
-    txn = Txn(then=[Put(f"k/{number}", VALUE), Put("count", b"%d" % number)], record=b"%d" % number)
+    value = VALUES[number % len(VALUES)]
+    txn = Txn(then=[Put(f"k/{number}", value), Put("count", b"%d" % number)], record=b"%d" % number)
     await store.txn(txn)
 
 
@@ -61,7 +63,7 @@ async def test_every_failed_fsync_stops_the_store(tmp_path: Path, flush: str) ->
             try:
                 async with running(open_store(directory, flush=flush)) as store:
                     is_open = True
-                    for number in range(4):
+                    for number in range(8):
                         await write(store, number)
                         acknowledged.append(number)
             except* StoreFailed as failed:
@@ -78,7 +80,7 @@ async def test_every_failed_fsync_stops_the_store(tmp_path: Path, flush: str) ->
         if not plan.failed:
             break
     assert at > 10
-    assert len(acknowledged) == 4
+    assert len(acknowledged) == 8
 
 
 @pytest.mark.parametrize("flush", ["inline", "thread"])
@@ -148,7 +150,7 @@ async def test_every_full_disk_fails_cleanly(tmp_path: Path, flush: str, is_last
             told: list[str] = []
             async with store.watch("k/") as changes:
                 with failing(Plan(kind="write", at=at, is_lasting=is_lasting)) as plan:
-                    for number in range(3):
+                    for number in range(6):
                         try:
                             await write(store, number)
                             acknowledged.append(number)
@@ -158,8 +160,8 @@ async def test_every_full_disk_fails_cleanly(tmp_path: Path, flush: str, is_last
                         found = await store.range("k/")
                         assert [int(item.key[2:]) for item in found.items] == acknowledged
                         assert (await store.log_head()).seq == len(acknowledged)
-                await write(store, 3)
-                acknowledged.append(3)
+                await write(store, 6)
+                acknowledged.append(6)
                 while len(told) < len(acknowledged):
                     told += [event.key for event in await anext(changes)]
             assert told == [f"k/{number}" for number in acknowledged]

@@ -1,4 +1,4 @@
-"""Keys in memory against a plain model: a disk that commits come to, and what is said to be ahead of it."""
+"""Keys in memory against a plain model: tables and a journal that commits come to, and what is said to be ahead of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("write"), WRITES),
         st.tuples(st.just("read"), KEYS),
-        st.tuples(st.sampled_from(["begin", "commit", "drop"]), st.none()),
+        st.tuples(st.sampled_from(["begin", "commit", "journal", "drop"]), st.none()),
     ),
     max_size=40,
 )
@@ -22,11 +22,12 @@ STEPS = st.lists(
 
 @given(st.integers(1, 5), STEPS)
 def test_what_is_found_is_how_it_stands(most: int, steps: list[tuple[str, object]]) -> None:
-    """Whatever is written, committed in order, dropped and pushed out: a key is as it stands, or unknown and then on the disk."""
+    """Whatever is written, committed to tables or journal, dropped and pushed out: a key is as it stands, or unknown and then in the tables."""
     memory = KeyMemory(most)
     disk: dict[str, KeyValue | None] = {}
     open_batch: dict[str, KeyValue | None] = {}
     committing: dict[str, KeyValue | None] = {}
+    journal: dict[str, KeyValue | None] = {}
     revision = 0
     for step, what in steps:
         if step == "write":
@@ -45,14 +46,17 @@ def test_what_is_found_is_how_it_stands(most: int, steps: list[tuple[str, object
         elif step == "begin" and not committing:
             committing, open_batch = open_batch, {}
         elif step == "commit":
-            disk |= committing
-            memory.committed(committing)
+            disk |= journal | committing
+            memory.committed(journal | committing)
+            journal, committing = {}, {}
+        elif step == "journal":
+            journal |= committing
             committing = {}
         elif step == "drop":
-            memory.drop_pending()
+            memory.drop_pending(journal)
             open_batch, committing = {}, {}
-        stands = disk | committing | open_batch
-        ahead = committing | open_batch
+        ahead = journal | committing | open_batch
+        stands = disk | ahead
         pending = memory.pending("")
         # A key that is absent on the disk and is to be deleted once more need not wait for anything.
         assert pending.items() <= ahead.items()
