@@ -129,6 +129,7 @@ class Tx:
         self.detail: dict[str, Any] = {}
         # Where the storage is full and nothing is kept back for it, what is deleted may go without the rest (`Txn.deletes_suffice`).
         self.deletes_suffice = False
+        self.decided: Callable[[], bool] | None = None  # see `Txn`
 
     def obtain(self, name: str, fetch: Callable[[], Awaitable[T]]) -> T:
         """The result of `fetch`, which is awaited once per operation; until then the decision ends here and is made again.
@@ -314,9 +315,16 @@ class Operations:
             try:
                 record = self._record(caller, op, target, "ok", tx.detail)
                 told = tx.messages if news is None else ()
-                ends, suffice = op in ENDING_OPERATIONS, tx.deletes_suffice
                 done = await self._store.txn(
-                    Txn(tx.compares, tx.writes, record=record, ends=ends, told=told, deletes_suffice=suffice)
+                    Txn(
+                        tx.compares,
+                        tx.writes,
+                        record=record,
+                        ends=op in ENDING_OPERATIONS,
+                        told=told,
+                        deletes_suffice=tx.deletes_suffice,
+                        decided=tx.decided,
+                    )
                 )
             except LeaseNotFound:
                 if (

@@ -118,6 +118,8 @@ class Board:
         self._bindings = bindings
         self.revision = 0
         self.tasks: dict[str, Entry] = {}
+        # Ready tasks whose creation is decided and not durable yet, so that they are not shown: offered already.
+        self.coming: dict[str, Entry] = {}
         self.counts: dict[str, int] = {}
         self.sessions: dict[str, tuple[SessionRecord, int]] = {}  # with the lease
         self.held_by: dict[str, set[str]] = {}
@@ -457,27 +459,8 @@ class Board:
         entry = self.tasks.get(task_id)
         before = None if entry is None else entry.state
         if entry is None:
-            entry = self.tasks[task_id] = Entry(
-                task_id=task_id,
-                n=record.n,
-                created_revision=item.create_revision,
-                title=record.title,
-                state=record.state,
-                capabilities=self._shared(frozenset(record.capabilities)),
-                filler=record.filler,
-                priority=record.priority,
-                estimate_micro_usd=record.estimate_micro_usd,
-                blocker=record.blocker,
-                route=record.route,
-                unmet=_NOTHING,
-                resources=tuple(record.resources),
-                group=record.group,
-                key=record.concurrency_key,
-                limit=record.concurrency_limit,
-                weight=record.weight,
-                since_ms=record.ended_at_ms or record.created_at_ms,
-                is_paused=bool(record.pause),
-            )
+            entry = self.tasks[task_id] = self.forget_coming(task_id) or self._entry(task_id, record)
+            entry.created_revision = item.create_revision
             if record.resources and record.state == OPEN:
                 self._want(entry)
         else:
@@ -511,6 +494,52 @@ class Board:
             if record.state == DEAD:
                 place = self._dead_places[task_id] = (record.ended_at_ms, entry.n, task_id)
                 bisect.insort(self.dead, place)
+
+    def _entry(self, task_id: str, record: TaskRecord) -> Entry:
+        return Entry(
+            task_id=task_id,
+            n=record.n,
+            title=record.title,
+            state=record.state,
+            capabilities=self._shared(frozenset(record.capabilities)),
+            filler=record.filler,
+            priority=record.priority,
+            estimate_micro_usd=record.estimate_micro_usd,
+            blocker=record.blocker,
+            route=record.route,
+            unmet=_NOTHING,
+            resources=tuple(record.resources),
+            group=record.group,
+            key=record.concurrency_key,
+            limit=record.concurrency_limit,
+            weight=record.weight,
+            since_ms=record.ended_at_ms or record.created_at_ms,
+            is_paused=bool(record.pause),
+        )
+
+    def offer_coming(self, records: dict[str, TaskRecord]) -> bool:
+        """Offer new tasks whose creation is decided and not durable yet; whether somebody was woken for one.
+
+        Whoever claims one now does so on top of its creation: both become durable, or neither, and nobody is told before. Only the
+        plainest are, which nothing can keep from being ready; the others are offered once they are shown.
+        """
+        plain = [
+            self._entry(task_id, record)
+            for task_id, record in records.items()
+            if not (record.depends_on or record.options or record.resources or record.concurrency_key)
+        ]
+        for entry in sorted(plain, key=lambda entry: (entry.filler, -entry.priority, entry.n)):
+            entry.shown = life.READY
+            if self.offers.offer(entry):
+                self.coming[entry.task_id] = entry
+        return not self.coming.keys().isdisjoint(records)
+
+    def forget_coming(self, task_id: str) -> Entry | None:
+        """The entry of a task that was offered before it was durable, to be shown from now on or, if it was not created, never."""
+        entry = self.coming.pop(task_id, None)
+        if entry is not None:
+            entry.shown = ""
+        return entry
 
     def _put_life(self, entry: Entry, record: TaskRecord) -> None:
         entry.start_at_ms, entry.deadline_at_ms = life.start_at_ms(record), life.deadline_at_ms(record)

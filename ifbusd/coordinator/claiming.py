@@ -235,7 +235,9 @@ class Claiming(Resources):
     async def _claim_best(self, caller: Caller, waiter: Waiter, n: int, terms: Terms, wish: _Wish) -> Answer | None:
         """Claim the best task that is free for this swarm, or the best `n`; None if there is none."""
         swarm_id = waiter.swarm_id
-        await self.board.catch_up()
+        coming = self._coming_for(waiter) if n == 1 else None
+        if coming is None:
+            await self.board.catch_up()
 
         def may_claim(tx: Tx) -> None:
             self._governor.require_owner(tx, caller, swarm_id)
@@ -252,10 +254,11 @@ class Claiming(Resources):
             return None
         except IfbusError as error:
             raise await self._refuse(caller, "claim_next", swarm_id, error) from None
-        await self._governor.caught_up(swarm_id)
+        if coming is None:
+            await self._governor.caught_up(swarm_id)
         while True:
             refused = False
-            choices = self._choices(waiter, wish)
+            choices = self._choices(waiter, wish) if coming is None else [coming]
             if n > 1:
                 before = wish.size
                 several = await self._claim_several(caller, waiter, n, terms, wish, choices)
@@ -315,6 +318,11 @@ class Claiming(Resources):
         # What was pushed goes first, but for fillers: those wait for everything better, whoever sent them.
         return sorted([*sorted(pushed, key=lambda entry: entry.order), *best], key=lambda entry: entry.filler)
 
+    def _coming_for(self, waiter: Waiter) -> Entry | None:
+        """What the waiter was woken for, if that is not durable yet: claimed at once, it shares a commit with its creation."""
+        offered = waiter.offered
+        return None if offered is None else self.board.coming.get(offered.task_id)
+
     def _gives_to(self, swarm_id: str) -> bool:
         return not self._host_drain and not self._governor.seen_pause(swarm_id)
 
@@ -336,7 +344,7 @@ class Claiming(Resources):
         self, caller: Caller, task_id: str, swarm_id: str, terms: Terms, waiter: Waiter | None = None
     ) -> Answer:
         """Claim a task, and keep others who wait from trying meanwhile; if it comes to nothing, they hear of it."""
-        entry = self.board.tasks.get(task_id)
+        entry = self.board.tasks.get(task_id) or self.board.coming.get(task_id)
         if entry is not None:
             self.board.offers.take(entry)
         is_done = False

@@ -31,7 +31,7 @@ from ifbusd.coordinator.model import (
     TaskRecord,
 )
 from ifbusd.identity import Caller
-from ifbusd.operation import Tx
+from ifbusd.operation import Body, Tx
 from ifbusd.signature import Signature
 
 _CREATE_TASK: Final = Signature.of(Coordinator.create_task)
@@ -52,13 +52,14 @@ class Creating(Core):
         """See `interface.Coordinator.create_task`, which has checked the names and types of the fields."""
         new = self._new_task(title, **fields)
         await self.board.show_told()
+        made: dict[str, TaskRecord] = {}
 
         def create(tx: Tx) -> Answer:
-            [view] = self._create(tx, caller, [new])
+            [view] = self._create(tx, caller, [new], made)
             tx.detail["title"] = title
             return {"task": view}
 
-        return await self._operations.run(caller, "coordinator.create_task", new.task_id or "", create)
+        return await self._make(caller, "coordinator.create_task", new.task_id or "", create, made)
 
     async def create_tasks(self, caller: Caller, tasks: list[dict[str, Any]]) -> Answer:
         """See `interface.Coordinator.create_tasks`."""
@@ -67,9 +68,10 @@ class Creating(Core):
         if (circle := life.find_cycle({one.task_id: one.record.depends_on for one in new if one.task_id})) is not None:
             raise rules.cycle(circle)
         await self.board.show_told()
+        made: dict[str, TaskRecord] = {}
 
         def create(tx: Tx) -> Answer:
-            views = self._create(tx, caller, new)
+            views = self._create(tx, caller, new, made)
             self._require_fits(tx, "create these tasks", "fewer tasks, or fewer different dependencies, at a time")
             for view in views:
                 rules.drop_heavy(view)
@@ -77,7 +79,17 @@ class Creating(Core):
             fitting = how_many_fit(views)
             return {"tasks": views[:fitting] + [rules.in_short(view) for view in views[fitting:]]}
 
-        return await self._operations.run(caller, "coordinator.create_tasks", "", create)
+        return await self._make(caller, "coordinator.create_tasks", "", create, made)
+
+    async def _make(self, caller: Caller, op: str, target: str, create: Body, made: dict[str, TaskRecord]) -> Answer:
+        try:
+            return await self._operations.run(caller, op, target, create)
+        except (
+            BaseException
+        ):  # nothing came of it; or it was cancelled, and the board shows what did like any other task
+            for task_id in made:
+                self.board.forget_coming(task_id)
+            raise
 
     def _from_wire(self, index: int, fields: dict[str, Any]) -> NewTask:
         try:
@@ -151,15 +163,15 @@ class Creating(Core):
         life.check_options(options, self._config, self._now_ms())
         return options.to_map()
 
-    def _create(self, tx: Tx, caller: Caller, tasks: Sequence[NewTask]) -> list[Answer]:
-        """Put new tasks into the board, within an operation; their views in the same order."""
+    def _create(self, tx: Tx, caller: Caller, tasks: Sequence[NewTask], records: dict[str, TaskRecord]) -> list[Answer]:
+        """Put new tasks into the board, within an operation; their views in the same order. Those that are new are left in `records`."""
         used, allowed = self.board.open_tasks(), self._config.open_tasks
         if used + len(tasks) > allowed:
             raise limit_exceeded("create a task", "open_tasks", used, allowed, "complete or fail some of them")
         numbers, n = self._numbers_for(tx, len(tasks)), 0
         now_ms = self._now_ms()
         names: list[tuple[str, bool]] = []  # and whether it is a new one
-        records: dict[str, TaskRecord] = {}
+        records.clear()
         keyed: dict[str, str] = {}  # new ones by their unique keys
         instead: dict[str, str] = {}  # what was asked for, and the open task that has its unique key
         for new in tasks:
@@ -201,6 +213,8 @@ class Creating(Core):
                 keep_awaited(tx, dependency, self._task(tx, dependency), now_ms)
         if records and self._numbers is None:
             tx.put(TASK_COUNTER, n)
+        if records and self.board.offers.has_waiters:
+            tx.decided = partial(self.board.offer_coming, records)
         return [self._created(tx, name, records[name] if is_new else None, now_ms) for name, is_new in names]
 
     def _numbers_for(self, tx: Tx, count: int) -> Iterator[int]:

@@ -339,6 +339,11 @@ class Offers:
                 del self._queues[waiter.swarm_id]
             self._pass_on(waiter)
 
+    @property
+    def has_waiters(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._queues)
+
     def served(self, swarm_id: str) -> None:
         """A swarm that waits has got a task: it is the others' turn."""
         queue = self._queues.pop(swarm_id, None)

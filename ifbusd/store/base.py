@@ -70,6 +70,8 @@ class Txn(NamedTuple):
         record: One witness entry, committed with `then` and only with it (a lost compare is tried again by the caller and
             is no operation yet); None for none. A transaction with only a record is allowed and uses up no revision.
         told: Handed to watches of everything with the changes, and not stored; a store that other hosts share passes it over.
+        decided: Called once this is decided and before it is durable, by a store that shows what is on its way (embedded). Says whether it
+            has woken anybody: who writes at once is in the same commit. Must not raise.
         ends: It ends something, such as a claim: where the storage is full, a store that keeps space back gives it to these.
         deletes_suffice: Where the storage is full, a store that keeps no space back may do the deletes of `then` without its puts.
     """
@@ -81,6 +83,7 @@ class Txn(NamedTuple):
     ends: bool = False
     told: Sequence[Any] = ()
     deletes_suffice: bool = False
+    decided: Callable[[], bool] | None = None
 
 
 class LogHead(NamedTuple):

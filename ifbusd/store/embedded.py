@@ -88,6 +88,7 @@ class _Batch(Changes):
 
     Attributes:
         settled: What the tables will have after it; None if it goes into the journal.
+        is_awaited: Somebody was woken who may want to join it: he has a turn before it is committed.
         has_leader: One of those who wait commits it in the next pass; otherwise `run` does.
         is_over: It was committed, or undone for the reason in `error`.
     """
@@ -97,6 +98,7 @@ class _Batch(Changes):
     events: list[WatchEvent] = attrs.Factory(list)
     undo: list[Callable[[], object]] = attrs.Factory(list)
     txns: int = 0
+    is_awaited: bool = False
     has_leader: bool = False
     is_over: bool = False
     lot: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
@@ -368,6 +370,8 @@ class EmbeddedStore:
             except LeaseNotFound:
                 await self.barrier()  # the lease's end may be in the open batch
                 raise
+            if txn.decided is not None and result.succeeded and txn.decided():
+                self._open_batch().is_awaited = True
             await self.barrier()
             return result
 
@@ -455,7 +459,10 @@ class EmbeddedStore:
                         # Now that the answers are on their way. On a slow disk the next batch takes it along, for one sync less.
                         self._open_batch()
                     batch = self._batch
-                    if batch is not None and not batch.has_leader:
+                    if batch is not None and batch.is_awaited and not batch.has_leader:
+                        batch.is_awaited = False
+                        await trio.lowlevel.checkpoint()
+                    elif batch is not None and not batch.has_leader:
                         await self._commit(batch)
                     elif not (self._is_look_due or self._is_room_due):
                         await self._work.park()
@@ -599,6 +606,9 @@ class EmbeddedStore:
             else:
                 batch.has_leader = True
                 await trio.lowlevel.cancel_shielded_checkpoint()
+                if batch.is_awaited:
+                    batch.is_awaited = False
+                    await trio.lowlevel.cancel_shielded_checkpoint()
                 batch.has_leader = False
                 if batch is self._batch:
                     if self._is_runs_turn():
