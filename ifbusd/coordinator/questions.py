@@ -247,7 +247,7 @@ class Questions(Waiting):
             best = waits.best_help(edges)
             if best is None:
                 raise InvalidRequest(
-                    f"cannot call for help: nothing that {swarm_id} works on waits for anybody",
+                    f"cannot call for help: nothing that {swarm_id} works on waits for a single one who could free it",
                     data={"swarm_id": swarm_id},
                     would_change=[{"by": "self", "what": "see who waits", "call": "ifbus waits"}],
                 )

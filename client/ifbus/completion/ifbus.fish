@@ -50,8 +50,8 @@ function _shtab_ifbus_using
   test "$_shtab_ifbus_cmdpath" = "$argv"
 end
 
-set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm status' 'swarm register' 'swarm drain' drain group 'group ls' 'group weight' pause 'pause task' 'pause group' 'pause swarm' resume 'resume task' 'resume group' 'resume swarm' inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
-set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --blocked-on --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --format --grace --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --next --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --slots --socket --start --state --swarm --target --task --text --unique --until --usd-per-hour --wait --weight -o
+set -g _shtab_ifbus_commands status task 'task add' 'task ls' 'task show' 'task next' 'task claim' 'task progress' 'task complete' 'task fail' 'task release' 'task blocked' 'task unblock' 'task import' 'task batch' 'task cancel' 'task dead' 'task requeue' swarm 'swarm ls' 'swarm show' 'swarm status' 'swarm register' 'swarm drain' 'swarm request-help' drain group 'group ls' 'group weight' pause resume inbox 'inbox ls' 'inbox ack' 'inbox ask' 'inbox reply' 'inbox send' 'inbox topics' lock 'lock ls' 'lock acquire' 'lock release' budget 'budget show' 'budget set' breaker 'breaker ls' 'breaker show' 'breaker reset' 'breaker trip' witness 'witness query' 'witness verify' cost 'cost report' tool 'tool build' waits approvals 'approvals ls' 'approvals approve' 'approvals reject' run why guide rpc help completion demo
+set -g _shtab_ifbus_opts_with_value --after --answer --artefact --backoff --bind --blocked-on --body --budget-usd --by --can --color --concurrency-key --concurrency-limit --cost-per-hour-usd --count --deadline --depends-on --description --estimate-usd --fields --fits --format --grace --grep --group --holder --id --key --lease --limit --max-attempts --milestone --model --need --next --note --on-dependency-failure --op --outcome --output --payload --prefix --priority --reason --receipt --resource --result --retention --severity --since --slots --socket --start --state --subscribe --swarm --target --task --text --unique --unsubscribe --until --usd-per-hour --wait --weight -o
 
 complete -c ifbus -e
 complete -c ifbus -f
@@ -257,7 +257,7 @@ complete -c ifbus -n '_shtab_ifbus_using task requeue' -l json -d 'one JSON docu
 complete -c ifbus -n '_shtab_ifbus_using task requeue' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using task requeue' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using task requeue; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d T-7
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'ls, show, status, register, drain'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'ls, show, status, register, drain, request-help'
 complete -c ifbus -n '_shtab_ifbus_using swarm' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using swarm; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List swarms by name'
 complete -c ifbus -n '_shtab_ifbus_using swarm ls' -s h -l help -d 'show this help message and exit'
@@ -308,6 +308,14 @@ complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l json -d 'one JSON docum
 complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using swarm drain' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using swarm drain; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
+complete -c ifbus -n '_shtab_ifbus_using swarm; and test $_shtab_ifbus_npos -eq 0' -a request-help -d 'Call for help where it frees the most of what a swarm works on and waits for'
+complete -c ifbus -n '_shtab_ifbus_using swarm request-help' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using swarm request-help' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
+complete -c ifbus -n '_shtab_ifbus_using swarm request-help' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using swarm request-help' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using swarm request-help' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using swarm request-help' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using swarm request-help' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a drain -d 'Let this daemon give out no new work (operator); what is held has a grace to end'
 complete -c ifbus -n '_shtab_ifbus_using drain' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using drain' -l off -d 'give out work again; a new start of the daemon does so, too'
@@ -337,60 +345,24 @@ complete -c ifbus -n '_shtab_ifbus_using group weight' -s q -l quiet -d 'ids onl
 complete -c ifbus -n '_shtab_ifbus_using group weight' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using group weight' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using group weight' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a pause -d 'task, group, swarm'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a pause -d 'Give out no new work of a task or a group, or to a swarm; what is held goes on'
 complete -c ifbus -n '_shtab_ifbus_using pause' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using pause; and test $_shtab_ifbus_npos -eq 0' -a task -d 'Let nobody claim a task (its creator or an operator); what is held goes on'
-complete -c ifbus -n '_shtab_ifbus_using pause task' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using pause task' -l reason -x -d 'goes on record with your uid; every refusal quotes it'
-complete -c ifbus -n '_shtab_ifbus_using pause task' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
-complete -c ifbus -n '_shtab_ifbus_using pause task' -l dry-run -d 'show what would be sent, send nothing'
-complete -c ifbus -n '_shtab_ifbus_using pause task' -l json -d 'one JSON document in one line'
-complete -c ifbus -n '_shtab_ifbus_using pause task' -l color -xka "auto always never" -d color
-complete -c ifbus -n '_shtab_ifbus_using pause task' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using pause task; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d TASK
-complete -c ifbus -n '_shtab_ifbus_using pause; and test $_shtab_ifbus_npos -eq 0' -a group -d 'Give out no task of a group (operator); what is held goes on'
-complete -c ifbus -n '_shtab_ifbus_using pause group' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using pause group' -l reason -x -d 'goes on record with your uid; every refusal quotes it'
-complete -c ifbus -n '_shtab_ifbus_using pause group' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
-complete -c ifbus -n '_shtab_ifbus_using pause group' -l dry-run -d 'show what would be sent, send nothing'
-complete -c ifbus -n '_shtab_ifbus_using pause group' -l json -d 'one JSON document in one line'
-complete -c ifbus -n '_shtab_ifbus_using pause group' -l color -xka "auto always never" -d color
-complete -c ifbus -n '_shtab_ifbus_using pause group' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using pause; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'Give a swarm no new work (its owner or an operator); what is held goes on'
-complete -c ifbus -n '_shtab_ifbus_using pause swarm' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l reason -x -d 'goes on record with your uid; every refusal quotes it'
-complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
-complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l dry-run -d 'show what would be sent, send nothing'
-complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l json -d 'one JSON document in one line'
-complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l color -xka "auto always never" -d color
-complete -c ifbus -n '_shtab_ifbus_using pause swarm' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using pause swarm; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a resume -d 'task, group, swarm'
+complete -c ifbus -n '_shtab_ifbus_using pause' -l reason -x -d 'goes on record with your uid; every refusal quotes it'
+complete -c ifbus -n '_shtab_ifbus_using pause' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using pause' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using pause' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using pause' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using pause' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using pause; and test $_shtab_ifbus_npos -eq 1' -ka "(ifbus __complete swarm 2>/dev/null)" -d 'T-7, nightly, docs-2'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a resume -d 'Let a paused task or group, or a paused or drained swarm, go on'
 complete -c ifbus -n '_shtab_ifbus_using resume' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using resume; and test $_shtab_ifbus_npos -eq 0' -a task -d 'Let a paused or drained task go on'
-complete -c ifbus -n '_shtab_ifbus_using resume task' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using resume task' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
-complete -c ifbus -n '_shtab_ifbus_using resume task' -l dry-run -d 'show what would be sent, send nothing'
-complete -c ifbus -n '_shtab_ifbus_using resume task' -l json -d 'one JSON document in one line'
-complete -c ifbus -n '_shtab_ifbus_using resume task' -l color -xka "auto always never" -d color
-complete -c ifbus -n '_shtab_ifbus_using resume task' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using resume task; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete task 2>/dev/null)" -d TASK
-complete -c ifbus -n '_shtab_ifbus_using resume; and test $_shtab_ifbus_npos -eq 0' -a group -d 'Let a paused or drained group go on'
-complete -c ifbus -n '_shtab_ifbus_using resume group' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using resume group' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
-complete -c ifbus -n '_shtab_ifbus_using resume group' -l dry-run -d 'show what would be sent, send nothing'
-complete -c ifbus -n '_shtab_ifbus_using resume group' -l json -d 'one JSON document in one line'
-complete -c ifbus -n '_shtab_ifbus_using resume group' -l color -xka "auto always never" -d color
-complete -c ifbus -n '_shtab_ifbus_using resume group' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using resume; and test $_shtab_ifbus_npos -eq 0' -a swarm -d 'Let a paused or drained swarm go on'
-complete -c ifbus -n '_shtab_ifbus_using resume swarm' -s h -l help -d 'show this help message and exit'
-complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
-complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l dry-run -d 'show what would be sent, send nothing'
-complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l json -d 'one JSON document in one line'
-complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l color -xka "auto always never" -d color
-complete -c ifbus -n '_shtab_ifbus_using resume swarm' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
-complete -c ifbus -n '_shtab_ifbus_using resume swarm; and test $_shtab_ifbus_npos -eq 0' -ka "(ifbus __complete swarm 2>/dev/null)" -d SWARM
-complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a inbox -d 'ls, ack, ask, reply'
+complete -c ifbus -n '_shtab_ifbus_using resume' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using resume' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using resume' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using resume' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using resume' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using resume; and test $_shtab_ifbus_npos -eq 1' -ka "(ifbus __complete swarm 2>/dev/null)" -d 'T-7, nightly, docs-2'
+complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a inbox -d 'ls, ack, ask, reply, send, topics'
 complete -c ifbus -n '_shtab_ifbus_using inbox' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using inbox; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'Show letters that wait, oldest first; they stay until acknowledged'
 complete -c ifbus -n '_shtab_ifbus_using inbox ls' -s h -l help -d 'show this help message and exit'
@@ -430,6 +402,28 @@ complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l dry-run -d 'show what w
 complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using inbox reply' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using inbox; and test $_shtab_ifbus_npos -eq 0' -a send -d 'Send a letter to all swarms, to those with some capabilities, or to a topic'"'"'s subscribers'
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l body -x -d 'the whole message as a map, instead of a text'
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l can -x -d 'only to swarms with it, area:skill; again or A,B'
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l fits -x -d 'only to swarms that it fits, '"'"'all(infra:*, not(gpu:cuda))'"'"''
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l subscribers -d 'only to swarms that subscribed to the topic'
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using inbox send' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using inbox; and test $_shtab_ifbus_npos -eq 0' -a topics -d 'Show, begin or end a swarm'"'"'s subscriptions to topics'
+complete -c ifbus -n '_shtab_ifbus_using inbox topics' -s h -l help -d 'show this help message and exit'
+complete -c ifbus -n '_shtab_ifbus_using inbox topics' -l subscribe -x -d 'get what is sent to its subscribers, also while away'
+complete -c ifbus -n '_shtab_ifbus_using inbox topics' -l unsubscribe -x -d 'and no longer; letters that wait stay'
+complete -c ifbus -n '_shtab_ifbus_using inbox topics' -l swarm -xka "(ifbus __complete swarm 2>/dev/null)" -d 'act for this swarm (else IFBUS_SWARM)'
+complete -c ifbus -n '_shtab_ifbus_using inbox topics' -l key -x -d 'idempotency key: with the same one, twice has the effect of once'
+complete -c ifbus -n '_shtab_ifbus_using inbox topics' -l dry-run -d 'show what would be sent, send nothing'
+complete -c ifbus -n '_shtab_ifbus_using inbox topics' -l json -d 'one JSON document in one line'
+complete -c ifbus -n '_shtab_ifbus_using inbox topics' -l color -xka "auto always never" -d color
+complete -c ifbus -n '_shtab_ifbus_using inbox topics' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a lock -d 'ls, acquire, release'
 complete -c ifbus -n '_shtab_ifbus_using lock' -s h -l help -d 'show this help message and exit'
 complete -c ifbus -n '_shtab_ifbus_using lock; and test $_shtab_ifbus_npos -eq 0' -a ls -d 'List named resources that somebody holds'

@@ -66,6 +66,7 @@ def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path:
     claim = check("task_claim", "task", "claim", first)["claim"]
     check("task_progress", "task", "progress", handle(claim), "50", "half")
     asked = check("inbox_ask", "inbox", "ask", str(other.swarm), "where?", "--task", handle(claim))["reply_id"]
+    assert check("swarm_request-help", "swarm", "request-help")["asked"] == other.swarm
     approval = check("inbox_ask", "inbox", "ask", "person", "may I?", "--task", handle(claim))["reply_id"]
     check("waits", "waits")
     check("inbox_reply", "inbox", "reply", str(asked), "--text", "here", shell=other)
@@ -94,19 +95,24 @@ def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path:
     check("swarm_show", "swarm", "show", name)
     check("swarm_register", "swarm", "register", name, "--model", "small")
     check("inbox_ls", "inbox", shell=other)
+    check("inbox_topics", "inbox", "topics", "--subscribe", "builds")
+    sent = ("inbox", "send", "builds", "main is green", "--subscribers", "--fits", "docs:*")
+    assert check("inbox_send", *sent, shell=other)["broadcast"]["delivered_to"] == 1
+    assert "main is green" in me("inbox").out
+    assert check("inbox_topics", "inbox", "topics", "--unsubscribe", "builds")["topics"] == []
     check("inbox_ack", "inbox", "ack", "1")
     check("budget_show", "budget", "show", "--all")
     check("budget_set", "budget", "set", name, "6.00")
-    check("pause_task", "pause", "task", third, "--reason", "wait for the release")
-    check("resume_task", "resume", "task", third)
-    check("pause_group", "pause", "group", "nightly")
+    check("pause", "pause", "task", third, "--reason", "wait for the release")
+    check("resume", "resume", "task", third)
+    check("pause", "pause", "group", "nightly")
     check("group_weight", "group", "weight", "nightly", "3")
     check("group_ls", "group", "ls")
-    check("resume_group", "resume", "group", "nightly")
-    check("pause_swarm", "pause", "swarm", name)
+    check("resume", "resume", "group", "nightly")
+    check("pause", "pause", "swarm", name)
     check("swarm_drain", "swarm", "drain", name, "--grace", "10m", "--reason", "upgrade")
     assert "draining" in me("swarm", "show", name).out
-    check("resume_swarm", "resume", "swarm", name)
+    check("resume", "resume", "swarm", name)
     check("drain", "drain", "--grace", "10m", "--reason", "reboot")
     assert "draining by uid" in me("status").out
     check("drain", "drain", "--off")

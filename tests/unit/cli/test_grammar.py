@@ -46,6 +46,8 @@ def test_no_command_is_missing_from_the_grammar() -> None:
         ("inbox", ("inbox", "ls")),
         ("breaker close docs-2", ("breaker", "reset")),
         ("cost", ("cost", "report")),
+        ("inbox subscribe builds", ("inbox", "topics")),
+        ("inbox broadcast builds done", ("inbox", "send")),
         ("", ("help",)),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome, parse_handle, parse_json
+from ifbus.cli.commands.task import split_list
 from ifbus.cli.exits import DONE, NOT_YET
 from ifbus.cli.text import View, cell, one_line, plural, table
 from ifbus.errors import Usage
@@ -119,6 +120,72 @@ def render_replied(data: Data, _view: View) -> list[str]:
     return [f"{data['question']['reply_id']} answered: {data['question']['swarm_id']} hears of it"]
 
 
+def _send_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topic", metavar="TOPIC", help="what it is about, such as builds")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="what to say")
+    parser.add_argument("--body", metavar="JSON", help="the whole message as a map, instead of a text")
+    parser.add_argument(
+        "--can", metavar="CAP", action="append", help="only to swarms with it, area:skill; again or A,B"
+    )
+    parser.add_argument(
+        "--fits", metavar="EXPRESSION", help="only to swarms that it fits, 'all(infra:*, not(gpu:cuda))'"
+    )
+    parser.add_argument("--subscribers", action="store_true", help="only to swarms that subscribed to the topic")
+
+
+def _send(invocation: Invocation) -> Outcome:
+    args = invocation.args
+    if (args.text is None) == (args.body is None):
+        raise Usage(
+            "a message is either a text or a --body",
+            data={"command": "inbox send", "example": invocation.command.examples[0]},
+        )
+    body = {"message": args.text} if args.body is None else parse_json(args.body, "body")
+    params: Data = {
+        "topic": args.topic,
+        "body": body,
+        "capabilities": split_list(args.can),
+        "expression": args.fits,
+        "subscribers": args.subscribers or None,
+        "sender": invocation.swarm,
+    }
+    return Outcome(invocation.change("coordinator.broadcast", params))
+
+
+def render_sent(data: Data, _view: View) -> list[str]:
+    """How many got it, and who did not."""
+    sent = data["broadcast"]
+    named = data["full_inboxes"]
+    lines = [f"{sent['topic']} sent to {plural(sent['delivered_to'], 'swarm')}"]
+    if data["full"]:
+        more = f" and {data['full'] - len(named)} more" if data["full"] > len(named) else ""
+        lines.append(f"  not to those whose inbox is full: {', '.join(named)}{more}")
+    return lines
+
+
+def _topics_arguments(parser: argparse.ArgumentParser) -> None:
+    change = parser.add_mutually_exclusive_group()
+    change.add_argument("--subscribe", metavar="TOPIC", help="get what is sent to its subscribers, also while away")
+    change.add_argument("--unsubscribe", metavar="TOPIC", help="and no longer; letters that wait stay")
+
+
+def _topics(invocation: Invocation) -> Outcome:
+    args, swarm_id = invocation.args, invocation.require_swarm()
+    changed: Data = {}
+    if args.subscribe is not None:
+        changed = invocation.change("coordinator.subscribe_topic", {"swarm_id": swarm_id, "topic": args.subscribe})
+    elif args.unsubscribe is not None:
+        changed = invocation.change("coordinator.unsubscribe_topic", {"swarm_id": swarm_id, "topic": args.unsubscribe})
+    receipt = {"receipt": changed["receipt"]} if "receipt" in changed else {}
+    topics = invocation.ask("coordinator.list_topics", swarm_id=swarm_id)["topics"]
+    return Outcome({"swarm_id": swarm_id, "topics": topics, **receipt})
+
+
+def render_topics(data: Data, _view: View) -> list[str]:
+    """The topics, one a line."""
+    return data["topics"] or [f"{data['swarm_id']} subscribed to no topic: ifbus inbox topics --subscribe TOPIC"]
+
+
 COMMANDS = {
     "ls": Command(
         words="inbox ls",
@@ -169,5 +236,33 @@ COMMANDS = {
         run=_reply,
         render=render_replied,
         kind="change",
+    ),
+    "send": Command(
+        words="inbox send",
+        summary="Send a letter to all swarms, to those with some capabilities, or to a topic's subscribers",
+        examples=(
+            'ifbus inbox send builds "main is green" --subscribers',
+            'ifbus inbox send review "who has time?" --fits "all(code:python, not(gpu:*))"',
+            'ifbus inbox send builds --body \'{"commit": "9f3ac1d"}\' --can infra:ci --json',
+        ),
+        arguments=_send_arguments,
+        run=_send,
+        render=render_sent,
+        kind="change",
+        acts=True,
+    ),
+    "topics": Command(
+        words="inbox topics",
+        summary="Show, begin or end a swarm's subscriptions to topics",
+        examples=(
+            "ifbus inbox topics --subscribe builds",
+            "ifbus inbox topics --swarm docs-2 --json",
+            "ifbus inbox topics --unsubscribe builds",
+        ),
+        arguments=_topics_arguments,
+        run=_topics,
+        render=render_topics,
+        kind="change",
+        acts=True,
     ),
 }

@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import argparse
-from typing import Final
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome
 from ifbus.cli.text import View, describe_pause, fields
 
-_EXAMPLES: Final = {"task": ("TASK", "T-7"), "group": ("GROUP", "nightly"), "swarm": ("SWARM", "docs-2")}
+KINDS = ("task", "group", "swarm")
 
 
-def _kind(invocation: Invocation) -> str:
-    return invocation.command.words.split()[1]
+def _kind(text: str) -> str:
+    if text not in KINDS:
+        raise argparse.ArgumentTypeError(f"say which kind, one of {', '.join(KINDS)}, got {text!r:.60}")
+    return text
 
 
-def _subject(metavar: str, *, has_reason: bool) -> object:
-    def arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("subject", metavar=metavar)
-        if has_reason:
-            parser.add_argument(
-                "--reason", metavar="TEXT", help="goes on record with your uid; every refusal quotes it"
-            )
+def _subject_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", metavar="|".join(KINDS), type=_kind)
+    parser.add_argument("subject", metavar="NAME", help="T-7, nightly, docs-2")
 
-    return arguments
+
+def _pause_arguments(parser: argparse.ArgumentParser) -> None:
+    _subject_arguments(parser)
+    parser.add_argument("--reason", metavar="TEXT", help="goes on record with your uid; every refusal quotes it")
 
 
 def _pause(invocation: Invocation) -> Outcome:
     args = invocation.args
-    params = {"kind": _kind(invocation), "name": args.subject, "reason": args.reason}
-    answer = invocation.change("coordinator.pause", params)
-    return Outcome({"kind": _kind(invocation), "name": args.subject, **answer})
+    subject = {"kind": args.kind, "name": args.subject}
+    return Outcome({**subject, **invocation.change("coordinator.pause", {**subject, "reason": args.reason})})
 
 
 def _resume(invocation: Invocation) -> Outcome:
-    kind, name = _kind(invocation), invocation.args.subject
-    answer = invocation.change("coordinator.resume", {"kind": kind, "name": name})
-    return Outcome({"kind": kind, "name": name, **answer})
+    subject = {"kind": invocation.args.kind, "name": invocation.args.subject}
+    return Outcome({**subject, **invocation.change("coordinator.resume", subject)})
 
 
 def render_paused(data: Data, view: View) -> list[str]:
@@ -55,34 +53,29 @@ def render_resumed(data: Data, view: View) -> list[str]:
     return fields([f"{data['kind']} {data['name']} goes on", f"was {was}"], view)
 
 
-def _commands(verb: str) -> dict[str, Command]:
-    is_pause = verb == "pause"
-    return {
-        kind: Command(
-            words=f"{verb} {kind}",
-            summary=_summary(kind) if is_pause else f"Let a paused or drained {kind} go on",
-            examples=(
-                f"ifbus {verb} {kind} {name}" + (' --reason "wait for the release"' if is_pause else ""),
-                f"ifbus {verb} {kind} {name} --json",
-                f"ifbus {verb} {kind} {name} --dry-run",
-            ),
-            arguments=_subject(metavar, has_reason=is_pause),  # type: ignore[arg-type]
-            run=_pause if is_pause else _resume,
-            render=render_paused if is_pause else render_resumed,
-            kind="change",
-        )
-        for kind, (metavar, name) in _EXAMPLES.items()
-    }
-
-
-def _summary(kind: str) -> str:
-    what = {
-        "task": "Let nobody claim a task (its creator or an operator)",
-        "group": "Give out no task of a group (operator)",
-        "swarm": "Give a swarm no new work (its owner or an operator)",
-    }
-    return f"{what[kind]}; what is held goes on"
-
-
-COMMANDS = _commands("pause")
-RESUME = _commands("resume")
+COMMANDS = {
+    "": Command(
+        words="pause",
+        summary="Give out no new work of a task or a group, or to a swarm; what is held goes on",
+        examples=(
+            'ifbus pause task T-7 --reason "wait for the release"',
+            "ifbus pause group nightly --json",
+            "ifbus pause swarm docs-2 --dry-run",
+        ),
+        arguments=_pause_arguments,
+        run=_pause,
+        render=render_paused,
+        kind="change",
+    ),
+}
+RESUME = {
+    "": Command(
+        words="resume",
+        summary="Let a paused task or group, or a paused or drained swarm, go on",
+        examples=("ifbus resume task T-7", "ifbus resume group nightly --json", "ifbus resume swarm docs-2 --dry-run"),
+        arguments=_subject_arguments,
+        run=_resume,
+        render=render_resumed,
+        kind="change",
+    ),
+}

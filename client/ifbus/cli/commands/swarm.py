@@ -211,6 +211,19 @@ def _drain(invocation: Invocation) -> Outcome:
     return Outcome({"kind": "swarm", "name": args.subject, **answer})
 
 
+def _request_help(invocation: Invocation) -> Outcome:
+    return Outcome(invocation.change("coordinator.request_help", {"swarm_id": invocation.require_swarm()}))
+
+
+def render_request(data: Data, _view: View) -> list[str]:
+    """Who was asked, and what that would free."""
+    asked = "people were" if data["asked"] == "person" else f"{data['asked']} was"
+    return [
+        f"{asked} asked for help: it frees {plural(len(data['frees']), 'task')} ({', '.join(data['frees'])})",
+        "  see: ifbus waits",
+    ]
+
+
 COMMANDS = {
     "ls": Command(
         words="swarm ls",
@@ -267,5 +280,14 @@ COMMANDS = {
         run=_drain,
         render=render_paused,
         kind="change",
+    ),
+    "request-help": Command(
+        words="swarm request-help",
+        summary="Call for help where it frees the most of what a swarm works on and waits for",
+        examples=("ifbus swarm request-help", "ifbus swarm request-help --swarm docs-2", "ifbus swarm request-help --json"),
+        run=_request_help,
+        render=render_request,
+        kind="change",
+        acts=True,
     ),
 }  # fmt: skip
