@@ -10,7 +10,7 @@ import trio
 from ifbus.errors import IfbusError, Momentary
 from ifbusd.coordinator.clocks import rules as clocks
 from ifbusd.coordinator.clocks.rules import Alarm
-from ifbusd.coordinator.core import Answer, Core
+from ifbusd.coordinator.core import Answer, Core, NothingToDo
 from ifbusd.coordinator.model import ALARMS
 from ifbusd.coordinator.offers import Held
 from ifbusd.identity import ITSELF
@@ -24,10 +24,6 @@ _PATIENCE_S: Final = 30.0
 # Swarms between two turns of everybody else.
 _SLICE: Final = 64
 _AT_ONCE: Final = 64
-
-
-class _NothingToDo(Exception):
-    """An alarm stands, or is gone, as it should; leaves the operation without a trace."""
 
 
 class Alarms(Core):
@@ -102,7 +98,7 @@ class Alarms(Core):
     async def _raise_alarm(self, alarm: Alarm) -> None:
         def begin(tx: Tx) -> Answer:
             if tx.get(alarm.key) is not None:
-                raise _NothingToDo  # another daemon has told it
+                raise NothingToDo  # another daemon has told it
             message = alarm.to_wire(self._now_ms())
             tx.put(alarm.key, message)
             tx.detail.update(swarm=alarm.swarm_id, **alarm.data)
@@ -119,7 +115,7 @@ class Alarms(Core):
 
         def end(tx: Tx) -> Answer:
             if tx.get_stored(key) is None:
-                raise _NothingToDo
+                raise NothingToDo
             tx.delete(key)
             tx.detail["swarm"] = swarm_id
             told = {"kind": f"{kind}_ended", "swarm_id": swarm_id, "whose": whose, "at_ms": self._now_ms()}
@@ -131,7 +127,7 @@ class Alarms(Core):
     async def _note(self, op: str, target: str, body: Body) -> None:
         try:
             await self._operations.run(ITSELF, op, target, body)
-        except _NothingToDo:
+        except NothingToDo:
             pass
         except IfbusError as error:  # the next look finds it again
             _log.warning("cannot put an alarm on record", extra={"op": op, "target": target, "reason": error.message})

@@ -20,10 +20,8 @@ from ifbusd.codec import unpack
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.audience.topics import Topics
 from ifbusd.coordinator.bindings import Bindings
-from ifbusd.coordinator.deadlines import Deadlines
 from ifbusd.coordinator.history import History
 from ifbusd.coordinator.life import rules as life
-from ifbusd.coordinator.life.timers import Timers
 from ifbusd.coordinator.locks.rules import Lock
 from ifbusd.coordinator.locks.view import Locks
 from ifbusd.coordinator.mailboxes import Mailboxes
@@ -56,6 +54,7 @@ from ifbusd.coordinator.model import (
     WaitRecord,
 )
 from ifbusd.coordinator.offers import Entry, Held, Offers
+from ifbusd.coordinator.timers import Timers
 from ifbusd.coordinator.waits.view import Waits
 from ifbusd.news import read as read_news
 from ifbusd.operation import Decoded
@@ -132,7 +131,8 @@ class Board:
         self.completed_by: dict[str, int] = {}  # tasks that are kept, by the swarm that completed them
         self.offers = Offers()
         self.blockers: dict[str, BlockerRecord] = {}
-        self.blockers_due = Deadlines()
+        self._to_escalate = trio.lowlevel.ParkingLot()
+        self._blockers_due = Timers(self._blocker_due_at_ms, self._to_escalate)
         self.alarms: dict[str, dict[str, Any]] = {}  # as they were told, by key
         self.groups: dict[str, GroupRecord] = {}
         self._claims: dict[str, Held] = {}
@@ -159,10 +159,10 @@ class Board:
         )  # those whose claims count as attempts, while they are held and until that has been settled
         # What time or another task's end asks for, by task: ``expire``, ``cancel`` or ``remove``; the store decides.
         self._due: dict[str, str] = {}
-        self._timers = Timers()  # of open tasks
-        self._kept = Timers()  # of final ones: when to remove them
-        self._aside = Timers()  # of those that could not be removed: when to look at them again
         self._to_tend = trio.lowlevel.ParkingLot()
+        self._timers = Timers(self._open_due_at_ms, self._to_tend)
+        self._kept = Timers(self._final_due_at_ms, self._to_tend)  # when to remove them
+        self._aside = Timers(self._final_due_at_ms, self._to_tend)  # could not be removed: when to look again
 
     # --- feeding -------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class Board:
         self.completed_by.clear()
         self.offers.clear()
         self.blockers.clear()
-        self.blockers_due.clear()
+        self._blockers_due.clear()
         self.alarms.clear()
         self.groups.clear()
         self._claims.clear()
@@ -214,9 +214,9 @@ class Board:
         self._dead_places.clear()
         self._ending.clear()
         self._due.clear()
-        self._timers.replace(())
-        self._kept.replace(())
-        self._aside.replace(())
+        self._timers.clear()
+        self._kept.clear()
+        self._aside.clear()
         revision = happened = 0
         for prefix in _READ:
             after = ""
@@ -393,9 +393,7 @@ class Board:
         elif kind == "blockers":
             self.blockers[name] = blocker = BlockerRecord.from_bytes(item.value)
             if blocker.due_at_ms and not blocker.escalated_at_ms:
-                self.blockers_due.put(name, blocker.due_at_ms)
-            else:
-                self.blockers_due.drop(name)
+                self._blockers_due.add(blocker.due_at_ms, name)
         elif kind == "alarms":
             self.alarms[item.key] = unpack(item.value)
         elif kind in ("questions", "approvals"):
@@ -429,7 +427,6 @@ class Board:
             self.mail.drop(swarm_id, key)
         elif kind == "blockers":
             self.blockers.pop(name, None)
-            self.blockers_due.drop(name)
         elif kind == "alarms":
             self.alarms.pop(key, None)
         elif kind in ("questions", "approvals"):
@@ -487,8 +484,6 @@ class Board:
             if record.state != OPEN:
                 entry.due_at_ms = life.removable_at_ms(record, self._retention_ms)
                 self._kept.add(entry.due_at_ms, task_id)
-                if self._kept.next_at_ms == entry.due_at_ms:
-                    self._to_tend.unpark_all()
             if before == DEAD:
                 self._forget_dead(task_id)
             if record.state == DEAD:
@@ -705,16 +700,20 @@ class Board:
             return
         due_at_ms = min((at for at in (entry.start_at_ms, entry.deadline_at_ms) if at > now_ms), default=0)
         if due_at_ms and due_at_ms != entry.due_at_ms:
-            if self._timers.is_crowded(len(self.tasks)):
-                self._timers.replace(
-                    (other.due_at_ms, task_id)
-                    for task_id, other in self.tasks.items()
-                    if other.due_at_ms and other.state == OPEN
-                )
             self._timers.add(due_at_ms, entry.task_id)
-            if self._timers.next_at_ms == due_at_ms:
-                self._to_tend.unpark_all()
         entry.due_at_ms = due_at_ms
+
+    def _open_due_at_ms(self, task_id: str) -> int | None:
+        entry = self.tasks.get(task_id)
+        return None if entry is None or entry.state != OPEN else entry.due_at_ms
+
+    def _final_due_at_ms(self, task_id: str) -> int | None:
+        entry = self.tasks.get(task_id)
+        return None if entry is None or entry.state == OPEN else entry.due_at_ms
+
+    def _blocker_due_at_ms(self, blocker_id: str) -> int | None:
+        blocker = self.blockers.get(blocker_id)
+        return None if blocker is None or blocker.escalated_at_ms else blocker.due_at_ms
 
     def _note_due(self, task_id: str, what: str) -> None:
         self._due[task_id] = what
@@ -728,21 +727,16 @@ class Board:
     def take_due(self, most: int) -> list[tuple[str, str]]:
         """Tasks whose time has come, and what that asks for; a start that is reached is shown and offered by this itself."""
         now_ms = self._now_ms()
-        while (at_ms := self._timers.next_at_ms) is not None and at_ms <= now_ms:
-            at_ms, task_id = self._timers.pop()
-            entry = self.tasks.get(task_id)
-            if entry is not None and entry.state == OPEN and entry.due_at_ms == at_ms:
-                self._refresh(task_id)
+        for task_id in self._timers.take_due(now_ms):
+            self._refresh(task_id)
         self._offer_ready()
-        while (at_ms := self._aside.next_at_ms) is not None and at_ms <= now_ms:
-            self._kept.add(*self._aside.pop())
+        for task_id in self._aside.take_due(now_ms):
+            self._kept.add(self.tasks[task_id].due_at_ms, task_id)
         while len(self._due) < most and (at_ms := self._kept.next_at_ms) is not None:
             if at_ms > now_ms and self._final_tasks() - len(self._due) <= self._retained_tasks:
                 break
-            at_ms, task_id = self._kept.pop()
-            entry = self.tasks.get(task_id)
-            if entry is not None and entry.state != OPEN and entry.due_at_ms == at_ms:
-                self._due[task_id] = "remove"
+            if (final := self._kept.pop()) is not None:
+                self._due[final] = "remove"
         taken = list(self._due.items())[:most]
         for task_id, _ in taken:
             del self._due[task_id]
@@ -760,13 +754,24 @@ class Board:
             await trio.lowlevel.checkpoint()
             return
         heads = (self._timers.next_at_ms, self._kept.next_at_ms, self._aside.next_at_ms)
-        times = [at_ms for at_ms in heads if at_ms is not None]
-        if not times:
-            await self._to_tend.park()
+        first_at_ms = min((at_ms for at_ms in heads if at_ms is not None), default=None)
+        await self._wait_until(first_at_ms, longest_s, self._to_tend)
+
+    def take_due_blockers(self) -> list[str]:
+        """Blockers that are to be brought before people now, each once."""
+        return list(self._blockers_due.take_due(self._now_ms()))
+
+    async def wait_blocker_due(self, longest_s: float) -> None:
+        """Return when the time of one may have come, at the latest after so long: the wall clock may have been set."""
+        await self._wait_until(self._blockers_due.next_at_ms, longest_s, self._to_escalate)
+
+    async def _wait_until(self, at_ms: int | None, longest_s: float, lot: trio.lowlevel.ParkingLot) -> None:
+        if at_ms is None:
+            await lot.park()
             return
-        left_s = (min(times) - self._now_ms()) / 1000
+        left_s = (at_ms - self._now_ms()) / 1000
         with trio.move_on_after(max(0.0, min(left_s, longest_s))):
-            await self._to_tend.park()
+            await lot.park()
 
     @property
     def is_overfull(self) -> bool:
