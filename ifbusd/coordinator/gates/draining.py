@@ -128,7 +128,8 @@ class Draining(Pausing, Freeing):
         def still(tx: Tx, claim: ClaimRecord) -> bool:
             if kind == HOST:
                 return self._host_drain is drain
-            return claim.swarm_id == name and UNTIL in self._governor.pause_of(tx, name)
+            now_ms = self._now_ms()  # resumed, or given more time, it is by the store, whatever this daemon saw
+            return claim.swarm_id == name and self._governor.pause_of(tx, name).get(UNTIL, now_ms + 1) <= now_ms
 
         def give_back(tx: Tx) -> Answer:
             leases.clear()

@@ -77,6 +77,16 @@ async def test_a_resume_before_the_end_lets_the_claims_live(autojump_clock: Mock
     await world.it.complete_task(world.me, "T", "docs", token)
 
 
+async def test_a_drain_that_was_given_more_time_takes_nothing(world: World) -> None:
+    """Whoever still believes in the former end finds the new one in the store, and leaves the claim alone."""
+    await world.swarm("docs", lease_ms=HOUR_MS)
+    await world.task("T")
+    token = await world.token("T", "docs")
+    await world.it.drain_swarm(world.me, "docs", grace_ms=GRACE_MS)
+    await world.it._give_back("swarm", "docs", "T", {"until_at_ms": wall_ms(), "reason": ""})
+    await world.it.complete_task(world.me, "T", "docs", token)
+
+
 async def test_a_drained_host_gives_out_nothing(autojump_clock: MockClock, world: World) -> None:
     """Neither by name nor the next one nor several, to anybody; status shows what is left, and then gives it back; `off` wakes who waits."""
     operator = world.caller(0)
