@@ -270,7 +270,8 @@ class Inbox(Core):
 
 def _part(caller: Caller, n: int) -> Caller:
     """The caller of the n-th further transaction of a request, with an idempotency key of its own."""
-    return attrs.evolve(caller, idempotency_key=f"{caller.idempotency_key}#{n}")
+    # With a character that nobody types: it must not be the key of another request.
+    return attrs.evolve(caller, idempotency_key=f"{caller.idempotency_key}\x1f{n}")
 
 
 def _session(caller: Caller) -> Session:

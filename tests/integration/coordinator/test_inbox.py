@@ -231,6 +231,16 @@ async def test_a_large_broadcast_is_sent_once_even_when_retried(world: World) ->
     assert world.it.statistics().letters == 250
 
 
+async def test_the_key_of_a_part_is_nobodys_key(world: World) -> None:
+    """Whoever numbers the keys of requests does not meet those of the parts of a large one."""
+    for n in range(150):
+        await world.profile(f"s{n:03d}")
+    await world.it.broadcast(world.caller(key="k", body="first"), "news", {})
+    for n in range(3):
+        answer = await world.it.broadcast(world.caller(key=f"k#{n}", body=f"next {n}"), "news", {"n": n})
+        assert answer["broadcast"]["delivered_to"] == 150
+
+
 async def test_acknowledging_drops_what_was_read(world: World) -> None:
     """Everything up to a number but pushed tasks, however much; and nothing of what came later."""
     await world.swarm("docs")
