@@ -155,7 +155,8 @@ class Cancelling(Core):
             _require_say(caller, task_id, task, "requeue")
             now_ms = self._now_ms()
             is_claimed = tx.get_stored(CLAIMS + task_id) is not None
-            state = life.state_of(task, is_claimed=is_claimed, is_waiting=False, now_ms=now_ms)
+            is_waiting = task.state == OPEN and bool(self._waits_for(tx, task))
+            state = life.state_of(task, is_claimed=is_claimed, is_waiting=is_waiting, now_ms=now_ms)
             life.require(task_id, state, "requeue")
             if task.state == OPEN:  # its deadline has passed, which is not on record yet
                 task, _ = self._end_from_outside(tx, task_id, task, EXPIRED, "", caller.uid, leases)

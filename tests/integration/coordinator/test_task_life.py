@@ -355,6 +355,15 @@ async def test_a_requeued_task_takes_its_unique_key_again(world: World) -> None:
         await world.it.requeue_task(world.me, "second")
 
 
+async def test_who_cannot_requeue_hears_the_state(world: World) -> None:
+    """An open task is refused by the state that everybody sees."""
+    await world.task("first")
+    await world.task("second", depends_on=["first"])
+    for name, state in (("first", "ready"), ("second", "waiting")):
+        with pytest.raises(NotReady, match=f"it is {state};"):
+            await world.it.requeue_task(world.me, name)
+
+
 async def test_a_requeued_task_keeps_what_it_waits_for(world: World) -> None:
     """What has failed is awaited from then on, as by a new task: whoever is about to remove it sees that in the store."""
     await world.swarm("docs")
