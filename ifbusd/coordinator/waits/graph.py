@@ -39,9 +39,11 @@ class WaitGraph:
             for task_id in sorted(self._board.held_by.get(name, ())):
                 yield Edge(node, rules.task(task_id), "works_on")
         elif kind == "task" and (entry := self._board.tasks.get(name)) is not None:
+            if entry.held is not None:
+                return  # whoever holds it goes on, also where one that it was to run without has been requeued
             for dependency in sorted(entry.unmet):
                 yield Edge(node, rules.task(dependency), "dependency")
-            if entry.held is None and entry.shown == "waiting":
+            if entry.shown == "waiting":
                 for resource in sorted(entry.busy):
                     yield Edge(node, rules.resource(resource), "resource")
 

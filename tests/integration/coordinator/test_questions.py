@@ -302,6 +302,22 @@ async def test_the_graph_shows_dependencies_and_held_resources(world: World) -> 
     assert (await world.it.waits(world.me, limit=2))["has_more"]
 
 
+async def test_who_holds_a_task_waits_for_no_dependency(world: World) -> None:
+    """It ran without one that had failed; that this one is open again is no wait of its holder, and closes no circle."""
+    await world.swarm("docs")
+    await world.swarm("gpu")
+    await world.task("T-1", resources=["gpu:0"])
+    await world.task("T-2", depends_on=["T-1"], on_dependency_failure="run")
+    await world.it.cancel_task(world.me, "T-1")
+    token = await world.token("T-2", "docs")
+    await world.it.requeue_task(world.me, "T-1")
+    await world.it.acquire_resources(world.me, "docs", ["gpu:0"], task_id="T-2", token=token)
+    assert await edges(world, "T-1") == {
+        ("task:T-1", "resource:gpu:0", "resource"),
+        ("resource:gpu:0", "task:T-2", "held"),
+    }
+
+
 async def test_help_is_called_where_it_frees_the_most(world: World) -> None:
     """The swarm that owes an answer gets a letter; where a person does, operators hear of it; who waits for nobody is refused."""
     told: list[str] = []
