@@ -144,6 +144,8 @@ class Board:
         self._moved = trio.lowlevel.ParkingLot()
         # Up to here the events only bring the pages that were read at different revisions into step.
         self._settled_at = 0
+        # Not while everything is read, or what was read is brought into step.
+        self._is_settled = False
         # Claims of before everything was read anew: those that are gone by then were lost, or ended with a verdict.
         self._suspects: dict[str, LostClaim] = {}
         # Lost claims in order, until somebody has cleaned up after them and takes them out; bounded by the claims.
@@ -190,6 +192,7 @@ class Board:
 
     async def _load(self) -> int:
         """Read everything; the newest revision that some of it is as of."""
+        self._is_settled = False
         self._suspects |= {task_id: _lost(task_id, held) for task_id, held in self._claims.items()}
         for entry in self.tasks.values():
             entry.shown = ""  # somebody may still have been offered it
@@ -264,6 +267,7 @@ class Board:
 
     def _settled(self) -> None:
         self._settled_at = 0
+        self._is_settled = True
         suspects, self._suspects = self._suspects, {}
         for task_id, suspect in suspects.items():
             now = self._claims.get(task_id)
@@ -604,6 +608,8 @@ class Board:
             self.locks.unwant(task_id, entry.resources)
         if entry.completed_by:
             self.completed_by[entry.completed_by] -= 1
+            if not self.completed_by[entry.completed_by]:
+                del self.completed_by[entry.completed_by]
         if entry.state == DEAD:
             self._forget_dead(task_id)
 
@@ -813,6 +819,11 @@ class Board:
     async def show_told(self) -> None:
         """Return once the board shows all that anybody was answered; unlike `catch_up` it waits for no commit."""
         await self.wait_for(self._store.told_revision)
+
+    async def wait_settled(self) -> None:
+        """Return once nothing is missing from the board that is there, and all lost claims that it has seen are in `lost`."""
+        while not self._is_settled:
+            await self._moved.park()
 
     def waits_for(self, task_id: str) -> list[str]:
         """The dependencies of an open task that are not completed."""

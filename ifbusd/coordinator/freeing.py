@@ -50,6 +50,9 @@ class Freeing(Core):
                 if 0 < held.claim.incarnation < session.incarnation:
                     self._retired.add(held.lease)
         holds = await self._governor.list_holds()
+        # Of what was lost since then the board knows more than that money was held for it.
+        await self.board.catch_up()
+        await self.board.wait_settled()
         known = {(lost.swarm_id, lost.task_id) for lost in self.board.lost.values()}
         left = [
             LostClaim(task_id=task_id, swarm_id=swarm_id, token=0)
@@ -96,10 +99,10 @@ class Freeing(Core):
         chance = self._chance()
 
         def expire(tx: Tx) -> Answer:
-            task = self._task(tx, lost.task_id)
+            task = tx.read(TASKS + lost.task_id, TaskRecord.from_bytes)
             held = tx.get_stored(CLAIMS + lost.task_id)
             holder = None if held is None else ClaimRecord.from_bytes(held.value).swarm_id
-            attempt = TaskHistory.of(task).attempt
+            attempt = {} if task is None else TaskHistory.of(task).attempt
             swarm_id = lost.swarm_id or attempt.get("swarm_id", "")
             given_back = spent = 0
             # A new claim by the same swarm has taken the hold over: leave it alone.
@@ -108,6 +111,11 @@ class Freeing(Core):
                 given_back = self._governor.claim_ended(tx, swarm_id, lost.task_id, outcome="neutral")
             session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes) if swarm_id else None
             reason = rules.why_lost(lost.claim, session)
+            if task is None:  # it was ended from outside and removed before anybody came to this
+                if not (given_back or spent):
+                    raise NothingToDo
+                self._tell_freed(tx, lost.task_id, swarm_id, lost.token, given_back, reason)
+                return {}
             # Where attempts count, the task knows of one that is not settled yet, and nobody claims it until then.
             is_new = held is None and bool(attempt) if life.counts_attempts(task) else lost.token > task.last_token
             if is_new:

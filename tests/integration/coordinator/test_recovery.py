@@ -14,7 +14,7 @@ from ifbusd.codec import pack
 from ifbusd.coordinator.model import TASKS, SessionRecord, TaskRecord
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
-from ifbusd.store.base import Put, Txn
+from ifbusd.store.base import Delete, Put, Txn
 from tests.integration.coordinator.world import Connection, World, open_world
 
 HOUR_MS = 3_600_000
@@ -119,6 +119,19 @@ async def test_holds_left_by_a_crash_are_given_back_at_the_start(autojump_clock:
             with pytest.raises(StaleToken):
                 await world.it.complete_task(world.me, "T-1", "docs", lost)
             await world.it.report_progress(world.me, "T-2", "docs", kept, 1)
+
+
+async def test_a_hold_whose_task_was_removed_is_given_back(world: World) -> None:
+    """The task was ended and removed before anybody came to its lost claim: the money is free again, on record, once."""
+    await world.swarm("docs", budget=1_000)
+    await world.task("T-1", estimate_usd=10)
+    await world.token("T-1", "docs")
+    await world.store.txn(Txn(then=[Delete("claims/T-1"), Delete("tasks/T-1")]))
+    await world.it.reconcile()
+    assert (await world.account("docs")).reserved == 0
+    assert await world.it.reconcile() == 0
+    [entry] = [entry for entry in await world.record() if entry["op"] == "coordinator.expire_claim"]
+    assert (entry["outcome"], entry["detail"]["released_usd"]) == ("ok", "0.00001")
 
 
 async def test_claims_that_a_crash_left_to_a_former_incarnation_are_freed(
@@ -252,6 +265,36 @@ async def test_a_board_that_fell_behind_reads_everything_anew(autojump_clock: Mo
             with pytest.raises(StaleToken):
                 await world.it.report_progress(world.me, f"T-{n}", "docs", token, 1)
         assert world.store.forgot > 3  # type: ignore[attr-defined]
+
+
+async def test_a_claim_lost_while_the_board_reads_is_recorded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Money is held for it and the board does not show it: whoever compares the two waits until the board knows why."""
+    async with open_world(tmp_path, is_forgetful=True) as world:
+        await world.swarm("docs", budget=1_000)
+        for n in range(3):
+            await world.task(f"T-{n}", estimate_usd=1)
+        await world.token("T-0", "docs", lease_ms=HOUR_MS)
+        held = await world.store.get("claims/T-0")
+        assert held is not None
+        list_holds = world.governor.list_holds
+
+        async def list_slowly() -> list[tuple[str, str]]:
+            holds = await list_holds()
+            await world.store.revoke(held.lease)
+            with trio.fail_after(60):
+                while world.it.board.holder_of("T-0"):  # until everything is being read anew
+                    await world.it.broadcast(world.me, "news", {})
+            return holds
+
+        monkeypatch.setattr(world.governor, "list_holds", list_slowly)
+        await world.it.reconcile()
+        with trio.fail_after(60):
+            while world.it.board.lost or (await world.account("docs")).holds:
+                await trio.sleep(0.01)
+        assert await world.outcomes("expire_claim") == ["ok"]
+        assert (await world.show("T-0"))["attempts"] == 1
 
 
 async def test_a_waiter_survives_a_board_read_anew(tmp_path: Path) -> None:
