@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from operator import attrgetter
 from types import UnionType
 from typing import Any, NamedTuple, Self, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -22,6 +23,8 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 RESOURCE = re.compile(r"[a-z][a-z0-9_-]{0,31}:[A-Za-z0-9._~+=/-]{1,160}", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 MAX_CAPABILITIES = 64
+# Sets of types that are remembered for each class: a field of two types has few, and whoever brings classes of their own not many.
+_MOST_KINDS = 64
 
 
 # The same names come with every request, and a look-up is a quarter of a match.
@@ -91,7 +94,9 @@ def to_decimal(value: Any) -> Any:
 
 def to_strings(value: Any) -> Any:
     """A converter: a tuple of what a list, tuple or set holds, a set in order; anything else as it is."""
-    if isinstance(value, set | frozenset):
+    if type(value) is tuple:
+        return value
+    if isinstance(value, (set, frozenset)):
         return tuple(sorted(value)) if all(type(item) is str for item in value) else tuple(value)
     return tuple(value) if isinstance(value, list) else value
 
@@ -118,7 +123,7 @@ def _ratio(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     # Another type is for the check of types, which names what is expected; NaN cannot be compared.
-    return isinstance(value, int | float) or (isinstance(value, Decimal) and value.is_finite())
+    return value is not None and (isinstance(value, (int, float)) or (isinstance(value, Decimal) and value.is_finite()))
 
 
 def _identifier(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -148,7 +153,7 @@ class _Check(NamedTuple):
     """What one field may hold.
 
     Attributes:
-        types: Exactly these types pass at once; subclasses after a second look.
+        types: Exactly these types pass at once; subclasses after a second look (`refuse`).
         items: For a tuple, what each item must be; None for anything.
         expected: The same in words.
     """
@@ -164,21 +169,49 @@ class _Check(NamedTuple):
         if (isinstance(value, self.types) and not (isinstance(value, bool) and bool not in self.types)) or (
             type(value) is int and float in self.types
         ):
-            if isinstance(value, Decimal) and not value.is_finite():
-                raise ValueError(f"{owner.__name__}.{self.name} must be a finite amount, got {value}")
             return
         raise ValueError(f"{owner.__name__}.{self.name} must be {self.expected}, got {_shown(value)}")
 
-    def refuse_item(self, owner: type, item: Any) -> None:
-        """Raise ValueError for an item of a tuple."""
-        raise ValueError(f"{owner.__name__}.{self.name} must be {self.expected}, got {_shown(item)} in it")
+    def look_closer(self, owner: type, value: Any) -> None:
+        """Raise ValueError for an amount that is none, or an item of a tuple that is of another type."""
+        if isinstance(value, tuple):
+            for item in value:
+                if self.items is not None and not isinstance(item, self.items):
+                    raise ValueError(f"{owner.__name__}.{self.name} must be {self.expected}, got {_shown(item)} in it")
+        elif isinstance(value, Decimal) and not value.is_finite():
+            raise ValueError(f"{owner.__name__}.{self.name} must be a finite amount, got {value}")
 
 
 def _shown(value: Any) -> str:
     return f"{type(value).__name__} {repr(value)[:80]}"
 
 
-_checks: dict[type, list[_Check]] = {}
+class _Checks:
+    """What the fields of a class may hold. Its state: the types that values had which were fine, so that most need no second look."""
+
+    def __init__(self, checks: list[_Check]) -> None:
+        self._checks = checks
+        self._values_of: Callable[[Model], Any] = attrgetter(*(check.name for check in checks))
+        # Whose type does not say everything.
+        self._closer = [at for at, check in enumerate(checks) if check.items is not None or Decimal in check.types]
+        self._is_one = len(checks) == 1
+        self._fine: set[tuple[type, ...]] = set()
+
+    def look_at(self, model: Model) -> None:
+        """Raise ValueError where a value is not of its field's type."""
+        values: tuple[Any, ...] = (self._values_of(model),) if self._is_one else self._values_of(model)
+        kinds = tuple(map(type, values))
+        if kinds not in self._fine:
+            for check, value, kind in zip(self._checks, values, kinds, strict=True):
+                if kind not in check.types:
+                    check.refuse(type(model), value)
+            if len(self._fine) < _MOST_KINDS:
+                self._fine.add(kinds)
+        for at in self._closer:
+            self._checks[at].look_closer(type(model), values[at])
+
+
+_checks: dict[type, _Checks] = {}
 _IN_WORDS: dict[type, str] = {
     str: "a string",
     int: "a whole number",
@@ -232,16 +265,8 @@ class Model:
         owner = type(self)
         checks = _checks.get(owner)
         if checks is None:
-            checks = _checks[owner] = _checks_of(owner)
-        for check in checks:
-            value = getattr(self, check[0])
-            kind = type(value)
-            if kind not in check[1] or (kind is Decimal and not value.is_finite()):
-                check.refuse(owner, value)
-            elif kind is tuple and check[2] is not None:
-                for item in value:
-                    if not isinstance(item, check[2]):
-                        check.refuse_item(owner, item)
+            checks = _checks[owner] = _Checks(_checks_of(owner))
+        checks.look_at(self)
 
     # Written once: generated ones are a quarter of the time that making these classes takes.
     def __repr__(self) -> str:
