@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ifbus import testing as testing
     from ifbus.aio import AsyncClaim as AsyncClaim
     from ifbus.aio import AsyncClient as AsyncClient
+    from ifbus.aio import AsyncLock as AsyncLock
     from ifbus.aio import AsyncSpending as AsyncSpending
     from ifbus.aio import AsyncSwarm as AsyncSwarm
     from ifbus.answers import Refusal as Refusal
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from ifbus.models import TaskClaim as TaskClaim
     from ifbus.sync import Claim as Claim
     from ifbus.sync import Client as Client
+    from ifbus.sync import Lock as Lock
     from ifbus.sync import Spending as Spending
     from ifbus.sync import Swarm as Swarm
 
@@ -66,6 +68,7 @@ _HOMES = {
     "AlreadyClaimed": "errors",
     "AsyncClaim": "aio",
     "AsyncClient": "aio",
+    "AsyncLock": "aio",
     "AsyncSpending": "aio",
     "AsyncSubscription": "async_link",
     "AsyncSwarm": "aio",
@@ -87,6 +90,7 @@ _HOMES = {
     "LeaseLost": "errors",
     "LimitExceeded": "errors",
     "Limits": "models",
+    "Lock": "sync",
     "Momentary": "errors",
     "NoDaemon": "errors",
     "NotFound": "errors",
@@ -114,6 +118,7 @@ __all__ = [
     "AlreadyClaimed",
     "AsyncClaim",
     "AsyncClient",
+    "AsyncLock",
     "AsyncSpending",
     "AsyncSubscription",
     "AsyncSwarm",
@@ -135,6 +140,7 @@ __all__ = [
     "LeaseLost",
     "LimitExceeded",
     "Limits",
+    "Lock",
     "Momentary",
     "NoDaemon",
     "NotFound",

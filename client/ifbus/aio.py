@@ -27,6 +27,7 @@ from ifbus.errors import Cancelled, ConnectionFailed, DeadlineExceeded, LeaseLos
 from ifbus.exchange import Feed
 from ifbus.lease import Performer, Renewal, Tenure
 from ifbus.link import Link
+from ifbus.lock import LockCore
 from ifbus.models import BlockerAlert, Execution, InboxMessage, ResourceLimits, Task, TaskClaim
 from ifbus.request import Call
 from ifbus.steps import Steps, drive_async
@@ -389,25 +390,45 @@ class AsyncSwarm(SwarmCore):
             claims.append(self._held(grant, spec))
         return tuple(claims)
 
-    async def claim(self, task_id: str, spec: type[S] | None = None, *, wait: float = 0) -> AsyncClaim[S] | Refusal:
+    async def claim(
+        self,
+        task_id: str,
+        spec: type[S] | None = None,
+        *,
+        wait: float = 0,
+        resources: Sequence[str] | None = None,
+    ) -> AsyncClaim[S] | Refusal:
         """Claim one task in this session; a falsy `Refusal` if somebody else holds it.
 
         Cancelled, it is not held: a claim that was won all the same is given back.
 
         Args:
             wait: Seconds to wait for it, if it is held or not ready.
+            resources: Named resources to take with it or not at all; besides those that the task names. They are free when it ends.
 
         Raises:
-            NotFound, NotReady, NotQualified, BreakerTripped, BudgetExceeded: The daemon's no.
+            NotFound, NotReady, NotQualified, BreakerTripped, BudgetExceeded, ResourceBusy: The daemon's no.
             LeaseLost: The session has ended.
         """
         try:
-            grant = await self._ask(self.claim_steps(task_id, wait=wait))
+            grant = await self._ask(self.claim_steps(task_id, wait=wait, resources=resources))
         except Cancelled:
             if self._is_leaving:
                 raise self._left() from None
             raise
         return self._held(grant, spec) if isinstance(grant, TaskClaim) else grant
+
+    def lock(self, *resources: str, wait: float = 0) -> AsyncLock:
+        """Hold named resources in this session, all of them or none: ``async with swarm.lock("gpu:0", wait=30) as gpu: ... gpu.fences``.
+
+        They live on the session's lease, and are free at the end of the block or of the session, whichever comes first. They keep
+        other swarms away; two blocks of one session cannot hold the same one, whoever waits.
+
+        Args:
+            resources: Such as ``gpu:0`` or ``file:src/a.py``; up to 16.
+            wait: Seconds to wait until all are free, at most 10 min.
+        """
+        return AsyncLock(self, resources, wait)
 
     def inbox(self, *, after_seq: int = 0) -> AsyncIterator[InboxMessage]:
         """The swarm's letters, those that wait first; each is acknowledged when the next one is asked for.
@@ -625,6 +646,26 @@ class AsyncSpending(SpendingCore):
     ) -> CostEntry:
         """Record what it really cost, once. See `SpendingCore.settle_steps`."""
         return await drive_async(self.settle_steps(usd=usd, model=model, usage=usage), self._perform)
+
+
+class AsyncLock(LockCore):
+    """Named resources, held while the ``async with`` block runs. Made by `AsyncSwarm.lock`.
+
+    Entering it raises ResourceBusy where somebody else holds one, and WouldDeadlock where waiting would close a circle; leaving it
+    LeaseLost if they were lost meanwhile. Cancelled, they are given back.
+    """
+
+    def __init__(self, swarm: AsyncSwarm, resources: Sequence[str], wait: float) -> None:
+        super().__init__(swarm, resources, wait)
+        self._ask = swarm._ask
+        self._perform = swarm._client.perform
+
+    async def __aenter__(self) -> Self:
+        await self._ask(self.acquire_steps())
+        return self
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        await _say_in_parting(self.release_steps(error), self._perform, error)
 
 
 async def _say_in_parting(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
+from ifbus.errors import ConnectionFailed, IfbusError, Momentary
 from ifbus.request import Call
 
 R = TypeVar("R")
@@ -19,6 +20,11 @@ def ask(call: Call[R]) -> Steps[R]:
     """One call, with its answer's type: ``task = yield from ask(calls.get_task("T-1"))``."""
     answer: R = yield call
     return answer
+
+
+def is_outcome_unknown(error: BaseException) -> bool:
+    """Whether a call that ended with this error may have been done: no answer came, or the caller was interrupted."""
+    return not isinstance(error, IfbusError) or isinstance(error, Momentary | ConnectionFailed)
 
 
 def drive(steps: Steps[R], perform: Callable[[Call[Any]], Any]) -> R:

@@ -15,6 +15,7 @@ from ifbus.errors import Cancelled, ConnectionFailed, ConnectionLost, DeadlineEx
 from ifbus.exchange import Feed
 from ifbus.lease import Renewal, Tenure
 from ifbus.link import Abort, Link, Subscription
+from ifbus.lock import LockCore
 from ifbus.models import BlockerAlert, Execution, InboxMessage, ResourceLimits, Task, TaskClaim
 from ifbus.request import Call
 from ifbus.steps import Steps, drive
@@ -341,23 +342,43 @@ class Swarm(SwarmCore):
             claims.append(self._held(grant, spec))
         return tuple(claims)
 
-    def claim(self, task_id: str, spec: type[S] | None = None, *, wait: float = 0) -> Claim[S] | Refusal:
+    def claim(
+        self,
+        task_id: str,
+        spec: type[S] | None = None,
+        *,
+        wait: float = 0,
+        resources: Sequence[str] | None = None,
+    ) -> Claim[S] | Refusal:
         """Claim one task in this session; a falsy `Refusal` if somebody else holds it.
 
         Args:
             wait: Seconds to wait for it, if it is held or not ready.
+            resources: Named resources to take with it or not at all; besides those that the task names. They are free when it ends.
 
         Raises:
-            NotFound, NotReady, NotQualified, BreakerTripped, BudgetExceeded: The daemon's no.
+            NotFound, NotReady, NotQualified, BreakerTripped, BudgetExceeded, ResourceBusy: The daemon's no.
             LeaseLost: The session has ended.
         """
         try:
-            grant = self._ask(self.claim_steps(task_id, wait=wait))
+            grant = self._ask(self.claim_steps(task_id, wait=wait, resources=resources))
         except Cancelled:
             if self._is_leaving:
                 raise self._left() from None
             raise
         return self._held(grant, spec) if isinstance(grant, TaskClaim) else grant
+
+    def lock(self, *resources: str, wait: float = 0) -> Lock:
+        """Hold named resources in this session, all of them or none: ``with swarm.lock("gpu:0", wait=30) as gpu: ... gpu.fences``.
+
+        They live on the session's lease, and are free at the end of the block or of the session, whichever comes first. They keep
+        other swarms away; two blocks of one session cannot hold the same one, whoever waits.
+
+        Args:
+            resources: Such as ``gpu:0`` or ``file:src/a.py``; up to 16.
+            wait: Seconds to wait until all are free, at most 10 min.
+        """
+        return Lock(self, resources, wait)
 
     def inbox(self, *, after_seq: int = 0) -> Iterator[InboxMessage]:
         """The swarm's letters, those that wait first; each is acknowledged when the next one is asked for.
@@ -523,3 +544,23 @@ class Spending(SpendingCore):
     ) -> CostEntry:
         """Record what it really cost, once. See `SpendingCore.settle_steps`."""
         return drive(self.settle_steps(usd=usd, model=model, usage=usage), self._perform)
+
+
+class Lock(LockCore):
+    """Named resources, held while the ``with`` block runs. Made by `Swarm.lock`.
+
+    Entering it raises ResourceBusy where somebody else holds one, and WouldDeadlock where waiting would close a circle; leaving it
+    LeaseLost if they were lost meanwhile.
+    """
+
+    def __init__(self, swarm: Swarm, resources: Sequence[str], wait: float) -> None:
+        super().__init__(swarm, resources, wait)
+        self._ask = swarm._ask
+        self._perform = swarm._client.perform
+
+    def __enter__(self) -> Self:
+        self._ask(self.acquire_steps())
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        drive(self.release_steps(error), self._perform)

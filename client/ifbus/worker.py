@@ -10,29 +10,28 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
 from ifbus import calls, lease
 from ifbus.errors import (
-    ConnectionFailed,
     IdempotencyConflict,
-    IfbusError,
     InvalidParams,
     LeaseLost,
     LimitExceeded,
-    Momentary,
     NotFound,
     StaleToken,
 )
 from ifbus.lease import Tenure
 from ifbus.models import InboxMessage, ServiceContract, SwarmProfile, TaskClaim
 from ifbus.request import Call
-from ifbus.steps import Steps, ask
+from ifbus.steps import Steps, ask, is_outcome_unknown
 
 if TYPE_CHECKING:
     from ifbus.answers import Refusal, Registration
+
+R = TypeVar("R")
 
 # How long one request waits in the daemon for the next task. A task that gets ready answers it at once; the end of a wait only
 # costs a look at whether the swarm is to stop.
@@ -43,6 +42,9 @@ _CLAIM_ENDS: Final = frozenset(("cancelled", "expired", "lease_lost"))
 
 class SwarmCore:
     """The state of one session; see `ifbus.sync.Swarm`. The mutable state: what is held, and whether it takes more.
+
+    Attributes:
+        locked: Named resources that this session holds, takes or gives back, and a mark of each such hold.
 
     Args:
         new_key: Makes an idempotency key.
@@ -66,6 +68,7 @@ class SwarmCore:
         self._loaded: dict[str, ServiceContract] = {}
         self._resumed = deque(registration.claims)
         self._in_flight = 0
+        self.locked: dict[str, object] = {}
         self._is_draining = False
         self._is_leaving = False
         self._has_left = False
@@ -126,6 +129,11 @@ class SwarmCore:
         """Whether it takes no more work."""
         return self._is_draining
 
+    @property
+    def has_left(self) -> bool:
+        """Whether the session was ended by its own word."""
+        return self._has_left
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.swarm_id}, incarnation {self._registration.incarnation}>"
 
@@ -137,7 +145,9 @@ class SwarmCore:
         """
         lease.check(self._tenure)
 
-    def claim_steps(self, task_id: str, *, wait: float = 0) -> Steps[TaskClaim | Refusal]:
+    def claim_steps(
+        self, task_id: str, *, wait: float = 0, resources: Sequence[str] | None = None
+    ) -> Steps[TaskClaim | Refusal]:
         """Claim one task by its id, in this session."""
         key = self._new_key()
         wait_ms = round(wait * 1000) or None
@@ -145,6 +155,7 @@ class SwarmCore:
             task_id,
             self.swarm_id,
             wait_ms=wait_ms,
+            resources=resources,
             resume_token=self._registration.resume_token,
             idempotency_key=key,
         )
@@ -177,26 +188,27 @@ class SwarmCore:
             self.check()
             raise
         except BaseException as error:
-            if not isinstance(error, IfbusError) or isinstance(error, Momentary | ConnectionFailed):
-                # Whether it was won is unknown, and nobody will work on it.
-                self._settle(lambda: self._strike_steps(call, key))
+            if is_outcome_unknown(error):  # and nobody will work on it
+                self._settle(lambda: self._strike_steps(call, key, self._give_back_unless_held))
             raise
         if isinstance(grant, TaskClaim):
             self._hold(grant)
         return grant
 
-    def _strike_steps(self, call: Call[TaskClaim | Refusal], key: str) -> Steps[None]:
-        """See to it that a claim of unknown outcome is not held: not now, and not by a request that is still on its way.
+    def _strike_steps(self, call: Call[R], key: str, give_back: Callable[[R], Steps[None]]) -> Steps[None]:
+        """See to it that what a call of unknown outcome took is not held: not now, and not by a request that is still on its way.
 
-        Its key is used for something that changes nothing. If that is taken, the claim can never happen any more; if it is
-        refused, the claim has happened, and the record of it answers the same call with what is to be given back.
+        Its key is used for something that changes nothing. If that is taken, the call can never happen any more; if it is
+        refused, the call has happened, and the record of it answers the same call with what is to be given back.
         """
         try:
             yield from ask(calls.acknowledge(self.swarm_id, 0, idempotency_key=key))
         except IdempotencyConflict:
-            grant = yield from ask(call)
-            if isinstance(grant, TaskClaim) and not self._tenure.holds(grant.handle):
-                yield from self._give_back_steps(grant)
+            yield from give_back((yield from ask(call)))
+
+    def _give_back_unless_held(self, grant: TaskClaim | Refusal) -> Steps[None]:
+        if isinstance(grant, TaskClaim) and not self._tenure.holds(grant.handle):
+            yield from self._give_back_steps(grant)
 
     def _give_back_steps(self, grant: TaskClaim) -> Steps[None]:
         self._tenure.let_go(grant.handle)

@@ -16,6 +16,7 @@ PAIRS = [
     (sync.Swarm, aio.AsyncSwarm),
     (sync.Claim, aio.AsyncClaim),
     (sync.Spending, aio.AsyncSpending),
+    (sync.Lock, aio.AsyncLock),
     (link.Subscription, async_link.AsyncSubscription),
 ]
 # In an event loop a call is ended by cancelling it.
@@ -23,7 +24,7 @@ _ONLY_BLOCKING = {("perform", "abort")}
 # These wait for nothing, whichever client it is.
 _PLAIN = {"drain", "take_attention", "take_up", "new_key", "check"}
 # Not coroutines themselves, but what they give is awaited or iterated.
-_GIVES_ASYNC = {"register", "tasks", "inbox", "spend"}
+_GIVES_ASYNC = {"register", "tasks", "inbox", "spend", "lock"}
 
 
 def _public(cls: type) -> dict[str, Any]:
