@@ -54,6 +54,7 @@ from ifbusd.coordinator.model import (
     WaitRecord,
 )
 from ifbusd.coordinator.offers import Entry, Held, Offers
+from ifbusd.coordinator.retention import RetentionClock
 from ifbusd.coordinator.timers import Timers
 from ifbusd.coordinator.waits.view import Waits
 from ifbusd.news import read as read_news
@@ -111,6 +112,7 @@ class Board:
         self._store = store
         self._now_ms = now_ms
         self._retention_ms = retention_ms
+        self.retention = RetentionClock(now_ms, retention_ms)
         self._retained_tasks = retained_tasks
         self._ageing_ms = ageing_ms
         self._decoded = decoded
@@ -736,10 +738,11 @@ class Board:
         for task_id in self._timers.take_due(now_ms):
             self._refresh(task_id)
         self._offer_ready()
-        for task_id in self._aside.take_due(now_ms):
+        kept_until_ms = self.retention.now_ms()
+        for task_id in self._aside.take_due(kept_until_ms):
             self._kept.add(self.tasks[task_id].due_at_ms, task_id)
         while len(self._due) < most and (at_ms := self._kept.next_at_ms) is not None:
-            if at_ms > now_ms and self._final_tasks() - len(self._due) <= self._retained_tasks:
+            if at_ms > kept_until_ms and self._final_tasks() - len(self._due) <= self._retained_tasks:
                 break
             if (final := self._kept.pop()) is not None:
                 self._due[final] = "remove"
@@ -759,9 +762,9 @@ class Board:
         if self._due:
             await trio.lowlevel.checkpoint()
             return
-        heads = (self._timers.next_at_ms, self._kept.next_at_ms, self._aside.next_at_ms)
-        first_at_ms = min((at_ms for at_ms in heads if at_ms is not None), default=None)
-        await self._wait_until(first_at_ms, longest_s, self._to_tend)
+        kept_ms = self.retention.now_ms()
+        left = [self._timers.left_ms(self._now_ms()), self._kept.left_ms(kept_ms), self._aside.left_ms(kept_ms)]
+        await _park(self._to_tend, min((ms for ms in left if ms is not None), default=None), longest_s)
 
     def take_due_blockers(self) -> list[str]:
         """Blockers that are to be brought before people now, each once."""
@@ -769,15 +772,7 @@ class Board:
 
     async def wait_blocker_due(self, longest_s: float) -> None:
         """Return when the time of one may have come, at the latest after so long: the wall clock may have been set."""
-        await self._wait_until(self._blockers_due.next_at_ms, longest_s, self._to_escalate)
-
-    async def _wait_until(self, at_ms: int | None, longest_s: float, lot: trio.lowlevel.ParkingLot) -> None:
-        if at_ms is None:
-            await lot.park()
-            return
-        left_s = (at_ms - self._now_ms()) / 1000
-        with trio.move_on_after(max(0.0, min(left_s, longest_s))):
-            await lot.park()
+        await _park(self._to_escalate, self._blockers_due.left_ms(self._now_ms()), longest_s)
 
     @property
     def is_overfull(self) -> bool:
@@ -863,6 +858,15 @@ class Board:
     def open_tasks(self) -> int:
         """Tasks that are not final."""
         return len(self.tasks) - self._final_tasks()
+
+
+async def _park(lot: trio.lowlevel.ParkingLot, left_ms: int | None, longest_s: float) -> None:
+    """Be parked until woken, at most for so long; None: however long that takes."""
+    if left_ms is None:
+        await lot.park()
+        return
+    with trio.move_on_after(max(0.0, min(left_ms / 1000, longest_s))):
+        await lot.park()
 
 
 def _lost(task_id: str, held: Held) -> LostClaim:

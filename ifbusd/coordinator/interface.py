@@ -73,7 +73,7 @@ class Coordinator(Protocol):
             unique_key: At most 128 characters. While an open task of this user has it, creating another one answers that, with
                 ``"existing": true`` in the task, and changes nothing.
             retention_ms: How long it is kept with its result once it is final; then it is removed. The configuration has the
-                default, and the number of final tasks that are kept at most.
+                default, and the number of final tasks that are kept at most. What the daemon's clock leaps meanwhile does not count.
             on_dependency_failure: What becomes of it when one that it depends on ends without being completed: it waits on, because
                 that may be requeued (``wait``, the default), it is cancelled too (``cancel``), or that one counts as done (``run``).
             group: The queue that it belongs to: what an operator gives a share of all claims (`set_group_weight`) or pauses.
@@ -387,6 +387,9 @@ class Coordinator(Protocol):
     ) -> Answer:
         """Take named resources for a swarm, all of them or none: each has one holder at a time.
 
+        Several of a kind are several names, such as ``gpu:0`` and ``gpu:1``; where any of them will do and only their number counts,
+        the tasks have a `concurrency_key` instead.
+
         Args:
             resources: Names such as ``file:src/a.py``, ``port:8080``, ``gpu:0``; 1 to 16.
             task_id, token: Take them for this claim: they are free when it ends, however it ends.
@@ -647,6 +650,7 @@ class Coordinator(Protocol):
         """Have what is broadcast on a topic to its subscribers put into this swarm's inbox, from now on, also while it is away.
 
         There it has a number and waits until it is acknowledged: `subscribe_inbox` and `read_inbox` go on after the last one seen.
+        A topic is a whole name and stands for no other: there are no wildcards.
         Answers ``{"topic", "receipt"}``, also if it was subscribed already.
 
         Raises:
@@ -799,7 +803,8 @@ class Coordinator(Protocol):
     async def set_group_weight(self, caller: Caller, group: str, weight: int) -> Answer:
         """Give a group of tasks a share of the claims: while several have something ready, each is served in proportion to its weight.
 
-        Tasks without a group, and of groups without a weight of their own, share one of weight 1.
+        Tasks without a group, and of groups without a weight of their own, share one of weight 1. Whose turn it is follows from the
+        claims since the daemon was started: there all begin level.
 
         Args:
             weight: 1 to 1000; 0 takes it away.

@@ -97,7 +97,7 @@ class Timekeeping(Cancelling):
         def remove(tx: Tx) -> Answer:
             kept.clear()
             removed = []
-            now_ms = self._now_ms()
+            now_ms = self.board.retention.now_ms()
             for task_id in task_ids:
                 task = tx.read(TASKS + task_id, TaskRecord.from_bytes)
                 if task is None or task.state == OPEN:
@@ -124,7 +124,7 @@ class Timekeeping(Cancelling):
 
     def _look_later(self, task_ids: list[str]) -> None:
         for task_id in task_ids:
-            self.board.keep(task_id, self._now_ms() + _KEPT_MS)
+            self.board.keep(task_id, self.board.retention.now_ms() + _KEPT_MS)
 
     def _may_go(self, task_id: str, task: TaskRecord, now_ms: int) -> bool:
         is_over = life.removable_at_ms(task, self._config.retention_ms) <= now_ms

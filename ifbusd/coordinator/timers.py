@@ -42,6 +42,10 @@ class Timers:
         """The earliest time, perhaps a stale one; None if there is none."""
         return self._heap[0][0] if self._heap else None
 
+    def left_ms(self, now_ms: int) -> int | None:
+        """How long it is until then, 0 or less if that has come; None if there is none."""
+        return self._heap[0][0] - now_ms if self._heap else None
+
     def add(self, at_ms: int, name: str) -> None:
         """It is due then."""
         if len(self._heap) >= self._most:

@@ -85,6 +85,9 @@ An event that the table lacks for a state is refused (`not_ready`), not ignored.
   a crash where it was, and a requeue in between stops it.
 - **Retention.** Only a final task is ever removed, and of those that are not completed none that an open one still waits for. So a
   dependency that is missing was completed.
+  A wall clock that leaps forward ends nobody's time: what it leapt is left out for as long as tasks are kept by default. A daemon that
+  is started anew goes by the wall clock as it finds it. A start, a deadline and a blocker's escalation are times of the wall clock
+  itself.
 """
 
 

@@ -398,6 +398,22 @@ async def test_a_final_task_is_removed_after_its_retention(world: World, autojum
     assert (await world.it.list_tasks(world.me))["counts"] == {"ready": 1}
 
 
+async def test_a_clock_that_leaps_removes_nothing(tmp_path: Path, autojump_clock: object) -> None:
+    """Finished tasks are kept for as long as they should be, by the time that passes; the deadline of another one has come."""
+    skew_ms = 0
+    async with open_world(tmp_path, wall=lambda: wall_ms() + skew_ms) as world:
+        await world.task("T-1", retention_ms=60_000)
+        await world.task("T-2", deadline_at_ms=wall_ms() + 3_600_000)
+        await world.it.cancel_task(world.me, "T-1")
+        skew_ms = 30 * 24 * 3_600_000
+        await world.until_state("T-2", "expired")
+        await trio.sleep(50)
+        assert (await world.show("T-1"))["state"] == "cancelled"
+        with trio.fail_after(15):
+            while "tasks/T-1" in await world.stored():
+                await trio.sleep(1)
+
+
 async def test_more_final_tasks_than_are_kept_go_first_in_first_out(tmp_path: Path, autojump_clock: object) -> None:
     """The number is a bound; open ones do not count."""
     async with open_world(tmp_path, config=CoordinatorConfig(retained_tasks=3)) as world:
