@@ -156,11 +156,11 @@ def test_a_claim_of_unknown_outcome_is_struck_out(world: World) -> None:
         call = calls.claim_task(won, world.swarm, idempotency_key=key)
         assert world.bus.perform(call)
         for _ in range(2):  # twice is as good as once
-            drive(swarm._strike_steps(call, key), world.bus.perform)
+            drive(swarm._strike_steps(call, key, swarm._give_back_unless_held), world.bus.perform)
             assert world.state(won) == "ready"
         key = world.bus.new_key()
         call = calls.claim_next(world.swarm, wait_ms=1, idempotency_key=key)
-        drive(swarm._strike_steps(call, key), world.bus.perform)
+        drive(swarm._strike_steps(call, key, swarm._give_back_unless_held), world.bus.perform)
         with pytest.raises(IdempotencyConflict):
             world.bus.perform(call)
         assert world.state(late) == "ready"
