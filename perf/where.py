@@ -57,7 +57,7 @@ STAGES: Final = [
             r"_write|_sync|_commit|_committed|_note_wal|_checkpoint|run",
             "",
         ),
-        ("store: flush", r"ifbusd/store/flush\.py", r".*", ""),
+        ("store: flush", r"ifbusd/store/(?:flush|journal|changes)\.py", r".*", ""),
         ("dispatch: quota, binding, meta, identity", r"ifbus/(?:models|money)\.py", r".*", ""),
         ("witness, idempotency", r"ifbusd/store/chain\.py|ifbusd/witness/.*", r".*", ""),
         ("witness, idempotency", r"ifbusd/operation\.py", r"_record|_receipt|_idempotency_key|_ensure_window", ""),

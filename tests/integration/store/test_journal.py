@@ -66,7 +66,7 @@ async def test_a_small_commit_writes_one_page(tmp_path: Path) -> None:
             assert after.wal_bytes - before.wal_bytes == PAGE_OF_THE_LOG_BYTES
             assert (after.journal_entries, after.commits) == (before.journal_entries + 1, before.commits + 1)
         await write_some(store, 1000, SLOTS)
-        assert 0 < store.statistics().journal_entries <= SLOTS
+        assert store.statistics().journal_entries <= SLOTS
         assert len((await store.range("k/", limit=2000)).items) == 1000 + SLOTS - 2
 
 
