@@ -28,6 +28,9 @@ from ifbusd.store.etcd.keys import Keys, pack_record
 
 # Looked at for the next group; what is behind it waits a turn.
 _LOOKED_AT: Final = 512
+# From so many on only half of those that wait go while nothing is under way: etcd works on them as the others are put together, and
+# the two halves take turns from then on.
+_WORTH_HALVING: Final = 32
 # Refused because of what it says: its neighbours may be fine.
 _OWN_FAULT: Final = frozenset((Kind.TOO_LARGE, Kind.LEASE_NOT_FOUND, Kind.INVALID))
 
@@ -147,8 +150,9 @@ class Commits:
                 # Others that are ready in this pass of the loop still join.
                 await trio.lowlevel.checkpoint()
                 if self._waiting:
+                    group = self._take_group()
                     self._in_flight += 1
-                    nursery.start_soon(self._send_group, self._take_group())
+                    nursery.start_soon(self._send_group, group)
 
     async def commit(self, txn: Txn) -> TxnResult:
         """Do a transaction; committed on return, and known to this daemon.
@@ -191,8 +195,10 @@ class Commits:
         return Commit(txn, record=record, ordered=self._ordered)
 
     def _take_group(self) -> list[Commit]:
-        looked_at = self._waiting[:_LOOKED_AT]
-        places = choose(looked_at, max_txns=self._config.max_batch_txns, max_bytes=self._config.max_batch_bytes)
+        looked_at, most = self._waiting[:_LOOKED_AT], self._config.max_batch_txns
+        if not self._in_flight and len(looked_at) >= _WORTH_HALVING and self._config.max_in_flight > 1:
+            most = min(most, len(looked_at) // 2)
+        places = choose(looked_at, max_txns=most, max_bytes=self._config.max_batch_bytes)
         group = [looked_at[place] for place in places]
         if len(group) == len(self._waiting):
             self._waiting.clear()
