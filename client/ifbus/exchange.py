@@ -293,7 +293,7 @@ class Exchange:
                             waiter.error = from_wire(event.error)
                         waiter.result = event.result
                         waiter.finish()
-                    if not wire.has_buffered:  # the usual case: one reply in one read
+                    if not wire.has_buffered:  # the usual case: one message in one read
                         return
                 elif event is NEED_DATA:
                     return
@@ -302,6 +302,8 @@ class Exchange:
                         self._farewell = from_wire(event.params[0] if event.params else None)
                     else:
                         self._routes.deliver(event)
+                    if not wire.has_buffered:
+                        return
                 elif event is END_OF_STREAM:
                     self.fail(_end_of_stream(self._farewell))
                     return

@@ -140,7 +140,8 @@ class _Session:
                             return waiter.done
                 finally:
                     self._reading.release()
-                    self._pass_lead_on()
+                    if self._parked:
+                        self._pass_lead_on()
             elif not self._park(waiter, deadline):
                 return waiter.done
         return True
