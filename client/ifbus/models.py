@@ -321,11 +321,15 @@ class Model:
 
 @attrs.frozen(kw_only=True, repr=False)
 class Receipt(Model):
-    """Proof of one durable operation: where it stands in the witness log, and the log's head after it.
+    """Proof of one durable operation: its revision, and a place in the witness log with the log's head there.
+
+    On one host that is the place of the operation's own entry. With etcd each host's log follows the store, and the entry's place
+    is not known yet when the operation is durable: then it is the newest entry that this host's log has on its disk, and the
+    operation's own comes after it. Either proves all that was before.
 
     Attributes:
         revision: The store's revision after the operation; for a claim it is the fencing token.
-        seq: Number of the witness entry, from 1.
+        seq: Number of the witness entry, from 1; None while the log is empty.
         head: SHA-256 of the chain up to that entry, 64 hex digits. Keep it: it proves any later change of the past.
         replayed: This answer was given before, to the same idempotency key.
         partial: The storage of the cluster is full: what the operation gives up is given up, and what it writes besides (money that is

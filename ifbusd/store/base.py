@@ -100,7 +100,8 @@ class TxnResult(NamedTuple):
         succeeded: Which branch was taken.
         revision: The store's revision after it (its own, if it wrote).
         values: One per `Get` of the taken branch, in order.
-        head: The witness log after its record, None without one or with a lost compare (and where the log follows the store later: etcd).
+        head: The witness log after its record; where the log follows the store (etcd), as it was on the disk when this was done, without
+            the record, and None while it is empty. None without a record or with a lost compare.
         is_partial: Only the deletes were done, and the record is in this host's log alone (`Txn.deletes_suffice`).
     """
 

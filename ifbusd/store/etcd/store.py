@@ -276,8 +276,8 @@ class EtcdStore:
     async def txn(self, txn: Txn) -> TxnResult:
         """Do a transaction; committed by etcd on return, and seen by this daemon. One that only reads is answered from memory.
 
-        Its witness entry goes into this host's log later (`head` is None); that of a transaction that writes nothing, or had to do
-        with its deletes, at once.
+        Its witness entry goes into this host's log later (`head` is what the log comes to before); that of a transaction that writes
+        nothing, or had to do with its deletes, at once.
 
         Raises:
             Unavailable: etcd does not answer, and if `data["outcome"]` is ``unknown`` it may be committed all the same; or there is no
@@ -299,9 +299,15 @@ class EtcdStore:
             return await self._commit_or_delete(txn)
         if writes or txn.compares or txn.then or txn.otherwise:
             done = await self._commit(txn if writes else txn._replace(record=None))
-        if txn.record is None or writes or not done.succeeded:
+        if txn.record is None or not done.succeeded:
             return done
+        if writes:
+            return self._with_head(done)
         return done._replace(head=await self._record_here(txn.record))
+
+    def _with_head(self, done: TxnResult) -> TxnResult:
+        # The place of its own entry is not known: others' entries may come before it, and no answer waits for one more disk.
+        return done._replace(head=self._log.head) if self._log.head.seq else done
 
     async def _record_here(self, record: bytes) -> LogHead:
         """Add an entry to this host's log alone."""
@@ -312,7 +318,8 @@ class EtcdStore:
     async def _commit_or_delete(self, txn: Txn) -> TxnResult:
         """A transaction of which etcd may do the deletes alone where it has no room for the rest."""
         try:
-            return await self._commit(txn)
+            done = await self._commit(txn)
+            return self._with_head(done) if txn.record is not None and done.succeeded else done
         except Unavailable as error:
             if error.data.get("reason") != "storage_full" or "outcome" in error.data:
                 raise

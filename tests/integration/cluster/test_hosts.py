@@ -135,6 +135,17 @@ def test_claims_race_over_hosts_and_one_wins(pair: Hosts, links: Callable[[Host]
             assert {answer["refusal"]["data"]["owner"] for answer in answers if not answer["claimed"]} == {winner}
 
 
+def test_each_receipt_proves_what_was_before(pair: Hosts, links: Callable[[Host], Link]) -> None:
+    """Who keeps a receipt of a claim can have the record of that host checked against it."""
+    link = links(pair[0])
+    register(link, "keeper")
+    create(link, "proved")
+    until(lambda: entries(link, "coordinator.create_task"))
+    receipt = claim(link, "proved", "keeper")["receipt"]
+    assert link.call("witness.verify", receipt=f"{receipt['seq']}:{receipt['head']}")["ok"]
+    assert not link.call("witness.verify", receipt=f"{receipt['seq']}:{'0' * 64}")["ok"]
+
+
 def test_a_retry_at_the_other_host_is_one_effect(pair: Hosts, links: Callable[[Host], Link]) -> None:
     """The same request with the same idempotency key, sent to another daemon, is answered with the first answer."""
     a, b = map(links, pair.hosts)
