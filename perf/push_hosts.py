@@ -1,7 +1,7 @@
 """Pushes from one host to another: through two daemons on one etcd and one NATS, beside bare nats-py and a bare etcd watch.
 
 All on this machine, so the network is a loopback and the servers share its processors: ratios carry over, milliseconds less. Bare NATS
-keeps nothing; a bare watch is the durable floor. Run by ``push.py --other-host``.
+keeps nothing; a bare watch is the durable floor. In the end NATS is stopped: what is pushed then comes through etcd's watch alone. Run by ``push.py --other-host``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tests.hosts import hosts
 NATS, WATCH = "bare nats-py", "bare etcd put and watch"
 PUSH, ALARM, CREATE = "ifbusd, push", "ifbusd, blocker alarm", "ifbusd, create to worker"
 TITLE: Final = "push to another host, 1 subscriber"
+WITHOUT_NATS: Final = "push to another host, NATS down"
 _KEY: Final = b"bench"
 _TIMEOUT_S: Final = 30
 _numbers = itertools.count(1)
@@ -132,8 +133,16 @@ def measure_all(
             *(partial(ours, kind) for kind in (PUSH, ALARM, CREATE)),
         ]
         report.measure(TITLE, runs, floor=NATS)
+        bus.stop()
+        report.measure(WITHOUT_NATS, [runs[1], runs[2]], floor=WATCH)
     table = report.tables[TITLE]
     report.limit("push to another host, p50 / bare etcd put and watch", table.ratio(PUSH, WATCH), 5)
     report.limit("push to another host, p99", table.median(PUSH, "p99_us") / 1000, 10, unit=" ms")
     report.limit("blocker alarm on another host, p99", table.median(ALARM, "p99_us") / 1000, 10, unit=" ms")
     report.limit("task created on another host, p99", table.median(CREATE, "p99_us") / 1000, 10, unit=" ms")
+    report.limit(
+        "push to another host, NATS down, p99",
+        report.tables[WITHOUT_NATS].median(PUSH, "p99_us") / 1000,
+        1_000,
+        unit=" ms",
+    )
