@@ -312,6 +312,7 @@ class Cluster:
         Raises:
             Unavailable: None did within the configured time.
         """
+        self._down = f"no answer within {self._config.start_timeout_ms} ms"
         with trio.move_on_after(self._config.start_timeout_ms / 1000):
             while True:
                 if await self._find():

@@ -51,12 +51,16 @@ _NOT_SENT: Final = (
     "dns resolution failed",
     "connection refused",
 )
+# Users or roles have changed since the token was given: with signed tokens for ever, with others while a request is on its way.
+_OLD_TOKEN: Final = ("revision in header is old", "revision of auth store is old")
 
 
 def fault_of(error: grpc.RpcError) -> EtcdFault:
     """What a failed call means. What is not known to mean less is an outage, after which a write may have been done."""
     code, detail = error.code(), str(error.details() or "no details")
     said = detail.lower()
+    if any(words in said for words in _OLD_TOKEN):
+        return EtcdFault(Kind.TOKEN, detail)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         if "space exceeded" in said:
             return EtcdFault(Kind.NO_SPACE, detail)

@@ -24,7 +24,7 @@ from tests.servers import HOST, Node, etcd_nodes
 pytestmark = pytest.mark.slow
 # Long enough for a busy machine; nothing waits for it where all is well.
 PATIENCE_S = 60
-QUICK: dict[str, Any] = {"request_timeout_ms": 1_000, "probe_interval_ms": 100}
+QUICK: dict[str, Any] = {"request_timeout_ms": 2_000, "probe_interval_ms": 100}
 
 
 @pytest.fixture
@@ -102,8 +102,11 @@ async def test_a_stopped_etcd_is_told_and_waited_out(node: Node, tmp_path: Path)
             assert store.statistics().state == "unreachable"
             node.start()
             second = await write_at_last(store, "a/2")
-            events = await anext(changes)
-            assert [(event.key, event.revision) for event in events] == [("a/2", second)]
+            told = await anext(changes)
+            while told[-1].revision < second:  # one whose outcome was unknown may have been made before
+                told += await anext(changes)
+            assert {event.key for event in told} == {"a/2"}
+            assert told[-1].revision == second
         assert store.statistics().state == "ok"
         assert store.statistics().outages >= 1
 
@@ -152,7 +155,8 @@ async def test_a_retried_write_is_done_once(node: Node, tmp_path: Path) -> None:
             while not (entries := await store.read_log()):
                 await trio.sleep(0.02)
         assert [entry.record for entry in entries] == [b"claimed"]
-        assert again.succeeded == (again.revision == found.mod_revision)
+        if again.succeeded:
+            assert again.revision == found.mod_revision
 
 
 async def test_a_cut_member_is_replaced_by_another(tmp_path: Path) -> None:
@@ -163,6 +167,7 @@ async def test_a_cut_member_is_replaced_by_another(tmp_path: Path) -> None:
         async with store_on(tmp_path / "host", "", endpoints=endpoints) as store:
             start = store.revision + 1
             await write_at_last(store, "a/1")
+            await until(lambda: store.statistics().state != "unreachable")
             [in_use] = [each for each in store.statistics().endpoints if each.in_use]
             if in_use.endpoint != first.address:
                 nodes[[each.address for each in nodes].index(in_use.endpoint)].stop()
@@ -374,12 +379,12 @@ async def test_a_start_without_etcd_says_so(node: Node, tmp_path: Path) -> None:
 async def test_leases_across_a_pause_and_a_restart(node: Node, tmp_path: Path) -> None:
     """A lease whose time passes while etcd sleeps is over on waking; a restart gives every lease its full time again."""
     async with store_on(tmp_path / "host", node.address) as store:
-        short = await store.grant(2_000)
+        short = await store.grant(4_000)
         long = await store.grant(60_000)
         await store.txn(Txn(then=[Put("l/short", b"", short), Put("l/long", b"", long)]))
         node.pause()
         await refused(lambda: store.keep_alive(short))
-        await until(lambda: store.statistics().down_ms > 2_500)
+        await until(lambda: store.statistics().down_ms > 4_500)
         node.go_on()
         await until(lambda: store.peek("l/short") is None)
         with trio.fail_after(PATIENCE_S):
@@ -448,7 +453,7 @@ async def test_a_message_that_is_too_large_for_a_watch_is_read_in_pages(node: No
     with network() as wires:
         wire = wires.proxy(node.port)
         async with (
-            store_on(tmp_path / "other", node.address) as other,
+            store_on(tmp_path / "other", node.address, request_timeout_ms=10_000) as other,
             store_on(tmp_path / "host", wire.address, request_timeout_ms=10_000) as store,
         ):
             wire.refuse()
