@@ -51,14 +51,22 @@ _CLAIM_SEVERAL = "coordinator.claim_next"
 _CANDIDATES = 16
 # And so many are claimed at most: each is a handful of keys in one transaction.
 MAX_CLAIMS = _CANDIDATES
+# Who lost so many races in one look hears that there is nothing, and asks again.
+_MOST_LOST = 256
 # Keys that are compared when another claim is added at most; etcd takes 128 in all.
 _MAX_READS = 100
+# What stands against a task for this moment.
+_MOMENTARY = (NotReady, NotFound, Paused, ResourceBusy)
 # What a look at several tasks passes over.
-_PASSED_OVER = (NotReady, NotFound, Paused, AtCapacity, ResourceBusy, NotQualified, BudgetExceeded)
+_PASSED_OVER = (*_MOMENTARY, AtCapacity, NotQualified, BudgetExceeded)
 
 
 class _Full(Exception):
     """No more fits into this commit."""
+
+
+class _Taken(Exception):
+    """Who takes whatever is free goes on to the next task; leaves the operation without a trace."""
 
 
 class _NothingWon(Exception):
@@ -85,18 +93,20 @@ class _Wish:
         kinds: Not qualified for these.
         too_dear: It cannot pay this much, nor anything above.
         too_heavy: It has not so many slots free.
+        lost: Others were faster with these tasks in this look.
         paused: Nothing whatsoever is for it now, and why.
     """
 
     kinds: set[Kind] = attrs.field(factory=set)
     too_dear: int | None = None
     too_heavy: int | None = None
+    lost: set[str] = attrs.field(factory=set)
     paused: Paused | None = None
 
     @property
-    def size(self) -> tuple[int, int | None, int | None]:
+    def size(self) -> tuple[int, int | None, int | None, int]:
         """Tells whether anything was added."""
-        return len(self.kinds), self.too_dear, self.too_heavy
+        return len(self.kinds), self.too_dear, self.too_heavy, len(self.lost)
 
     def allows(self, kind: Kind) -> bool:
         return (
@@ -256,37 +266,45 @@ class Claiming(Resources):
             raise await self._refuse(caller, "claim_next", swarm_id, error) from None
         if coming is None:
             await self._governor.caught_up(swarm_id)
+        wish.lost.clear()
         while True:
-            refused = False
-            choices = self._choices(waiter, wish) if coming is None else [coming]
+            before = wish.size
+            entries = self._open_entries(waiter, wish, coming)
             if n > 1:
-                before = wish.size
-                several = await self._claim_several(caller, waiter, n, terms, wish, choices)
-                if several is not None or wish.size == before:
+                several = await self._claim_several(caller, waiter, n, terms, wish, entries)
+                if several is not None:
                     return several
-                continue
-            for entry in choices:
+            for entry in entries if n == 1 else ():
                 if not entry.is_free_for(waiter) or not wish.allows(entry.kind):
                     continue
                 try:
                     if entry.estimate_micro_usd or entry.key or entry.resources or self._has_slots(swarm_id):
                         # Asked first without a record: what a swarm cannot have now is no news each time that it looks.
                         await self._operations.look(partial(self._admit, swarm_id, entry))
-                    answer = await self._try(caller, entry.task_id, swarm_id, terms, waiter)
+                    return await self._try(caller, entry.task_id, swarm_id, terms, waiter, in_passing=True)
                 except (NotQualified, BudgetExceeded) as error:
                     wish.note(entry, error)
-                    refused = True
                 except AtCapacity as error:
                     if _is_of_slots(error):
                         wish.note(entry, error)
-                        refused = True
-                except (NotReady, NotFound, Paused, ResourceBusy):
+                except _Taken:
+                    wish.lost.add(entry.task_id)
+                except _MOMENTARY:
                     pass  # the board will show it in a moment
-                else:
-                    if answer["claimed"]:
-                        return answer
-            if not refused:
+            if wish.size == before or len(wish.lost) > _MOST_LOST:
                 return None
+            coming = None
+            await self.board.catch_up()
+            await self._governor.caught_up(swarm_id)
+
+    def _open_entries(self, waiter: Waiter, wish: _Wish, coming: Entry | None) -> list[Entry]:
+        """The best of what is free for the swarm; only what is coming, if something is."""
+        choices = dict.fromkeys(self._choices(waiter, wish) if coming is None else [coming])
+        return [
+            entry
+            for entry in choices
+            if entry.task_id not in wish.lost and entry.is_free_for(waiter) and wish.allows(entry.kind)
+        ]
 
     def _admit(self, swarm_id: str, entry: Entry, tx: Tx) -> None:
         if entry.resources:
@@ -313,7 +331,7 @@ class Claiming(Resources):
         best = self.board.offers.candidates(
             waiter,
             lambda kind: wish.allows(kind) and self._governor.is_match(swarm_id, kind[0]),
-            most=_CANDIDATES,
+            most=_CANDIDATES + len(wish.lost),
         )
         # What was pushed goes first, but for fillers: those wait for everything better, whoever sent them.
         return sorted([*sorted(pushed, key=lambda entry: entry.order), *best], key=lambda entry: entry.filler)
@@ -341,9 +359,20 @@ class Claiming(Resources):
         return {"claimed": False, "refusal": refusal.to_wire()}
 
     async def _try(
-        self, caller: Caller, task_id: str, swarm_id: str, terms: Terms, waiter: Waiter | None = None
+        self,
+        caller: Caller,
+        task_id: str,
+        swarm_id: str,
+        terms: Terms,
+        waiter: Waiter | None = None,
+        *,
+        in_passing: bool = False,
     ) -> Answer:
-        """Claim a task, and keep others who wait from trying meanwhile; if it comes to nothing, they hear of it."""
+        """Claim a task, and keep others who wait from trying meanwhile; if it comes to nothing, they hear of it.
+
+        Args:
+            in_passing: Another task would do as well: what stands against this one for the moment raises `_Taken`.
+        """
         entry = self.board.tasks.get(task_id) or self.board.coming.get(task_id)
         if entry is not None:
             self.board.offers.take(entry)
@@ -351,10 +380,10 @@ class Claiming(Resources):
         try:
             if terms.resources or (entry is not None and entry.resources):
                 await self.board.show_told()  # the bound on what a user holds counts by the board
-            answer = await self._claim(caller, task_id, swarm_id, terms)
+            answer = await self._claim(caller, task_id, swarm_id, terms, in_passing)
             is_done = answer["claimed"] and "replayed" not in answer["receipt"]
             return answer
-        except NotReady:
+        except (NotReady, _Taken):
             self.board.refresh(task_id)  # by the time, perhaps: the wall clock was set
             raise
         finally:
@@ -362,11 +391,10 @@ class Claiming(Resources):
                 self.board.offers.give_up(entry, waiter)
 
     async def _claim_several(
-        self, caller: Caller, waiter: Waiter, n: int, terms: Terms, wish: _Wish, choices: list[Entry]
+        self, caller: Caller, waiter: Waiter, n: int, terms: Terms, wish: _Wish, entries: list[Entry]
     ) -> Answer | None:
-        """Claim the best `n` of several in one commit, passing over what is refused; None if all of them are, or none is free."""
+        """Claim the best `n` of several in one commit, passing over what is refused; None if all of them are."""
         swarm_id = waiter.swarm_id
-        entries = [entry for entry in dict.fromkeys(choices) if entry.is_free_for(waiter) and wish.allows(entry.kind)]
         leases = {entry: _Leases() for entry in entries}
         parts = {entry: self._claim_body(caller, entry.task_id, swarm_id, terms, leases[entry]) for entry in entries}
         won: dict[str, Answer] = {}
@@ -386,6 +414,8 @@ class Claiming(Resources):
                     break
                 except (*_PASSED_OVER, AlreadyClaimed) as refusal:
                     leases[entry].used.clear()
+                    if isinstance(refusal, (AlreadyClaimed, NotReady)):
+                        wish.lost.add(entry.task_id)
                     if isinstance(refusal, (NotQualified, BudgetExceeded)) or _is_of_slots(refusal):
                         wish.note(entry, refusal)
                 except LimitExceeded:
@@ -401,7 +431,9 @@ class Claiming(Resources):
             tx.detail = {"swarm": swarm_id, "tasks": list(won), "reserved_usd": to_usd(reserved)}
             return {"claimed": True, "claims": list(won.values())}
 
-        for entry in entries:
+        # The rest stands in for what is refused: others may try it meanwhile.
+        tried = entries[:n]
+        for entry in tried:
             self.board.offers.take(entry)
         is_done = False
         try:
@@ -418,13 +450,16 @@ class Claiming(Resources):
             for entry in entries:
                 if not is_done or entry.task_id not in won:
                     self.board.refresh(entry.task_id)  # as in `_try`
-                    self.board.offers.give_up(entry, waiter)
+                    if entry in tried:
+                        self.board.offers.give_up(entry, waiter)
                 for lease in leases[entry].unused(is_kept=entry.task_id in won):
                     self._retired.add(lease)
 
-    async def _claim(self, caller: Caller, task_id: str, swarm_id: str, terms: Terms) -> Answer:
+    async def _claim(self, caller: Caller, task_id: str, swarm_id: str, terms: Terms, in_passing: bool) -> Answer:
         leases = _Leases()
         claim = self._claim_body(caller, task_id, swarm_id, terms, leases)
+        if in_passing:
+            claim = partial(_or_taken, claim)
         try:
             answer = await self._operations.run(caller, _CLAIM, task_id, claim)
         except IfbusError as error:
@@ -550,6 +585,13 @@ def _with_token(answer: Answer) -> Answer:
     for claim in answer["claims"] if "claims" in answer else (answer["claim"],):
         claim["token"] = claim["task"]["token"] = token
     return answer
+
+
+def _or_taken(part: Body, tx: Tx) -> Answer:
+    try:
+        return part(tx)
+    except (AlreadyClaimed, *_MOMENTARY):
+        raise _Taken from None
 
 
 def _fitting(part: Body, task_id: str, won: dict[str, Answer], tx: Tx) -> None:

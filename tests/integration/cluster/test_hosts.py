@@ -135,6 +135,34 @@ def test_claims_race_over_hosts_and_one_wins(pair: Hosts, links: Callable[[Host]
             assert {answer["refusal"]["data"]["owner"] for answer in answers if not answer["claimed"]} == {winner}
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_who_loses_a_race_for_the_next_task_gets_another(pair: Hosts, links: Callable[[Host], Link], n: int) -> None:
+    """As many ask at once at both hosts as there are tasks for, and do not wait: each gets its own, and no lost race is on record."""
+    racers = [(links(pair[number % 2]), f"asks-for-{n}-{number}") for number in range(8)]
+    for link, name in racers:
+        register(link, name)
+    before = [len(entries(links(host), "coordinator.claim_task")) for host in pair.hosts]
+    with ThreadPoolExecutor(len(racers)) as threads:
+        for turn in range(10):
+            names = {f"next-{n}-{turn}-{number}" for number in range(len(racers) * n)}
+            for name in names:
+                create(racers[0][0], name)
+            for link, _ in racers[:2]:
+                until(lambda link=link, names=names: all(state(link, name) == "ready" for name in names))
+            got = threads.map(lambda racer: racer[0].call("coordinator.claim_next", swarm_id=racer[1], n=n), racers)
+            claims = [answer.get("claims") or [answer["claim"]] for answer in got]
+            assert all(claims)
+            won = [claim["task_id"] for each in claims for claim in each]
+            assert len(set(won)) == len(won)
+            if n == 1:
+                assert set(won) == names
+            for name in names - set(won):
+                racers[0][0].call("coordinator.cancel_task", task_id=name)
+    for host, count in zip(pair.hosts, before, strict=True):
+        later = entries(links(host), "coordinator.claim_task")[count:]
+        assert {entry["outcome"] for entry in later} <= {"ok"}
+
+
 def test_each_receipt_proves_what_was_before(pair: Hosts, links: Callable[[Host], Link]) -> None:
     """Who keeps a receipt of a claim can have the record of that host checked against it."""
     link = links(pair[0])
