@@ -69,6 +69,7 @@ class NatsHints:
         self._logged_at_s: dict[str, float] = {}
         self._since_s = time.monotonic()
         self._was_connected = False
+        self._trouble = ""  # the last one since it was connected
         self.sent = self.heard = self.malformed = self.floods = self.errors = self.connects = 0
 
     def tell(self, revision: int) -> None:
@@ -101,8 +102,12 @@ class NatsHints:
         shown = self.statistics()
         if shown["connected"] or shown["for_ms"] < _AWAY_MS:
             return []
-        message = f"NATS has been away for {shown['for_ms'] // 1000} s; what is new comes through etcd alone"
-        return [{"kind": "nats_away", "message": message, "remedy": f"start {' or '.join(self._config.servers)[:200]}"}]
+        why = f" ({self._trouble})" if self._trouble else ""
+        message = f"NATS has been away for {shown['for_ms'] // 1000} s{why}; what is new comes through etcd alone"
+        remedy = f"start {' or '.join(self._config.servers)[:200]}"
+        if "authorization" in self._trouble.lower():
+            remedy = "let in whom bus.nats.credentials_file names, then restart this daemon if that file was changed"
+        return [{"kind": "nats_away", "message": message, "remedy": remedy}]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Send and hear until cancelled; ready once connected, or without NATS after `connect_ms`.
@@ -256,6 +261,7 @@ class NatsHints:
         self.connects += 1
         self._since_s = time.monotonic()
         self._was_connected = True
+        self._trouble = ""
         self._told = 0  # somebody may have missed it
         if self._wake is not None:
             self._wake.set()
@@ -271,6 +277,8 @@ class NatsHints:
         """Count a trouble; on the log now and then, with what has come together."""
         if kind in ("nats", "asyncio"):
             self.errors += 1
+        if kind == "nats":
+            self._trouble = f"{what!s:.120}"
         now_s = time.monotonic()
         if now_s - self._logged_at_s.get(kind, -_LOG_EVERY_S) >= _LOG_EVERY_S:
             self._logged_at_s[kind] = now_s

@@ -51,7 +51,7 @@ def short_usage(command: Command, *, longest: int = 1000) -> str:
         if action.choices is not None and not action.metavar:
             name = "|".join(map(str, action.choices))
         if not action.option_strings:
-            parts.append(f"[{name}]" if action.nargs == "?" else name)
+            parts.append({"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} ..."}.get(str(action.nargs), name))
             continue
         flag = action.option_strings[-1]
         word = flag if action.nargs == 0 else f"{flag} {name}"

@@ -223,6 +223,10 @@ async def test_a_password_from_a_file_is_used(tmp_path: Path) -> None:
             await until(lambda: stranger.hints.errors > 0)
             assert not stranger.hints.statistics()["connected"]
             assert stranger.heard == []
+            await until(lambda: bool(stranger.hints.alarms()))
+            [alarm] = stranger.hints.alarms()
+            assert "Authorization Violation" in alarm["message"]
+            assert "bus.nats.credentials_file" in alarm["remedy"]
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
