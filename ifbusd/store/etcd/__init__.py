@@ -11,6 +11,7 @@ commits    transactions, grouped and sent
 replica    what this daemon knows by heart, bounded (pure)
 renewals   leases
 records    the witness log of this host, which follows the cluster's
+spool      keys in the order of their revisions, on the disk
 store      the store, put together
 ========== ==========================================================================================================
 """

@@ -13,10 +13,11 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import apsw
 import attrs
 import trio
 from etcd3 import etcdrpc
@@ -46,8 +47,9 @@ from ifbusd.store.etcd.keys import Keys, unpack_record
 from ifbusd.store.etcd.records import Intake, Record, RecordLog, append_patiently
 from ifbusd.store.etcd.renewals import Renewals
 from ifbusd.store.etcd.replica import Replica
+from ifbusd.store.etcd.spool import Spool
 from ifbusd.store.fsync import sync_names
-from ifbusd.store.schema import StoreFailed
+from ifbusd.store.schema import StoreFailed, describe
 from ifbusd.store.watches import EmbeddedWatch, History
 
 _log = logging.getLogger(__name__)
@@ -672,21 +674,26 @@ class EtcdStore:
 
     async def _read_records_anew(self) -> int:
         """The watch is too far behind: take what still stands there. What was written over since is lost to this host."""
-        await self._intake.drain()
         start, end = self._keys.record_range
-        revision, found = 0, []
-        while True:
-            page = await self._read_page(start, end, _LOAD_PAGE, revision=revision)
-            revision = revision or int(page.header.revision)
-            found += [kv for kv in page.kvs if kv.mod_revision > self._log.revision]
-            if not page.more:
-                break
-            start = page.kvs[-1].key + b"\0"
-        found.sort(key=lambda kv: (kv.mod_revision, kv.key))
-        await append_patiently(self._log, [record for kv in found if (record := _record_of(kv)) is not None], revision)
+        revision = 0
+        with closing(Spool()) as found:
+            while True:
+                page = await self._read_page(start, end, _LOAD_PAGE, revision=revision)
+                revision = revision or int(page.header.revision)
+                try:
+                    await found.add([kv for kv in page.kvs if kv.mod_revision > self._log.revision])
+                except apsw.Error as error:  # tried again from the start: it can wait in etcd
+                    raise EtcdFault(Kind.OUTAGE, f"no place to put the record in order: {describe(error)}") from error
+                if not page.more:
+                    break
+                start = page.kvs[-1].key + b"\0"
+            while records := await found.next_revisions(_LOAD_PAGE):
+                known = [record for kv in records if (record := _record_of(kv)) is not None]
+                await append_patiently(self._log, known, records[-1].mod_revision)
+        await append_patiently(self._log, [], revision)
         _log.warning(
             "this host's record was behind what etcd keeps: entries that were written over meanwhile are not in it",
-            extra={"entries": len(found), "revision": revision},
+            extra={"entries": found.count, "revision": revision},
         )
         return revision
 

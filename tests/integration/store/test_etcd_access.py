@@ -20,6 +20,7 @@ from ifbusd.store.etcd.cluster import version_warning
 from ifbusd.store.etcd.config import EtcdConfig, credential_path
 from tests.certificates import make_certificates
 from tests.conformance.backends import etcd_store, running
+from tests.proxy import network
 from tests.servers import HOST, Node, etcd_nodes
 
 PATIENCE_S = 60
@@ -149,6 +150,37 @@ async def test_a_password_and_a_token_that_ends(node: Node, tmp_path: Path) -> N
     assert isinstance(error, IfbusError)
     assert "authentication failed" in error.message
     assert "wrong" not in error.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asks_for_passwords", [False, True])
+async def test_a_start_with_members_that_are_gone(node: Node, tmp_path: Path, asks_for_passwords: bool) -> None:
+    """Of three endpoints one refuses and one is silent: the daemon starts on the third, and says how the others are."""
+    settings: dict[str, object] = {"prefix": "/ifbusd/v1/", "probe_interval_ms": 100}
+    if asks_for_passwords:
+        ask_for_passwords(node)
+        (tmp_path / "password").write_text(PASSWORD)
+        settings |= {"user": "ifbusd", "password_file": str(tmp_path / "password")}
+    (tmp_path / "host").mkdir()
+    with network() as wires:
+        refusing, silent = wires.proxy(node.port), wires.proxy(node.port)
+        refusing.refuse()
+        silent.cut()
+        endpoints = tuple(f"http://{address}" for address in (refusing.address, silent.address, node.address))
+        async with running(etcd_store(tmp_path / "host", "", endpoints=endpoints, **settings)) as store:
+            assert (await store.txn(Txn(then=[Put("a/1", b"")], record=b"entry"))).succeeded
+            shown = {each.endpoint: (each.in_use, each.reachable) for each in store.statistics().endpoints}
+            assert shown == {
+                refusing.address: (False, False),
+                silent.address: (False, False),
+                node.address: (True, True),
+            }
+            refusing.heal()
+            silent.heal()
+            with trio.fail_after(PATIENCE_S):
+                while not all(each.reachable for each in store.statistics().endpoints):
+                    await trio.sleep(0.05)
+            assert [each.endpoint for each in store.statistics().endpoints if each.in_use] == [node.address]
 
 
 @pytest.mark.slow

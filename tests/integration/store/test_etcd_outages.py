@@ -434,6 +434,28 @@ async def test_each_host_has_the_record_of_all(node: Node, tmp_path: Path) -> No
             assert len(shared) == 17
 
 
+async def test_a_record_far_behind_gets_what_still_stands_in_the_rings(node: Node, tmp_path: Path) -> None:
+    """More entries than one page, several at a revision, compacted while a host was away: it takes them over in order and each once."""
+    async with store_on(tmp_path / "away", node.address) as away:
+        await write(away, "a/first", record=b"first")
+        assert len(await away.read_log()) == 1
+    async with store_on(tmp_path / "other", node.address) as other:
+        for start in range(0, 1_200, 100):
+            async with trio.open_nursery() as nursery:
+                for number in range(start, start + 100):
+                    nursery.start_soon(write, other, f"a/{number}", b"v", b"%d" % number)
+        written = [(entry.revision, entry.record) for entry in await other.read_log(limit=2_000)]
+        assert len(written) == 1_200
+        with grpc.insecure_channel(node.address) as channel:
+            etcdrpc.KVStub(channel).Compact(etcdrpc.CompactionRequest(revision=other.revision), timeout=10)
+    async with store_on(tmp_path / "away", node.address) as away:
+        await until(lambda: away.statistics().record_seq >= 1_201)
+        found = await away.read_log(limit=2_000)
+        assert away.statistics().read_anew == 1
+        assert sorted((entry.revision, entry.record) for entry in found[1:]) == sorted(written)
+        assert [entry.revision for entry in found] == sorted(entry.revision for entry in found)
+
+
 async def test_the_ring_of_entries_is_bounded_and_misses_none(node: Node, tmp_path: Path) -> None:
     """Far more entries than places for them, some of them across a restart: each is in the log, and etcd holds no more than the ring."""
     settings = {"record_slots": 64}
