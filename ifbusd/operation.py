@@ -50,6 +50,7 @@ ENDING_OPERATIONS: Final = frozenset(
         "coordinator.complete_tasks",
         "coordinator.end_session",
         "coordinator.expire_claim",
+        "coordinator.expire_resource",
         "coordinator.expire_task",
         "coordinator.fail_task",
         "coordinator.release_resources",

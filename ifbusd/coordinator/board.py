@@ -35,6 +35,7 @@ from ifbusd.coordinator.model import (
     DEAD,
     EXPIRED,
     GROUPS,
+    HELD,
     INBOX,
     LOCKS,
     OPEN,
@@ -46,6 +47,7 @@ from ifbusd.coordinator.model import (
     BlockerRecord,
     ClaimRecord,
     GroupRecord,
+    HeldRecord,
     LockRecord,
     MessageRecord,
     QuestionRecord,
@@ -65,7 +67,7 @@ _log = logging.getLogger(__name__)
 _PAGE: Final = 1_000
 # The rest of what is stored is others' matter.
 _READ: Final = (
-    *(GROUPS, CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS, LOCKS),
+    *(GROUPS, CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS, LOCKS, HELD),
     *(QUESTIONS, APPROVALS, ANSWERS, WAITS, TOPICS),
 )
 _SHOWN: Final = frozenset(prefix.removesuffix("/") for prefix in _READ)
@@ -155,6 +157,7 @@ class Board:
         # Everything was read anew, so a claim may have come and gone unseen; whoever has looked for those sets it back.
         self.has_gap = False
         self._to_clean = trio.lowlevel.ParkingLot()
+        self._to_unhold = trio.lowlevel.ParkingLot()
         # Dead tasks as (end, number, id), in that order.
         self.dead: list[tuple[int, int, str]] = []
         self._dead_places: dict[str, tuple[int, int, str]] = {}
@@ -283,9 +286,11 @@ class Board:
             self._release_dependants(name)
         self.mail.deliver_all()
         self.locks.wake_all()
+        self.locks.note_ended()
         self.waits.wake_all()
         self.has_gap = True
         self._to_clean.unpark_all()
+        self._to_unhold.unpark_all()
 
     def _note_lost(self, lost: LostClaim) -> None:
         self.lost[lost.task_id, lost.token] = lost
@@ -358,6 +363,8 @@ class Board:
             self._take_over(event)
         if changed:
             self.offers.wake_swarms(changed)
+        if self.locks.ended:
+            self._to_unhold.unpark_all()
         self._advance(batch[-1].revision)
 
     def _take_over(self, event: WatchEvent) -> None:
@@ -415,6 +422,8 @@ class Board:
             self.locks.put(name, Lock(record=record, fence=item.create_revision, lease=item.lease))
             for task_id in self.locks.wanted_by(name):
                 self.tasks[task_id].busy |= {name}
+        elif kind == "held":
+            self.locks.put_held(name, HeldRecord.from_bytes(item.value))
         elif kind == "groups":
             self.groups[name] = GroupRecord.from_bytes(item.value)
             self._show_groups()
@@ -447,6 +456,8 @@ class Board:
             self.locks.drop(name)
             for task_id in self.locks.wanted_by(name):
                 self.tasks[task_id].busy -= {name}
+        elif kind == "held":
+            self.locks.drop_held(name)
         elif kind == "groups":
             self.groups.pop(name, None)
             self._show_groups()
@@ -814,6 +825,12 @@ class Board:
     async def show_told(self) -> None:
         """Return once the board shows all that anybody was answered; unlike `catch_up` it waits for no commit."""
         await self.wait_for(self._store.told_revision)
+
+    async def wait_unheld(self) -> list[str]:
+        """The ids of holds for no claim whose lock is gone, once there are any."""
+        while not (self.locks.ended and self._is_settled):
+            await self._to_unhold.park()
+        return list(self.locks.ended)
 
     async def wait_settled(self) -> None:
         """Return once nothing is missing from the board that is there, and all lost claims that it has seen are in `lost`."""

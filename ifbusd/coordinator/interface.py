@@ -398,7 +398,8 @@ class Coordinator(Protocol):
             wait_ms: Wait until all are free, at most 10 min.
 
         Returns:
-            ``{"fences": {name: fence}, "lease_ms": ..., "receipt": ...}``. A fence is strictly increasing per resource: whatever
+            ``{"fences": {name: fence}, "lease_ms": ..., "receipt": ...}``. Whose hold ends with its lease hears ``attention [{"kind":
+            "resource_lost", "resource", "fence", "reason", "message"}]``. A fence is strictly increasing per resource: whatever
             guards the resource itself can refuse an older one.
 
         Raises:

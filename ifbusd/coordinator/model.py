@@ -10,6 +10,7 @@
 ``helpers/<whose>``         swarms that open blockers of a task (or of a swarm, ``@<swarm>``) have called, as a list
 ``alarms/<kind>/<whose>``   an open alarm (`clocks`), as it was told
 ``locks/<resource>``         `LockRecord`, on the lease of its claim or session, or its own; its create-revision is the fence
+``held/<id>``               `HeldRecord`: a resource that is held for no claim; until that is released, or its end is on record
 ``questions/<id>``          `QuestionRecord` that a swarm is to answer; ``approvals/<id>``: a person; ``answers/<id>``: with its answer
 ``waits/<id>``              `WaitRecord`, on a lease of its own, while somebody waits
 ``counters/waits``          how many edges were ever added to the wait-for graph
@@ -40,6 +41,7 @@ ALARMS: Final = "alarms/"
 HELPERS: Final = "helpers/"
 TOPICS: Final = "topics/"
 LOCKS: Final = "locks/"
+HELD: Final = "held/"
 QUESTIONS: Final = "questions/"
 APPROVALS: Final = "approvals/"
 ANSWERS: Final = "answers/"
@@ -370,6 +372,7 @@ class LockRecord(_Record):
         task_id: It is held for the swarm's claim of this task and ends with it; ``""`` for the swarm by itself.
         incarnation: Of the session whose lease it lives on; 0 without one.
         own_lease: The lease is this hold's alone.
+        held_id: Of its `HeldRecord`, where it is held for no claim.
     """
 
     swarm_id: str
@@ -378,6 +381,20 @@ class LockRecord(_Record):
     task_id: str = ""
     incarnation: int = 0
     own_lease: bool = False
+    held_id: str = ""
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class HeldRecord(_Record):
+    """That a swarm took a resource by itself, written with its lock, but on no lease; its create-revision is the fence.
+
+    Attributes:
+        incarnation: Of the session whose lease the lock lives on; 0 without one.
+    """
+
+    resource: str
+    swarm_id: str
+    incarnation: int = 0
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -18,7 +18,18 @@ from ifbusd.coordinator import rules
 from ifbusd.coordinator.core import Answer, limit_exceeded
 from ifbusd.coordinator.locks import rules as locks
 from ifbusd.coordinator.locks.rules import Lock
-from ifbusd.coordinator.model import CLAIMS, LOCKS, SESSIONS, WAITS, ClaimRecord, LockRecord, SessionRecord, WaitRecord
+from ifbusd.coordinator.model import (
+    CLAIMS,
+    HELD,
+    LOCKS,
+    SESSIONS,
+    WAITS,
+    ClaimRecord,
+    HeldRecord,
+    LockRecord,
+    SessionRecord,
+    WaitRecord,
+)
 from ifbusd.coordinator.waiting import Waiting
 from ifbusd.coordinator.waits import rules as waits
 from ifbusd.coordinator.waits.rules import Edge
@@ -129,6 +140,7 @@ class Resources(Waiting):
         granted: dict[str, int] = {}  # leases of their own, by name
         used: set[str] = set()
         what = f"acquire for {task_id}@{token}" if task_id else f"acquire for {swarm_id}"
+        held_ids = {} if task_id else {name: f"H-{self._new_id()}" for name in wanted}
 
         async def grant(name: str, span_ms: int) -> int:
             granted[name] = await self._store.grant(span_ms)
@@ -158,7 +170,11 @@ class Resources(Waiting):
                     self._require_lease(caller.uid, what)
                     lease = tx.obtain(f"lease {name}", partial(grant, name, basis.lease_ms))
                     used.add(name)
-                tx.put(LOCKS + name, record.to_map(), lease=lease)
+                held_id = held_ids.get(name, "")
+                tx.put(LOCKS + name, record.evolve(held_id=held_id).to_map(), lease=lease)
+                if held_id:
+                    alone = HeldRecord(resource=name, swarm_id=swarm_id, incarnation=basis.incarnation)
+                    tx.put(HELD + held_id, alone.to_map())
             if free:
                 holder = waits.task(task_id) if task_id else waits.swarm(swarm_id)
                 self._add_edges(tx, what, [Edge(waits.resource(name), holder, "held", record.at_ms) for name in free])
@@ -271,6 +287,8 @@ class Resources(Waiting):
                 found = None if stored is None else _lock_of(stored.value, stored.create_revision, stored.lease)
                 lock = locks.require_fence(name, fence, swarm_id, found)
                 tx.delete(LOCKS + name)
+                if lock.record.held_id:
+                    tx.delete(HELD + lock.record.held_id)
                 if lock.record.own_lease:
                     own.append(lock.lease)
                 elif lock.record.task_id:

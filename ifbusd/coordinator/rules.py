@@ -346,9 +346,12 @@ def lives_on_session(task_id: str, swarm_id: str, token: int) -> InvalidRequest:
 
 def why_lost(claim: ClaimRecord | None, session: SessionRecord | None) -> str:
     """Why a claim ended without a verdict, as it stands on record."""
-    if claim is not None and session is not None and 0 < claim.incarnation < session.incarnation:
-        return "session_replaced"
-    return "lease_ended"
+    return why_ended(0 if claim is None else claim.incarnation, session)
+
+
+def why_ended(incarnation: int, session: SessionRecord | None) -> str:
+    """Why a lease is over that was taken in this session, 0 for none, by the swarm's session of now."""
+    return "session_replaced" if session is not None and 0 < incarnation < session.incarnation else "lease_ended"
 
 
 def describe_bound(bound: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from ifbusd.coordinator.standing import Standing
 from ifbusd.coordinator.tasks import Tasks
 from ifbusd.coordinator.timekeeping import Timekeeping
 from ifbusd.coordinator.topics import TopicSubscriptions
+from ifbusd.coordinator.unholding import Unholding
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
@@ -71,6 +72,7 @@ class IFCoordinator(
     Questions,
     Alarms,
     Draining,
+    Unholding,
 ):
     """Implements `interface.Coordinator`. Start `run` before the first call."""
 
@@ -90,6 +92,7 @@ class IFCoordinator(
             nursery.start_soon(self.look_after_drains)
             nursery.start_soon(self.escalate_blockers)
             nursery.start_soon(self.keep_time)
+            nursery.start_soon(self.record_ended_holds)
             task_status.started()
 
     async def attention(self, caller: Caller, swarm_id: str) -> list[Answer]:

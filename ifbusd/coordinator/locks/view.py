@@ -6,15 +6,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from ifbusd.coordinator.locks.rules import Lock
+from ifbusd.coordinator.model import HeldRecord
 
 _NOTHING: frozenset[str] = frozenset()
 
 
 class Locks:
-    """The mutable state is the locks by name, how many are whose, which open tasks name them, and who waits for one to be freed."""
+    """The mutable state is the locks by name, how many are whose, which open tasks name them, who waits for one to be freed, and holds for no claim.
+
+    Attributes:
+        standalone: Those by their ids.
+        ended: Those whose lock is gone, which is not on record yet.
+    """
 
     def __init__(self) -> None:
         self.held: dict[str, Lock] = {}
+        self.standalone: dict[str, HeldRecord] = {}
+        self.ended: dict[str, None] = {}
         self._count_of: dict[int, int] = {}
         self._wanted_by: dict[str, set[str]] = {}
         self._waiting: dict[str, dict[Callable[[], None], None]] = {}
@@ -22,6 +30,8 @@ class Locks:
     def clear(self) -> None:
         """Forget what is held and wanted; whoever waits goes on waiting."""
         self.held.clear()
+        self.standalone.clear()
+        self.ended.clear()
         self._count_of.clear()
         self._wanted_by.clear()
 
@@ -40,6 +50,24 @@ class Locks:
         former = self.held.pop(name, None)
         if former is not None:
             self._count(former.record.uid, -1)
+            if former.record.held_id in self.standalone:
+                self.ended[former.record.held_id] = None
+
+    def put_held(self, held_id: str, record: HeldRecord) -> None:
+        """A resource is held for no claim."""
+        self.standalone[held_id] = record
+
+    def drop_held(self, held_id: str) -> None:
+        """It was released, or its end is on record."""
+        self.standalone.pop(held_id, None)
+        self.ended.pop(held_id, None)
+
+    def note_ended(self) -> None:
+        """Everything was read anew, so an end may have gone unseen."""
+        for held_id, record in self.standalone.items():
+            lock = self.held.get(record.resource)
+            if lock is None or lock.record.held_id != held_id:
+                self.ended[held_id] = None
 
     def _count(self, uid: int, more: int) -> None:
         self._count_of[uid] = self._count_of.get(uid, 0) + more

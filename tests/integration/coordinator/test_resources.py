@@ -10,7 +10,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ifbus.errors import InvalidParams, LimitExceeded, NotOwner, NotReady, ResourceBusy, StaleToken
-from ifbusd.coordinator.model import CLAIMS, LOCKS, CoordinatorConfig
+from ifbusd.coordinator.model import CLAIMS, HELD, LOCKS, CoordinatorConfig
+from tests.integration.coordinator.test_recovery import crash_between
 from tests.integration.coordinator.world import LEASE_MS, World, open_world
 
 FILES = ["file:a.py", "file:b.py"]
@@ -251,6 +252,53 @@ async def test_a_session_that_ends_frees_its_resources(world: World) -> None:
     assert await held(world) == {"gpu:0": "docs"}
     await world.it.end_session(world.me, "docs", registration["resume_token"])
     assert await held(world) == {}
+
+
+async def ends(world: World, number: int) -> list[tuple[str, dict[str, Any]]]:
+    """The ends of holds on record, once there are so many, and nothing is left of them."""
+    with trio.fail_after(600):
+        while True:
+            record = await world.record()
+            found = [(one["target"], one["detail"]) for one in record if one["op"] == "coordinator.expire_resource"]
+            if len(found) >= number and not [key for key in await world.stored() if key.startswith(HELD)]:
+                return found
+            await trio.sleep(0.05)
+
+
+async def test_a_hold_that_ends_with_its_lease_is_on_record(world: World, autojump_clock: MockClock) -> None:
+    """Once each, and who held it hears of it, also where another swarm has taken it since; what is released is none."""
+    heard: list[Any] = []
+    world.bus.subscribe("attention.docs", lambda _, item: heard.append((item["kind"], item["resource"], item["fence"])))
+    await world.swarm("other", lease_ms=24 * 3_600_000)
+    await world.swarm("docs")
+    await world.it.release_resources(world.me, "docs", await acquire(world, "docs", "port:1"))
+    session = await acquire(world, "docs", "gpu:0")
+    own = await acquire(world, "docs", "gpu:1", lease_ms=5_000)
+    await acquire(world, "other", "gpu:1", wait_ms=60_000)
+    assert await held(world) == {"gpu:0": "docs", "gpu:1": "other"}
+    lost = {"swarm": "docs", "reason": "lease_ended"}
+    await world.it.register_swarm(world.me, "docs", capabilities=[])
+    await world.it.release_resources(
+        world.me, "other", {"gpu:1": (await world.it.list_resources(world.me))["resources"][0]["fence"]}
+    )
+    assert await ends(world, 2) == [
+        ("gpu:1", {**lost, "fence": own["gpu:1"]}),
+        ("gpu:0", {**lost, "reason": "session_replaced", "fence": session["gpu:0"]}),
+    ]
+    assert heard == [("resource_lost", "gpu:1", own["gpu:1"]), ("resource_lost", "gpu:0", session["gpu:0"])]
+
+
+async def test_a_hold_that_ended_in_a_crash_is_on_record(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The lock went with its lease, and the daemon before it could say so: the next one does, once."""
+    async with open_world(tmp_path) as world:
+        await world.swarm("docs", lease_ms=24 * 3_600_000)
+        fences = await acquire(world, "docs", "gpu:0", lease_ms=60_000)
+    crash_between(tmp_path / "ifbusd.db", "locks/gpu:0")
+    for _ in range(2):
+        async with open_world(tmp_path) as world:
+            assert await ends(world, 1) == [
+                ("gpu:0", {"swarm": "docs", "fence": fences["gpu:0"], "reason": "lease_ended"})
+            ]
 
 
 async def test_a_restart_keeps_what_is_held(tmp_path: Path) -> None:
