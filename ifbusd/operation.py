@@ -218,7 +218,7 @@ class Tx:
             self._decoded.keep(key, data, decoded)
 
     def put_new(self, key: str, data: bytes) -> None:
-        """Write packed bytes at commit, under a name that no key has ever had."""
+        """Write packed bytes at commit, to a key that does not exist, as the caller knows."""
         self._writes[key] = Put(key, data, is_new=True)
 
     def delete(self, key: str) -> None:

@@ -9,7 +9,7 @@ import attrs
 
 from ifbus.errors import InvalidRequest, NotKept
 from ifbus.models import check_capabilities, check_identifier
-from ifbusd.codec import how_many_fit
+from ifbusd.codec import how_many_fit, pack
 from ifbusd.coordinator import history as history_of
 from ifbusd.coordinator import rules
 from ifbusd.coordinator.audience import rules as audience
@@ -72,10 +72,11 @@ class Inbox(Core):
                     allowed,
                     f"another swarm, or {swarm_id} acknowledges its messages",
                 )
-            tx.put(TASKS + task_id, task.evolve(route=swarm_id).to_map())
+            pushed = task.evolve(route=swarm_id)
+            tx.put(TASKS + task_id, pushed.to_map(), decoded=pushed)
             body = {"task_id": task_id, "title": task.title, "capabilities": task.capabilities}
             message = MessageRecord(kind="task", body=body, uid=caller.uid, at_ms=self._now_ms())
-            tx.put(f"{INBOX}{swarm_id}/{name}", message.to_map())
+            tx.put_new(f"{INBOX}{swarm_id}/{name}", pack(message.to_map()))  # where there was one, `route` says so
             tx.detail["swarm"] = swarm_id
             self._publish_board(tx, "pushed", task_id, swarm_id=swarm_id)
             return {}

@@ -39,7 +39,7 @@ class Put(NamedTuple):
     """Write the key; it vanishes when `lease` ends, unless that is 0.
 
     Attributes:
-        is_new: The name has never been given to a key: the store need not look whether there is one.
+        is_new: There is no such key, as the writer knows: the store need not look.
     """
 
     key: str

@@ -30,7 +30,7 @@ async def test_a_key_carries_its_revisions(store: Store) -> None:
 
 
 async def test_a_new_name_is_created(store: Store) -> None:
-    """A key whose name is said to be new is created like any other; the rules for names hold for it too."""
+    """A key that is said to be new is created like any other; the rules for names hold for it too."""
     done = await store.txn(Txn(then=[Put("t/new", b"1", is_new=True)]))
     assert await store.get("t/new") == KeyValue("t/new", b"1", done.revision, done.revision, 0)
     with pytest.raises(ValueError, match="key"):
