@@ -29,6 +29,8 @@ _LONGEST_LINE = 120
 # Of JSON that is read from a file: many times what a message takes, and no burden to read.
 MAX_JSON_CHARS = 1 << 20
 
+_NEGATIVE = re.compile(r"-\.?\d")
+
 # Longest suffix first: "250ms" ends in "s" too.
 _SPAN_UNITS = (("ms", 1), ("min", 60_000), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000))
 
@@ -98,8 +100,6 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises `Usage` with the nearest option and an example instead of ending the process."""
 
     examples: tuple[str, ...] = ()
-    # What begins like a negative number is a value, never an option, so that "-5s" is called no span.
-    _negative_number_matcher = re.compile(r"-\.?\d")
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         return _HelpFormatter(self.prog)
@@ -116,6 +116,8 @@ class Parser(argparse.ArgumentParser):
         Raises:
             Usage: They do not fit; SystemExit after `--help`.
         """
+        # What begins like a negative number is a value, never an option, so that "-5s" is called no span.
+        self._negative_number_matcher = _NEGATIVE
         args, unknown = self.parse_known_args(argv)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]

@@ -97,6 +97,11 @@ def select_fields(command: Command, data: Data, wanted: str) -> Data:
                 f"no field {name!r:.64}; fields: {','.join(command.columns)}",
                 data={"param": "fields", "command": command.words},
             )
+    if not names:
+        raise InvalidParams(
+            f"name at least one field; fields: {','.join(command.columns)}",
+            data={"param": "fields", "command": command.words},
+        )
     found = data[command.items]
     items = [_item(item) for item in (found if isinstance(found, list) else [found])]
     chosen = [{name: item.get(name) for name in names} for item in items]

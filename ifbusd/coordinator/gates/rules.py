@@ -29,6 +29,10 @@ def check_gates(*, group: str, key: str, limit: int, weight: int) -> None:
             data={"param": "concurrency_key", "expected": expected},
         )
     _check_range("concurrency_limit", limit, MAX_CONCURRENCY)
+    if limit != 1 and not key:
+        raise InvalidParams(
+            "concurrency_limit needs a concurrency_key to count by", data={"param": "concurrency_limit"}
+        )
     _check_range("weight", weight, MAX_WEIGHT)
 
 

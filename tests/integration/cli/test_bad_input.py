@@ -30,6 +30,10 @@ WRONG = {
     "two fences for one name": ("lock", "release", "gpu:0@1", "gpu:0@2", "--swarm", "me"),
     "a drain that is over, with a grace": ("drain", "--off", "--grace", "5m"),
     "two swarms for one status": ("swarm", "status", "me", "--swarm", "you"),
+    "a limit of nothing": ("task", "add", "x", "--concurrency-limit", "3"),
+    "a lease of nothing for a claim": ("task", "next", "--swarm", "me", "--lease", "0"),
+    "to be tried again, and never": ("task", "fail", "T-1@1", "why", "--retry", "--final", "--swarm", "me"),
+    "no field": ("task", "ls", "--fields", ",,"),
     "a list that is none": ("task", "batch", "-"),
     "a board that is none": ("task", "import", "-"),
     "a socket's path without end": ("task", "ls", "--socket", "x" * 100_000),
@@ -76,6 +80,21 @@ def test_a_refusal_names_what_was_refused_once_and_shortly(shell: Shell) -> None
     assert said.exit == 3
     assert said.err.startswith("refused gpu:7 gpu:8: resource_busy")
     assert len(shell("task", "cancel", "x" * 100_000).err) < 1000
+
+
+def test_a_negative_span_is_called_no_span(shell: Shell) -> None:
+    """Not taken for an option that lacks its value."""
+    said = shell("cost", "report", "--since", "-1d")
+    assert "a time reads today, 2h (ago) or 2026-03-01, got -1d" in said.err
+    assert "a span reads 30s" in shell("drain", "--grace", "-1s").err
+
+
+def test_waiting_around_nothing_is_said_so(shell: Shell) -> None:
+    """Whoever misspelt a node is told how one reads."""
+    said = shell("waits", "T-99")
+    assert said.exit == 0
+    assert said.out.startswith("nobody waits around T-99: a node reads T-7")
+    assert shell("waits").out == "nobody waits for anybody\n"
 
 
 def test_a_handle_is_asked_for_where_it_belongs(shell: Shell) -> None:

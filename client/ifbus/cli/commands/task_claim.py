@@ -85,7 +85,9 @@ def _won(invocation: Invocation, method: str, **params: str | list[str] | None) 
     terms: Data = {**params, "swarm_id": swarm_id, "wait_ms": wait_ms or None}
     # Outside the session, or bound to something of its own, nobody renews it with the session.
     is_apart = proof is None or asked not in (None, "session")
-    terms["lease_ms"] = invocation.args.lease or (OWN_LEASE_MS if is_apart and asked != "session" else None)
+    terms["lease_ms"] = invocation.args.lease
+    if terms["lease_ms"] is None and is_apart and asked != "session":
+        terms["lease_ms"] = OWN_LEASE_MS
     terms["bind"] = _to_bind(asked) if is_apart else asked
     try:
         answer = invocation.change(method, terms, wait_ms=wait_ms, secret={"resume_token": proof})

@@ -110,10 +110,11 @@ def _complete(invocation: Invocation) -> Outcome:
 def _fail_arguments(parser: argparse.ArgumentParser) -> None:
     _handle_argument(parser)
     parser.add_argument("error", metavar="WHY")
-    parser.add_argument(
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
         "--retry", action="store_true", default=None, help="offer the task again while it has attempts left"
     )
-    parser.add_argument(
+    again.add_argument(
         "--final", action="store_false", dest="retry", help="no other attempt would go better: end it now"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ifbus.cli.command import Command, Data, Invocation, Outcome
-from ifbus.cli.text import View, plural
+from ifbus.cli.text import View, one_line, plural
 
 _SAYS = {
     "dependency": "waits for",
@@ -26,12 +26,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _waits(invocation: Invocation) -> Outcome:
     args = invocation.args
-    return Outcome(invocation.ask("coordinator.waits", about=args.subject, limit=args.limit))
+    answer = invocation.ask("coordinator.waits", about=args.subject, limit=args.limit)
+    return Outcome({**answer, "about": args.subject})
 
 
 def render_waits(data: Data, view: View) -> list[str]:
     """A tree: who waits, below it what for, below that what that waits for. What stands twice is shown in full once."""
     edges = data["edges"]
+    if not edges and data["about"]:
+        about = one_line(data["about"], 80)
+        return [f"nobody waits around {about}: a node reads T-7, swarm:docs-2, resource:gpu:0 or person"]
     if not edges:
         return ["nobody waits for anybody"]
     following: dict[str, list[Data]] = {}
