@@ -78,6 +78,8 @@ _NOTHING: Final[frozenset[str]] = frozenset()
 _MAX_SHARED: Final = 4_096
 # A watch that broke is opened again after this.
 _RETRY_S: Final = 0.5
+# Who is told that the board is behind asks again after this.
+_BEHIND_RETRY_MS: Final = 500
 
 
 @attrs.frozen(kw_only=True)
@@ -109,9 +111,16 @@ class Board:
         retained_tasks: int,
         ageing_ms: int,
         board_history: int,
+        patience_s: float | None = None,
     ) -> None:
-        """See `CoordinatorConfig` for how long final tasks are kept, and how many, and what happened to them. `now_ms` is the wall clock."""
+        """See `CoordinatorConfig` for how long final tasks are kept, and how many, and what happened to them.
+
+        Args:
+            now_ms: Wall clock.
+            patience_s: How long the store may take to tell what it holds; None where that is the same process's doing.
+        """
         self._store = store
+        self._patience_s = patience_s
         self._now_ms = now_ms
         self._retention_ms = retention_ms
         self.retention = RetentionClock(now_ms, retention_ms)
@@ -808,22 +817,38 @@ class Board:
 
     # --- asking --------------------------------------------------------------------------------------
 
-    async def wait_for(self, revision: int) -> None:
-        """Return once the board shows everything up to `revision`, which must be durable."""
-        while self.revision < revision:
-            await self._moved.park()
+    async def wait_for(self, revision: int) -> bool:
+        """Return once the board shows everything up to `revision`, which must be durable; False if the store's watch has stalled."""
+        if self._patience_s is None or self.revision >= revision:
+            while self.revision < revision:
+                await self._moved.park()
+            return True
+        with trio.move_on_after(self._patience_s):
+            while self.revision < revision:
+                await self._moved.park()
+            return True
+        return False
 
     async def catch_up(self) -> None:
         """Return once all that was written before this call is durable and on the board.
 
         Raises:
-            Unavailable: What was being written could not be committed.
+            Unavailable: What was being written could not be committed; or the store does not tell what it holds.
         """
         await self._store.barrier()
-        await self.show_told()
+        revision = self._store.told_revision
+        if not await self.wait_for(revision):
+            raise Unavailable(
+                f"cannot read what is newest: changes are shown up to revision {self.revision}, not yet to {revision}",
+                data={"reason": "store_unreachable", "retry_after_ms": _BEHIND_RETRY_MS},
+            )
 
     async def show_told(self) -> None:
-        """Return once the board shows all that anybody was answered; unlike `catch_up` it waits for no commit."""
+        """Return once the board shows all that anybody was answered; unlike `catch_up` it waits for no commit.
+
+        Where the store's watch has stalled it gives up after a while: what is done stays done, and bounds that count by the board
+        may be passed by what it does not show.
+        """
         await self.wait_for(self._store.told_revision)
 
     async def wait_unheld(self) -> list[str]:

@@ -43,6 +43,8 @@ Answer = dict[str, Any]
 # So many tasks are read in one transaction, with their claims; etcd takes 128 operations.
 _READ_AT_ONCE = 60
 _RETRY_S: Final = 0.5
+# A watch of a cluster tells a change within milliseconds, after a change of etcd's leader within two seconds.
+_WATCH_PATIENCE_S: Final = 5.0
 
 
 class NothingToDo(Exception):
@@ -104,6 +106,7 @@ class Core:
             retained_tasks=config.retained_tasks,
             ageing_ms=config.ageing_ms,
             board_history=config.board_history,
+            patience_s=None if peers is None else _WATCH_PATIENCE_S,
         )
         self._retired = RetiredLeases(store)
         # What ended in a crash was given back, or there is no room to do that: reads and releases need not wait for it.

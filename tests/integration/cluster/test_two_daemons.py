@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from ifbus.errors import StaleToken
+from ifbus.errors import StaleToken, Unavailable
 from ifbusd.bus.base import Message
 from tests.integration.coordinator.world import LEASE_MS, Answer, Connection, World, open_world
 
@@ -250,3 +250,20 @@ async def test_tasks_are_numbered_once_for_all_daemons(pair: Pair) -> None:
     assert "T-7" not in names
     listed = await pair.b.it.list_tasks(pair.b.me, limit=200)
     assert {task["task_id"] for task in listed["tasks"]} == {"T-7", *names}
+
+
+async def test_nobody_waits_for_ever_where_the_watch_stalls(
+    autojump_clock: MockClock, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is newest cannot be read while the store does not tell it, which is said; what was written is answered as done."""
+    await pair.b.task("seen")
+    ahead = pair.b.store.told_revision + 1_000
+    with monkeypatch.context() as patch, trio.fail_after(600):
+        patch.setattr(type(pair.b.store), "told_revision", property(lambda _: ahead))
+        with pytest.raises(Unavailable) as caught:
+            await pair.b.it.list_tasks(pair.b.me)
+        assert caught.value.data["reason"] == "store_unreachable"
+        assert caught.value.retry_after_ms > 0
+        assert await pair.b.task("written") == "written"
+    assert (await pair.a.show("written"))["state"] == "ready"
+    assert len((await pair.b.it.list_tasks(pair.b.me))["tasks"]) == 2
