@@ -36,6 +36,7 @@ class Inbox(Core):
         """See `Core`."""
         super().__init__(**parts)
         self._subscriptions: dict[Session, dict[str, Callable[[], None]]] = {}
+        self._told: tuple[MessageRecord | None, Answer] = (None, {})  # the last letter, which may have gone to many
 
     async def push_task_to_swarm(self, caller: Caller, task_id: str, swarm_id: str) -> Answer:
         """See `interface.Coordinator.push_task_to_swarm`."""
@@ -182,7 +183,7 @@ class Inbox(Core):
         await self.board.catch_up()
 
         def tell(seq: int, message: MessageRecord) -> None:
-            session.notify("inbox", [{"seq": seq, **message.to_map(), "swarm_id": swarm_id}])
+            session.notify("inbox", [{"seq": seq, **self._map_of(message), "swarm_id": swarm_id}])
 
         subject = f"inbox.{swarm_id}"
         self._unsubscribe(session, subject)
@@ -198,6 +199,11 @@ class Inbox(Core):
         replayed += self.board.mail.listen(swarm_id, listener)
         self._subscribe(session, subject, lambda: self.board.mail.stop_listening(swarm_id, listener))
         return {"swarm_id": swarm_id, "replayed": replayed}
+
+    def _map_of(self, message: MessageRecord) -> Answer:
+        if message is not self._told[0]:
+            self._told = (message, message.to_map())
+        return self._told[1]
 
     async def acknowledge(self, caller: Caller, swarm_id: str, seq: int) -> Answer:
         """See `interface.Coordinator.acknowledge`."""

@@ -6,7 +6,6 @@ commit has still sent.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import attrs
@@ -90,7 +89,11 @@ class Mailboxes:
             self._unsorted.discard(swarm_id)
             letters = self._letters[swarm_id] = dict(sorted(letters.items(), key=lambda item: item[1][0]))
         # From the end: who listens has heard nearly all of them.
-        found = list(itertools.takewhile(lambda letter: letter[0] > after_seq, reversed(letters.values())))
+        found = []
+        for letter in reversed(letters.values()):
+            if letter[0] <= after_seq:
+                break
+            found.append(letter)
         found.reverse()
         return found
 

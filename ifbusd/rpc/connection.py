@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import attrs
-import msgpack
 import trio
 
 from ifbus.errors import (
@@ -36,6 +35,7 @@ from ifbus.errors import (
 )
 from ifbus.protocol import CANCEL_METHOD, END_OF_STREAM, NEED_DATA, Malformed, Notification, Request
 from ifbus.protocol import Connection as Protocol
+from ifbusd.codec import pack
 from ifbusd.identity import Caller, Peer
 from ifbusd.later import Later
 from ifbusd.rpc.descriptors import EXHAUSTED
@@ -560,7 +560,7 @@ class Connection:
             if type(key) is not str or not 0 < len(key) <= _MAX_KEY_CHARS:
                 raise _invalid_meta("idempotency_key", f"a string of 1 to {_MAX_KEY_CHARS} characters")
             # Of the bound arguments, so that the same call is the same body by position and by keyword.
-            body_hash = hashlib.sha256(msgpack.packb([name, sorted(arguments.items())])).digest()
+            body_hash = hashlib.sha256(pack([name, sorted(arguments.items())])).digest()
         elif traceparent is None:
             return self._caller, timeout_s
         trace = _TRACEPARENT.fullmatch(traceparent) if type(traceparent) is str and len(traceparent) <= 256 else None
