@@ -21,7 +21,7 @@ from ifbus.connect import Inherited, candidates, connect, inherited
 from ifbus.errors import ConnectionFailed, ConnectionLost, DeadlineExceeded, IfbusError, Momentary
 from ifbus.exchange import Exchange, Feed, Routes, Waiter, greet
 from ifbus.link import DEFAULT_TIMEOUT_S, GRACE_S, VERSION, closed
-from ifbus.request import KEYLESS, Call, Options, read_answer, to_wire, untyped
+from ifbus.request import KEYLESS, Call, Options, check_options, read_answer, to_wire, untyped
 from ifbus.steps import drive_async
 from ifbus.stream import SEND_TIMEOUT_S, InheritedStream
 
@@ -313,6 +313,8 @@ class AsyncLink:
         Args:
             guard: Called before each repetition; what it raises ends the call.
         """
+        if call.options:
+            check_options(call.method, call.options)
         asked_s, key = call.options.get("timeout"), call.options.get("idempotency_key")
         patience_s = call.wait_s + (self._timeout_s if asked_s is None else asked_s + GRACE_S)
         if key is None and call.method not in KEYLESS:

@@ -74,6 +74,27 @@ def _given(**params: Any) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None}
 
 
+def _plain(value: R, param: str) -> R:
+    """The same value, unless a map in it has a key that is no text: such a message costs the connection, and all its calls."""
+    found: list[Any] = [value]
+    seen: set[int] = set()
+    while found:
+        item = found.pop()
+        if not isinstance(item, dict | list | tuple) or id(item) in seen:
+            continue
+        seen.add(id(item))  # a container in itself is for the packer to refuse
+        if isinstance(item, dict):
+            for key in item:
+                if not isinstance(key, str):
+                    raise InvalidParams(
+                        f"cannot send {param}: a map has text for keys, got {key!r:.80}", data={"param": param}
+                    )
+            found.extend(item.values())
+        else:
+            found.extend(item)
+    return value
+
+
 def usd(amount: Usd | None, param: str) -> str | None:
     """The wire's decimal string. Raises InvalidParams where the amount is none, with `param` named."""
     if amount is None:
@@ -224,7 +245,7 @@ def create_task(
         filler=filler,
         priority=priority,
         estimate_usd=usd(estimate_usd, "estimate_usd"),
-        payload=None if payload is None else dict(payload),
+        payload=None if payload is None else _plain(dict(payload), "payload"),
         milestones=_list(milestones),
         resources=_list(resources),
         not_before_at_ms=not_before_at_ms,
@@ -253,7 +274,11 @@ def create_tasks(tasks: Sequence[Mapping[str, Any]], **options: Unpack[Options])
         InvalidParams: One is out of its range (``data["index"]``), or some wait for one another (``data["cycle"]``).
         AlreadyExists, NotFound, LimitExceeded: As `create_task`.
     """
-    params = {"tasks": [create_task(**task).params for task in tasks]}
+    made = [create_task(**task) for task in tasks]
+    for call in made:
+        if call.options:
+            raise TypeError(f"a task of create_tasks got an unexpected keyword argument {min(call.options)!r}")
+    params = {"tasks": [call.params for call in made]}
     return Call("coordinator.create_tasks", params, _all_under("tasks", Task.from_wire), options)
 
 
@@ -474,7 +499,7 @@ def complete_task(
 
     Completing twice with one token answers the first result again, ``replayed`` in the receipt. Raises StaleToken, NotOwner.
     """
-    params = _given(task_id=task_id, swarm_id=swarm_id, token=token, result=result)
+    params = _given(task_id=task_id, swarm_id=swarm_id, token=token, result=_plain(result, "result"))
     return Call("coordinator.complete_task", params, _answer("ClaimEnd"), options)
 
 
@@ -484,7 +509,7 @@ def complete_tasks(swarm_id: str, tasks: Sequence[Mapping[str, Any]], **options:
     Args:
         tasks: ``{"task_id", "token", "result"}`` each, the result may be left out.
     """
-    params = {"swarm_id": swarm_id, "tasks": [dict(task) for task in tasks]}
+    params = {"swarm_id": swarm_id, "tasks": [_plain(dict(task), "tasks") for task in tasks]}
     return Call("coordinator.complete_tasks", params, _answer("BatchEnd"), options)
 
 
@@ -598,7 +623,7 @@ def reply(reply_id: str, answer: Any, **options: Unpack[Options]) -> Call[Questi
         NotFound: It is not open; it may be answered already.
         PermissionDenied: It is for somebody else.
     """
-    params = {"reply_id": reply_id, "answer": answer}
+    params = {"reply_id": reply_id, "answer": _plain(answer, "answer")}
     return Call("coordinator.reply", params, _under("question", Question), options)
 
 
@@ -718,7 +743,7 @@ def broadcast(
     """
     params = _given(
         topic=topic,
-        body=dict(body),
+        body=_plain(dict(body), "body"),
         capabilities=_list(capabilities),
         sender=sender,
         expression=expression,
@@ -1104,7 +1129,10 @@ def execute_task(
         StaleToken, NotOwner: The claim has ended; it is another swarm's.
     """
     # A JSON null is an input too, so `input` is always sent.
-    params = {"input": input, **_given(swarm_id=swarm_id, module_sha256=module_sha256, task_id=task_id, token=token)}
+    params = {
+        "input": _plain(input, "input"),
+        **_given(swarm_id=swarm_id, module_sha256=module_sha256, task_id=task_id, token=token),
+    }
     return Call("chassis.execute_task", params, Execution.from_wire, options)
 
 

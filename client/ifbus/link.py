@@ -19,7 +19,7 @@ from ifbus.backoff import next_try
 from ifbus.connect import Inherited, candidates, connect, inherited
 from ifbus.errors import Cancelled, ConnectionFailed, ConnectionLost, DeadlineExceeded, IfbusError, Momentary
 from ifbus.exchange import Exchange, Feed, Routes, Waiter, greet
-from ifbus.request import KEYLESS, Call, Options, read_answer, to_wire, untyped
+from ifbus.request import KEYLESS, Call, Options, check_options, read_answer, to_wire, untyped
 from ifbus.steps import drive
 from ifbus.stream import InheritedStream, SocketStream, Stream
 
@@ -381,6 +381,8 @@ class Link:
             abort: Lets another thread end it.
         """
         method, options = call.method, call.options
+        if options:
+            check_options(method, options)
         asked_s, key = (options.get("timeout"), options.get("idempotency_key")) if options else (None, None)
         patience_s = call.wait_s + (self._timeout_s if asked_s is None else asked_s + GRACE_S)
         if key is None and method not in KEYLESS:

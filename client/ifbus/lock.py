@@ -60,11 +60,11 @@ class LockCore:
         """Take all of them, or none."""
         swarm = self._swarm
         swarm.check()
-        self._reserve()
         key = swarm._new_key()
         call = calls.acquire_resources(
             swarm.swarm_id, self._resources, wait_ms=round(self._wait * 1000) or None, idempotency_key=key
         )
+        self._reserve()
         try:
             self._grant = yield from ask(call)
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final, Generic, NamedTuple, TypedDict, TypeVar
 
@@ -69,6 +70,21 @@ class Options(TypedDict, total=False):
     timeout: float | None
     idempotency_key: str | None
     traceparent: str | None
+
+
+_OPTIONS: Final = frozenset(("timeout", "idempotency_key", "traceparent"))
+
+
+def check_options(method: str, options: Options) -> None:
+    """Raise TypeError if a keyword is neither an option nor an argument of the method, InvalidParams if the timeout is no span."""
+    unknown = options.keys() - _OPTIONS
+    if unknown:
+        raise TypeError(f"{method} got an unexpected keyword argument {min(unknown)!r}")
+    timeout = options.get("timeout")
+    if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout < math.inf):
+        raise InvalidParams(
+            f"cannot call {method}: a timeout is in seconds, got {timeout!r:.40}", data={"param": "timeout"}
+        )
 
 
 class Call(NamedTuple, Generic[R]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -63,6 +64,9 @@ def test_two_blocks_of_one_session_do_not_share_a_lock(world: World) -> None:
     with world.bus.register(world.swarm) as swarm:
         with pytest.raises(InvalidParams), swarm.lock():
             raise AssertionError
+        with pytest.raises(ValueError, match="NaN"), swarm.lock(gpu, wait=math.nan):
+            raise AssertionError
+        assert not swarm.locked
         with swarm.lock(gpu) as held:
             for again in (held, swarm.lock("port:2", gpu)):
                 with pytest.raises(ResourceBusy, match="this session holds it"), again:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from ifbus import answers, calls, models
 from ifbus.errors import InvalidParams
 from ifbus.models import ServiceContract
-from ifbus.request import KEYLESS
+from ifbus.request import KEYLESS, Call, check_options
 from ifbus.sync import Client
 from ifbusd.rpc.methods import ROWS
 
@@ -143,3 +145,40 @@ def test_a_won_claim_and_a_lost_one_are_told_apart() -> None:
     assert isinstance(won, models.TaskClaim)
     assert won.handle == "T-1@3"
     assert str(won.receipt) == "1:abababab"
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: calls.create_task("x", payload={"a": [{1: 2}]}),
+        lambda: calls.complete_task("T-1", "me", 1, result={None: 1}),
+        lambda: calls.complete_tasks("me", [{"task_id": "T-1", "token": 1, "result": {b"k": 1}}]),
+        lambda: calls.execute_task("me", ({1: 1},)),
+        lambda: calls.broadcast("t", {2: 1}),  # type: ignore[dict-item]
+        lambda: calls.reply("Q-1", [{1.5: 1}]),
+    ],
+)
+def test_a_map_with_other_keys_than_text_is_refused_before_it_is_sent(build: Callable[[], Call[Any]]) -> None:
+    """The daemon would have to end the connection, with the calls of all threads on it."""
+    with pytest.raises(InvalidParams, match="text for keys"):
+        build()
+
+
+def test_a_container_in_itself_is_looked_at_once() -> None:
+    """It is for the packer to refuse."""
+    payload: dict[str, Any] = {}
+    payload["again"] = [payload, payload]
+    assert calls.create_task("x", payload=payload).params
+
+
+def test_a_misspelt_argument_is_no_option() -> None:
+    """Nothing that the caller wrote is passed over in silence; a timeout is a span."""
+    call = calls.create_task("x", estimat_usd="0.05")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'estimat_usd'"):
+        check_options(call.method, call.options)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bogus'"):
+        calls.create_tasks([{"title": "x", "bogus": 1}])
+    for timeout in (-1, math.nan, math.inf, "5"):
+        with pytest.raises(InvalidParams, match="in seconds"):
+            check_options("daemon.ping", {"timeout": timeout})  # type: ignore[typeddict-item]
+    check_options("daemon.ping", {"timeout": 0, "idempotency_key": "k", "traceparent": None})
