@@ -152,6 +152,9 @@ class Board:
         # Became ready by what is being taken over: offered when all of it is known, so that the best goes first.
         self._now_ready: list[Entry] = []
         self._dependants: dict[str, set[str]] = {}
+        self._unknown: set[str] = (
+            set()
+        )  # what others depend on and is not there: completed and removed, or still to come
         self._capabilities: dict[frozenset[str], frozenset[str]] = {}
         self._letter: tuple[bytes, MessageRecord] = (b"", MessageRecord(kind="", body={}))  # the last one, as stored
         self._moved = trio.lowlevel.ParkingLot()
@@ -227,6 +230,7 @@ class Board:
         self.groups.clear()
         self._claims.clear()
         self._dependants.clear()
+        self._unknown.clear()
         self.dead.clear()
         self._dead_places.clear()
         self._ending.clear()
@@ -290,9 +294,7 @@ class Board:
         lost = {task_id for task_id, _ in self.lost}
         for task_id in self._ending - lost - self._claims.keys():
             self._note_lost(LostClaim(task_id=task_id, swarm_id="", token=0))
-        # Only a completed task is removed while others depend on it, and none is created that depends on what is not there.
-        for name in [name for name in self._dependants if name not in self.tasks]:
-            self._release_dependants(name)
+        self._forget_unknown()
         self.mail.deliver_all()
         self.locks.wake_all()
         self.locks.note_ended()
@@ -300,6 +302,13 @@ class Board:
         self.has_gap = True
         self._to_clean.unpark_all()
         self._to_unhold.unpark_all()
+
+    def _forget_unknown(self) -> None:
+        # Only a completed task is removed while others depend on it, and none is created that depends on what is not there.
+        unknown, self._unknown = self._unknown, set()
+        for name in unknown:
+            if name not in self.tasks:
+                self._release_dependants(name)
 
     def _note_lost(self, lost: LostClaim) -> None:
         self.lost[lost.task_id, lost.token] = lost
@@ -343,6 +352,8 @@ class Board:
                 self._delete(kind, name, event.key)
             elif kind in _SHOWN:
                 self._put(kind, name, event.value)
+        if self._unknown and not self._settled_at:
+            self._forget_unknown()
         for task_id in touched:
             self._refresh(task_id)
         self._offer_ready()
@@ -498,6 +509,8 @@ class Board:
                 entry.since_ms = record.ended_at_ms or record.created_at_ms
         if record.options or record.history or entry.start_at_ms or entry.deadline_at_ms or entry.is_ending:
             self._put_life(entry, record)
+        if before is None and task_id in self._dependants:
+            self._release_older(entry)
         if record.state != before:
             if record.depends_on:
                 self._put_dependencies(entry, record)
@@ -577,9 +590,11 @@ class Board:
                     if not dependants:
                         del self._dependants[name]
             return
-        pending = [name for name in record.depends_on if not self._is_completed(name)]
+        pending = [name for name in record.depends_on if not self._is_done_for(entry, name)]
         for name in pending:
             self._dependants.setdefault(name, set()).add(entry.task_id)
+            if name not in self.tasks:
+                self._unknown.add(name)
         failed = [name for name in pending if self._has_failed(name)]
         entry.unmet = frozenset(pending)
         met = [
@@ -598,6 +613,18 @@ class Board:
             dependant.since_ms = max(dependant.since_ms, since_ms)
             if not dependant.unmet:
                 self._refresh(name)
+
+    def _release_older(self, entry: Entry) -> None:
+        """Who was there before this task depends on another one of its name, which was completed and is gone."""
+        for name in tuple(self._dependants[entry.task_id]):
+            dependant = self.tasks[name]
+            if dependant.created_revision < entry.created_revision:
+                self._dependants[entry.task_id].discard(name)
+                dependant.unmet -= {entry.task_id}
+                if not dependant.unmet:
+                    self._refresh(name)
+        if not self._dependants[entry.task_id]:
+            del self._dependants[entry.task_id]
 
     def _tell_dependants(self, entry: Entry) -> None:
         """A task ended without being completed, or is open again: what each that depends on it has chosen for that."""
@@ -648,9 +675,10 @@ class Board:
             self._capabilities.clear()
         return self._capabilities.setdefault(capabilities, capabilities)
 
-    def _is_completed(self, task_id: str) -> bool:
-        entry = self.tasks.get(task_id)
-        return entry is not None and entry.state == COMPLETED
+    def _is_done_for(self, entry: Entry, name: str) -> bool:
+        """Whether a task need not wait for what it names so: that is completed, or it is another one by now (`Core._dependency`)."""
+        other = self.tasks.get(name)
+        return other is not None and (other.state == COMPLETED or other.created_revision > entry.created_revision)
 
     def _forget_claim(self, task_id: str) -> Held | None:
         held = self._claims.pop(task_id, None)

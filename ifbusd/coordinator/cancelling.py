@@ -155,7 +155,7 @@ class Cancelling(Core):
             _require_say(caller, task_id, task, "requeue")
             now_ms = self._now_ms()
             is_claimed = tx.get_stored(CLAIMS + task_id) is not None
-            is_waiting = task.state == OPEN and bool(self._waits_for(tx, task))
+            is_waiting = task.state == OPEN and bool(self._waits_for(tx, task_id, task))
             state = life.state_of(task, is_claimed=is_claimed, is_waiting=is_waiting, now_ms=now_ms)
             life.require(task_id, state, "requeue")
             if task.state == OPEN:  # its deadline has passed, which is not on record yet
@@ -169,13 +169,13 @@ class Cancelling(Core):
             life.check_options(TaskOptions.of(again), self._config, now_ms)
             self._require_dependencies(tx, task_id, again)
             for name in again.depends_on:
-                if (record := tx.read(TASKS + name, TaskRecord.from_bytes)) is not None:
+                if (record := self._dependency(tx, task_id, name)) is not None:
                     keep_awaited(tx, name, record, now_ms)
             _take_unique_key(tx, task_id, again, now_ms)
             tx.put(TASKS + task_id, again.to_map(), decoded=again)
             tx.detail.update(state=task.state, reason=reason[:200])
             self._publish_board(tx, "requeued", task_id)
-            waiting = sorted(self._waits_for(tx, again))
+            waiting = sorted(self._waits_for(tx, task_id, again))
             return {"task": rules.task_view(task_id, again, now_ms=now_ms, waits_for=waiting)}
 
         answer = await self._operations.run(caller, "coordinator.requeue_task", task_id[:128], requeue)
@@ -185,7 +185,7 @@ class Cancelling(Core):
 
     def _require_dependencies(self, tx: Tx, task_id: str, task: TaskRecord) -> None:
         """Raise NotReady if the task would be cancelled again at once, because of one that it depends on."""
-        failed = self._failed_dependency(tx, task)
+        failed = self._failed_dependency(tx, task_id, task)
         if failed is not None:
             name, state = failed
             raise NotReady(
@@ -196,11 +196,11 @@ class Cancelling(Core):
                 ],
             )
 
-    def _failed_dependency(self, tx: Tx, task: TaskRecord) -> tuple[str, str] | None:
+    def _failed_dependency(self, tx: Tx, task_id: str, task: TaskRecord) -> tuple[str, str] | None:
         """One that the task depends on and is to be cancelled with, and its state; None if there is none."""
         if TaskOptions.of(task).on_dependency_failure == "cancel":
             for name in task.depends_on:
-                record = tx.read(TASKS + name, TaskRecord.from_bytes)
+                record = self._dependency(tx, task_id, name)
                 if record is not None and record.state in (FAILED, DEAD, CANCELLED, EXPIRED):
                     return name, record.state
         return None

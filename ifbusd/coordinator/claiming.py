@@ -503,7 +503,7 @@ class Claiming(Resources):
                     task_id, holder, held.create_revision, now_ms=self._now_ms(), lease_left_ms=lease_left_ms
                 )
             now_ms = self._now_ms()
-            refusal = rules.not_ready(task_id, task, self._waits_for(tx, task), now_ms)
+            refusal = rules.not_ready(task_id, task, self._waits_for(tx, task_id, task), now_ms)
             if refusal is not None:
                 raise refusal
             if self._host_drain:

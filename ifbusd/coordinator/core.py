@@ -136,12 +136,19 @@ class Core:
             would_change=[{"by": "self", "what": "look it up", "call": "ifbus task ls --grep WORD"}],
         )
 
-    def _waits_for(self, tx: Tx, task: TaskRecord) -> dict[str, str]:
+    def _dependency(self, tx: Tx, task_id: str, name: str) -> TaskRecord | None:
+        """One that a task depends on, None if it was completed and is gone: only such ones are ever removed while others wait for them."""
+        record = tx.read(TASKS + name, TaskRecord.from_bytes)
+        stored, own = tx.get_stored(TASKS + name), tx.get_stored(TASKS + task_id)
+        # One of that name that is younger than who depends on it is another one.
+        is_another = stored is not None and own is not None and stored.create_revision > own.create_revision
+        return None if is_another else record
+
+    def _waits_for(self, tx: Tx, task_id: str, task: TaskRecord) -> dict[str, str]:
         """The dependencies that are not completed, with their states, read inside the transaction."""
         waiting = {}
         for name in task.depends_on:
-            record = tx.read(TASKS + name, TaskRecord.from_bytes)
-            # Of those that others depend on only completed ones are ever removed.
+            record = self._dependency(tx, task_id, name)
             if record is None or record.state == COMPLETED:
                 continue
             if record.state != OPEN and task.options and task.options.get("on_dependency_failure") == "run":

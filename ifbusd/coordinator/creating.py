@@ -228,11 +228,11 @@ class Creating(Core):
 
     def _created(self, tx: Tx, name: str, record: TaskRecord | None, now_ms: int) -> Answer:
         if record is not None:
-            waits, busy = sorted(self._waits_for(tx, record)), self.board.locks.busy(record.resources)
+            waits, busy = sorted(self._waits_for(tx, name, record)), self.board.locks.busy(record.resources)
             return rules.task_view(name, record, now_ms=now_ms, waits_for=waits, busy=busy)
         task, held = self._task(tx, name), tx.get_stored(CLAIMS + name)
         claim = None if held is None else ClaimRecord.from_bytes(held.value)
-        waits = sorted(self._waits_for(tx, task))
+        waits = sorted(self._waits_for(tx, name, task))
         view = rules.task_view(
             name, task, now_ms=now_ms, claim=claim, token=held and held.create_revision, waits_for=waits
         )

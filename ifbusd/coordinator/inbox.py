@@ -49,7 +49,7 @@ class Inbox(Core):
             held = tx.get_stored(CLAIMS + task_id)
             if held is not None:
                 raise rules.not_pushable(task_id, ClaimRecord.from_bytes(held.value), held.create_revision)
-            refusal = rules.not_ready(task_id, task, self._waits_for(tx, task), self._now_ms())
+            refusal = rules.not_ready(task_id, task, self._waits_for(tx, task_id, task), self._now_ms())
             if refusal is not None:
                 raise refusal
             gates.require_open(tx, task_id, task)

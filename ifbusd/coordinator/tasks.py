@@ -142,7 +142,7 @@ class Tasks(Resources):
             )
         checks.append(rules.check_result("free", free, "nobody holds it"))
         done = ", ".join(task.depends_on) + " completed" if task.depends_on else "waits for nothing"
-        not_ready = rules.not_ready(task_id, task, self._waits_for(tx, task), self._now_ms())
+        not_ready = rules.not_ready(task_id, task, self._waits_for(tx, task_id, task), self._now_ms())
         checks.append(rules.check_result("ready", not_ready, done))
         checks.append(rules.check_result("open", gates.why_closed(tx, task_id, task), gates.describe(task)))
         session = tx.read(SESSIONS + swarm_id, SessionRecord.from_bytes)

@@ -70,7 +70,7 @@ class Timekeeping(Cancelling):
         def cancel(tx: Tx) -> Answer:
             leases.clear()
             task = tx.read(TASKS + task_id, TaskRecord.from_bytes)
-            failed = None if task is None or task.state != OPEN else self._failed_dependency(tx, task)
+            failed = None if task is None or task.state != OPEN else self._failed_dependency(tx, task_id, task)
             if task is None or failed is None:
                 raise NothingToDo
             name, state = failed

@@ -398,6 +398,50 @@ async def test_a_final_task_is_removed_after_its_retention(world: World, autojum
     assert (await world.it.list_tasks(world.me))["counts"] == {"ready": 1}
 
 
+async def removed(world: World, task_id: str) -> None:
+    """Return once a finished task is gone."""
+    with trio.fail_after(600):
+        while f"tasks/{task_id}" in await world.stored():
+            await trio.sleep(1)
+
+
+async def test_a_requeued_task_does_not_wait_for_what_was_removed(world: World, autojump_clock: object) -> None:
+    """What it depends on was completed, and is gone: it is ready, and offered."""
+    await world.swarm("docs", lease_ms=24 * 3_600_000)
+    await world.task("T-1", retention_ms=0)
+    await world.task("T-2", depends_on=["T-1"])
+    await world.it.complete_task(world.me, "T-1", "docs", await world.token("T-1", "docs"))
+    await removed(world, "T-1")
+    await world.it.cancel_task(world.me, "T-2")
+    await world.it.requeue_task(world.me, "T-2")
+    assert (await world.show("T-2"))["state"] == "ready"
+    assert (await world.it.claim_next(world.me, "docs"))["claim"]["task_id"] == "T-2"
+
+
+async def test_a_name_that_is_used_again_is_another_task(tmp_path: Path, autojump_clock: object) -> None:
+    """Who waited for the first one of that name does not wait for the second, nor end with it; so no circle comes about."""
+    async with open_world(tmp_path) as world:
+        await world.swarm("docs", lease_ms=24 * 3_600_000)
+        await world.task("a", retention_ms=0)
+        for name, on_failure in (("b", "wait"), ("c", "cancel"), ("z", "wait")):
+            await world.task(name, depends_on=["a"], on_dependency_failure=on_failure)
+        await world.it.complete_task(world.me, "a", "docs", await world.token("a", "docs"))
+        await removed(world, "a")
+        await world.task("a", depends_on=["b"])
+        await world.it.cancel_task(world.me, "z")
+        await world.it.requeue_task(world.me, "z")
+    for _ in range(2):
+        async with open_world(tmp_path) as world:
+            states = {name: (await world.show(name))["state"] for name in "abcz"}
+            assert states == {"a": "waiting", "b": "ready", "c": "ready", "z": "ready"}
+    async with open_world(tmp_path) as world:
+        await world.it.cancel_task(world.me, "a")
+        await trio.sleep(10)
+        assert (await world.show("c"))["state"] == "ready"
+        for name in "bcz":
+            await world.token(name, "docs")
+
+
 async def test_a_clock_that_leaps_removes_nothing(tmp_path: Path, autojump_clock: object) -> None:
     """Finished tasks are kept for as long as they should be, by the time that passes; the deadline of another one has come."""
     skew_ms = 0
