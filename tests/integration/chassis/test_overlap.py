@@ -112,9 +112,13 @@ async def test_limits_hold_while_nobody_waits_for_the_guest(chassis: Harness) ->
     pid = chassis.worker_pid()
     begun = sandbox.begin(b'{"args": []}')
     await wait_for(lambda: not is_running(pid))
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - it has ended
     with pytest.raises(LimitExceeded) as caught:
         await sandbox.finish(begun)
     assert caught.value.data["limit"] == "wall_ms"
+    # By the watch, and not by the kernel after all the processor time that a worker may ever have.
+    assert ended is not None
+    assert ended.si_status == signal.SIGKILL
 
 
 async def test_answer_that_came_meanwhile_counts(chassis: Harness) -> None:
