@@ -27,7 +27,8 @@ async def main(state_dir: Path) -> None:
         for swarm in "abc":
             nursery.start_soon(spin, chassis, swarm)
         await trio.sleep(0.2)
-        print(chassis.chassis._supervisor.zygote_pid, *pids, flush=True)
+        spare = await chassis.spare()
+        print(chassis.chassis._supervisor.zygote_pid, spare.pid, *pids, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ifbus.errors import BreakerTripped, NotFound, PermissionDenied, StaleToken
 from ifbusd.bus.local import LocalBus
 from ifbusd.chassis.blobs import MAX_CHUNK_BYTES
 from ifbusd.chassis.model import ChassisConfig
+from ifbusd.chassis.processes import Worker
 from ifbusd.chassis.service import IFChassis
 from ifbusd.identity import Caller, Peer
 from ifbusd.later import Later
@@ -103,6 +104,13 @@ class Harness:
         sandboxes = self.chassis._sandboxes.values()
         (pid,) = [s._ready.worker.pid for s in sandboxes if s.swarm_id == swarm and s._ready is not None]
         return pid
+
+    async def spare(self) -> Worker:
+        """The worker that is ready for the next sandbox, once there is one; there is after the first sandbox."""
+        supervisor = self.chassis._supervisor
+        await wait_for(lambda: supervisor._spare is not None)
+        assert supervisor._spare is not None
+        return supervisor._spare
 
 
 _LIMITS = {"memory_bytes", "wall_ms", "cpu_percent", "calls_per_s", "output_bytes"}

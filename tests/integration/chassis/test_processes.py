@@ -19,7 +19,7 @@ from ifbusd.chassis.messages import pack
 from ifbusd.chassis.model import LoadedModule
 from ifbusd.chassis.processes import Worker, Zygote, become_subreaper
 from ifbusd.chassis.sandbox import Ready, Sandbox
-from tests.integration.chassis.harness import Harness, caller, is_running, wait_for
+from tests.integration.chassis.harness import Harness, caller, is_running, running, wait_for
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,7 +40,7 @@ async def test_zygote_that_ends_or_hangs_is_replaced(chassis: Harness, number: s
         await chassis.load("core", swarm="b", export="add")
     assert await chassis.run(1, 2, swarm="b") == 3
     assert chassis.worker_pid("a") == worker
-    assert _zygote(chassis) not in (None, first)
+    await wait_for(lambda: _zygote(chassis) not in (None, first))  # a worker that was ready may have been enough for b
     assert chassis.chassis.statistics().zygote_restarts == 1
     await wait_for(lambda: not is_running(first))
 
@@ -98,8 +98,46 @@ async def test_worker_killed_while_it_runs_fails_that_execution(chassis: Harness
             await chassis.run()
 
 
+async def test_second_sandbox_finds_a_worker_ready(tmp_path: Path) -> None:
+    """Nobody pays for a process before the first sandbox; from then on one is ready, and it ends with the chassis."""
+    async with running(tmp_path / "state") as chassis:
+        assert chassis.chassis._supervisor._spare is None
+        await chassis.load("core", swarm="a", export="add")
+        first = await chassis.spare()
+        await chassis.load("core", swarm="b", export="add")
+        assert chassis.worker_pid("b") == first.pid
+        assert await chassis.run(1, 2, swarm="b") == 3
+        second = await chassis.spare()
+        assert (second.pid != first.pid, chassis.chassis.statistics().workers) == (True, 2)
+    assert not is_running(second.pid)
+
+
+async def test_worker_that_died_before_its_sandbox_is_not_given(chassis: Harness) -> None:
+    """The sandbox gets another one, and the dead one is reaped."""
+    await chassis.load("core", swarm="a", export="add")
+    spare = await chassis.spare()
+    os.kill(spare.pid, signal.SIGKILL)
+    await wait_for(lambda: not is_running(spare.pid))
+    await chassis.load("core", swarm="b", export="add")
+    assert await chassis.run(1, 2, swarm="b") == 3
+    assert chassis.worker_pid("b") != spare.pid
+    assert spare.pid not in _children()
+
+
+async def test_worker_that_is_ready_goes_with_its_zygote(chassis: Harness) -> None:
+    """No sandbox gets a copy of a zygote that has been replaced."""
+    await chassis.load("core", swarm="a", export="add")
+    spare, zygote = await chassis.spare(), _zygote(chassis)
+    assert zygote is not None
+    os.kill(zygote, signal.SIGKILL)
+    await wait_for(lambda: _zygote(chassis) not in (None, zygote))
+    assert not is_running(spare.pid)
+    await chassis.load("core", swarm="b", export="add")
+    assert chassis.worker_pid("b") != spare.pid
+
+
 def test_no_process_outlives_the_daemon(tmp_path: Path) -> None:
-    """Kill the daemon with sandboxes spinning: zygote and all workers are gone, without anybody to tell them."""
+    """Kill the daemon with sandboxes spinning: zygote, all workers and the one that is ready are gone, without anybody to tell them."""
     script = Path(__file__).with_name("doomed_daemon.py")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -108,7 +146,7 @@ def test_no_process_outlives_the_daemon(tmp_path: Path) -> None:
         assert daemon.stdout is not None
         pids = [int(pid) for pid in daemon.stdout.readline().split()]
         try:
-            assert len(pids) == 5
+            assert len(pids) == 6
             assert all(map(is_running, pids))
         finally:
             daemon.kill()
