@@ -65,13 +65,14 @@ class Freeing(Core):
         """Give back what lost claims held and put them on record, until cancelled; `_may_serve` is set once the ledger was reconciled."""
         while True:
             await self.board.wait_lost()
-            batch = list(self.board.lost.items())[:_AT_ONCE]
+            batch = list(self.board.lost.items())
             if batch and not self._goes_first():
                 await trio.sleep(STAND_BY_S)  # all daemons see the loss: only if the first one has not done it
             await self._record_all([lost for _, lost in batch])
             for key, _ in batch:
                 del self.board.lost[key]
-            if self.board.has_gap and not self.board.lost:
+            # What was lost meanwhile is left out there: where claims are lost all the time, a start would wait for ever.
+            if self.board.has_gap:
                 self.board.has_gap = False
                 try:
                     await self.reconcile()

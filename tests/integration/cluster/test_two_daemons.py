@@ -14,6 +14,10 @@ from trio.testing import MockClock
 
 from ifbus.errors import StaleToken, Unavailable
 from ifbusd.bus.base import Message
+from ifbusd.codec import pack
+from ifbusd.coordinator.life import rules as life
+from ifbusd.coordinator.model import TASKS, TaskRecord
+from ifbusd.store.base import Put, Txn
 from tests.integration.coordinator.world import LEASE_MS, Answer, Connection, World, open_world
 
 DOLLAR = 1_000_000
@@ -267,3 +271,28 @@ async def test_nobody_waits_for_ever_where_the_watch_stalls(
         assert await pair.b.task("written") == "written"
     assert (await pair.a.show("written"))["state"] == "ready"
     assert len((await pair.b.it.list_tasks(pair.b.me))["tasks"]) == 2
+
+
+async def test_a_start_does_not_wait_until_nothing_is_lost(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A daemon that finds the attempt of a lost claim while other claims are lost all the time serves soon, and so does the next."""
+    async with open_world(tmp_path, host="a") as a, trio.open_nursery() as nursery:
+        await a.swarm("worker")
+
+        async def lose() -> None:
+            await a.profile("forgetful")
+            while True:
+                task_id = await a.task()
+                await a.token(task_id, "forgetful", lease_ms=LEASE_MS)
+                await trio.sleep(0.5)
+
+        nursery.start_soon(lose)
+        await until_recorded(a, "expire_claim", 3)
+        left = await a.task(max_attempts=3)
+        stored = await a.store.get(TASKS + left)
+        assert stored is not None
+        task = life.begin_attempt(TaskRecord.from_bytes(stored.value), "worker")
+        await a.store.txn(Txn(then=[Put(TASKS + left, pack(task.to_map()))]))
+        with trio.fail_after(60):
+            async with open_world(tmp_path, host="b", beside=a) as b:
+                assert (await b.show(left))["task_id"] == left
+        nursery.cancel_scope.cancel()
