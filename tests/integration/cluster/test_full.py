@@ -141,4 +141,4 @@ def test_what_only_gives_up_goes_on(full: Hosts, links: list[Link]) -> None:
     until(lambda: float(b.call("governor.get_budget_report", swarm_id="worker")["reports"][0]["reserved_usd"]) == 0)
     at_last(b, "coordinator.register_swarm", swarm_id="heir", capabilities=[])
     for task_id in ("released", "held", "counted"):
-        at_last(b, "coordinator.claim_task", task_id=task_id, swarm_id="heir")
+        at_last(b, "coordinator.claim_task", task_id=task_id, swarm_id="heir", wait_ms=30_000)

@@ -142,6 +142,7 @@ def render_ended(verdict: str, data: Data, view: View) -> list[str]:
     facts = [
         f"{task['task_id']} {verdict}{took} for {data.get('spent_usd', '0.00')} USD, {data.get('released_usd', '0.00')} back in the budget{again}",
         f"now ready: {', '.join(data['unblocked'])}" if data.get("unblocked") else "",
+        "etcd is full: money and note follow when there is room" if receipt.get("partial") else "",
     ]
     if receipt.get("head"):
         mark = f"{receipt['seq']}:{receipt['head'][:8]}"
