@@ -108,7 +108,7 @@ class Parser(argparse.ArgumentParser):
         """Raise what is wrong with the call."""
         words = self.prog.removeprefix("ifbus ")
         found = self.examples[0] if self.examples else grammar.example(tuple(words.split()))
-        raise Usage(f"`{words}`: {message}", data={"command": words, "example": found})
+        raise Usage(f"`{words}`: {message:.300}", data={"command": words, "example": found})
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """The arguments of `argv`.

@@ -353,6 +353,7 @@ complete -c ifbus -n '_shtab_ifbus_using pause' -l dry-run -d 'show what would b
 complete -c ifbus -n '_shtab_ifbus_using pause' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using pause' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using pause' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using pause; and test $_shtab_ifbus_npos -eq 0' -ka "task group swarm" -d kind
 complete -c ifbus -n '_shtab_ifbus_using pause; and test $_shtab_ifbus_npos -eq 1' -ka "(ifbus __complete swarm 2>/dev/null)" -d 'T-7, nightly, docs-2'
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a resume -d 'Let a paused task or group, or a paused or drained swarm, go on'
 complete -c ifbus -n '_shtab_ifbus_using resume' -s h -l help -d 'show this help message and exit'
@@ -361,6 +362,7 @@ complete -c ifbus -n '_shtab_ifbus_using resume' -l dry-run -d 'show what would 
 complete -c ifbus -n '_shtab_ifbus_using resume' -l json -d 'one JSON document in one line'
 complete -c ifbus -n '_shtab_ifbus_using resume' -l color -xka "auto always never" -d color
 complete -c ifbus -n '_shtab_ifbus_using resume' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the daemon'"'"'s socket (else IFBUS_SOCKET)'
+complete -c ifbus -n '_shtab_ifbus_using resume; and test $_shtab_ifbus_npos -eq 0' -ka "task group swarm" -d kind
 complete -c ifbus -n '_shtab_ifbus_using resume; and test $_shtab_ifbus_npos -eq 1' -ka "(ifbus __complete swarm 2>/dev/null)" -d 'T-7, nightly, docs-2'
 complete -c ifbus -n '_shtab_ifbus_using; and test $_shtab_ifbus_npos -eq 0' -a inbox -d 'ls, ack, ask, reply, send, topics'
 complete -c ifbus -n '_shtab_ifbus_using inbox' -s h -l help -d 'show this help message and exit'

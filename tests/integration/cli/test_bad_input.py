@@ -22,6 +22,8 @@ WRONG = {
     "a title of other bytes": ("task", "add", NOT_UTF8),
     "a question of other bytes": ("inbox", "ask", "person", NOT_UTF8, "--swarm", "me"),
     "a word of other bytes": ("pause", NOT_UTF8),
+    "no kind to pause": ("pause", "T-1"),
+    "a choice without end": ("cost", "report", "--by", "x" * 100_000),
     "a negative wait": ("lock", "acquire", "gpu:0", "--swarm", "me", "--wait", "-5s"),
     "a negative grace": ("drain", "--grace", "-1s"),
     "a wait of months": ("lock", "acquire", "gpu:0", "--swarm", "me", "--wait", "99d"),

@@ -10,14 +10,8 @@ from ifbus.cli.text import View, describe_pause, fields
 KINDS = ("task", "group", "swarm")
 
 
-def _kind(text: str) -> str:
-    if text not in KINDS:
-        raise argparse.ArgumentTypeError(f"say which kind, one of {', '.join(KINDS)}, got {text!r:.60}")
-    return text
-
-
 def _subject_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", metavar="|".join(KINDS), type=_kind)
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("subject", metavar="NAME", help="T-7, nightly, docs-2")
 
 
