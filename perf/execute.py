@@ -1,8 +1,9 @@
 """What a sandboxed execution costs, beside a bare worker process; a new sandbox; and limits on against limits off.
 
-``ifbusd, execute_task`` is what a swarm waits for: the daemon's wire, ownership, breaker, contract, the locked-down worker, and
-the witness entry on the disk before the answer. ``ifbusd, sandbox`` is the part between daemon and worker, as the answer
-reports it. A new sandbox is a worker process with code from the verified cache, mapped and locked down.
+``ifbusd, execute_task`` is what a swarm waits for: the daemon's wire, ownership, breaker, the claim with its token and its
+reservation, contract, the locked-down worker, and the witness entry on the disk before the answer. ``ifbusd, sandbox`` is the part
+between daemon and worker, as the answer reports it. A new sandbox is a worker process with code from the verified cache, mapped and
+locked down; the process itself is forked ahead, which the first execution after it and the unloading before it pay for here.
 
 On two cores the daemon with its workers is on one, and the client on the other, as in all benchmarks; the bare worker is
 where the daemon would be. The kernels compute for so long that where the client is does not matter: one core.
@@ -51,6 +52,14 @@ def load(bus: ifbus.Client, swarm_id: str, file: str, kind: str, export: str) ->
     return contract
 
 
+def claimed(bus: ifbus.Client, swarm_id: str) -> dict[str, Any]:
+    """A task that the swarm has claimed, with money set aside for it: what an execution for it says."""
+    task_id = bus.create_task("bench", estimate_usd="0.01").task_id
+    claim = bus.claim_task(task_id, swarm_id, bind="lease")
+    assert isinstance(claim, ifbus.TaskClaim)
+    return {"task_id": task_id, "token": claim.token}
+
+
 # --- clients -----------------------------------------------------------------------------------------
 
 
@@ -67,14 +76,14 @@ def worker_client(address: str, args: list[int], _number: int) -> Callable[[int]
     return partial(time_calls, call)
 
 
-def executor(address: str, swarm_id: str, data: Any, _number: int) -> Callable[[int], Any]:
-    """Executes; answers with the times that it saw, and the wall and processor times that the answers report."""
+def executor(address: str, swarm_id: str, data: Any, claim: dict[str, Any], _number: int) -> Callable[[int], Any]:
+    """Executes, for a claim if one is given; answers with the times that it saw, and the wall and processor times of the answers."""
     bus = ifbus.Client(address)
-    bus.execute_task(swarm_id, data)
+    bus.execute_task(swarm_id, data, **claim)
 
     def act(count: int) -> Any:
         executions: list[ifbus.Execution] = []
-        timed = time_calls(lambda: executions.append(bus.execute_task(swarm_id, data)), count)
+        timed = time_calls(lambda: executions.append(bus.execute_task(swarm_id, data, **claim)), count)
         return timed, [float(one.wall_us) for one in executions], sum(one.cpu_us for one in executions) / count
 
     return act
@@ -107,10 +116,10 @@ def worker_run(name: str, server: servers.Server, args: list[int], count: int, p
         return {name: together(timed, server_cpu_us=server.cpu_us - before_us, rss_mib=server.rss_mib)}
 
 
-def execute_run(server: servers.Server, count: int, place: Placement) -> Mapping[str, Round]:
+def execute_run(server: servers.Server, claim: dict[str, Any], count: int, place: Placement) -> Mapping[str, Round]:
     """One round of the daemon."""
     server.pin(place.server)
-    with Crew(1, place.client, partial(executor, server.address, "warm", {"args": ADD})) as crew:
+    with Crew(1, place.client, partial(executor, server.address, "warm", {"args": ADD}, claim)) as crew:
         before_us = server.cpu_us
         [(timed, inside, _)] = crew.tell(count)
         spent_us = server.cpu_us - before_us
@@ -139,7 +148,7 @@ def cold_run(
 def kernel_run(server: servers.Server, kernel: str, repeats: int, count: int, place: Placement) -> Mapping[str, Round]:
     """One round of a kernel under all limits: what the sandbox reports."""
     server.pin(place.server)
-    with Crew(1, place.client, partial(executor, server.address, kernel, {"args": [repeats]})) as crew:
+    with Crew(1, place.client, partial(executor, server.address, kernel, {"args": [repeats]}, {})) as crew:
         [(_, inside, sandbox_cpu_us)] = crew.tell(count)
     return {ON: Round(latencies_us=inside, wall_s=sum(inside) / 1e6, server_cpu_us=sandbox_cpu_us)}
 
@@ -156,13 +165,17 @@ def main() -> None:
         server = stack.enter_context(servers.ifbusd(directory))
         bus = stack.enter_context(ifbus.Client(server.address))
         load(bus, "warm", "core.wasm", "core", "add")
+        claim = claimed(bus, "warm")
         cold = load(bus, "cold", "wordcount.wasm", "command", "")
         worker = stack.enter_context(servers.bare_worker(directory, GUESTS / "core.wasm", "add"))
         for place in placements():
             calls, colds = (20, 2) if options.quick else (1_000, 10)
             report.measure(
                 title("warm execution", place),
-                [partial(worker_run, WORKER, worker, ADD, calls, place), partial(execute_run, server, calls, place)],
+                [
+                    partial(worker_run, WORKER, worker, ADD, calls, place),
+                    partial(execute_run, server, claim, calls, place),
+                ],
                 floor=WORKER,
             )
             report.measure(title("new sandbox", place), [partial(cold_run, server, cold, colds, place)], floor="")
