@@ -247,7 +247,7 @@ class Board:
                 await self._store.barrier()
                 kind = prefix.removesuffix("/")
                 for item in page.items:
-                    self._put(kind, item.key.removeprefix(prefix), item)
+                    self._take_in(kind, item.key.removeprefix(prefix), item.key, item)
                 if page.items and prefix in _HAPPENS:
                     happened = max(happened, *(item.mod_revision for item in page.items), 0)
                 revision = max(revision, page.revision)
@@ -348,10 +348,8 @@ class Board:
                 changed[name] = None
             elif kind == "inbox" and event.value is not None:
                 mail[name.partition("/")[0]] = None
-            if event.value is None:
-                self._delete(kind, name, event.key)
-            elif kind in _SHOWN:
-                self._put(kind, name, event.value)
+            if event.value is None or kind in _SHOWN:
+                self._take_in(kind, name, event.key, event.value)
         if self._unknown and not self._settled_at:
             self._forget_unknown()
         for task_id in touched:
@@ -398,6 +396,17 @@ class Board:
                 return  # what another host wrote and nobody can read; `News` says so
             self.history.add(event.revision, messages, is_whole=False)
 
+    def _take_in(self, kind: str, name: str, key: str, item: KeyValue | None) -> None:
+        """A key has this value now, or is gone."""
+        try:
+            if item is None:
+                self._delete(kind, name, key)
+            else:
+                self._put(kind, name, item)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # Another host may write what we cannot read (THREATS T6): that is left out, the rest goes on.
+            _log.warning("a stored record cannot be read and is ignored", extra={"key": key, "error": repr(error)})
+
     def _put(self, kind: str, name: str, item: KeyValue) -> None:
         if kind == "tasks":
             self._put_task(name, item)
@@ -428,7 +437,7 @@ class Board:
             if blocker.due_at_ms and not blocker.escalated_at_ms:
                 self._blockers_due.add(blocker.due_at_ms, name)
         elif kind == "alarms":
-            self.alarms[item.key] = unpack(item.value)
+            self.alarms[item.key] = dict(unpack(item.value))
         elif kind in ("questions", "approvals"):
             self.waits.put_question(name, QuestionRecord.from_bytes(item.value))
         elif kind == "answers":

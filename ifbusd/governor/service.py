@@ -376,8 +376,11 @@ class IFGovernor(Admissions):
             page = await self._store.range(ACCOUNTS, after=after)
             await self._store.barrier()
             for item in page.items:
-                account = Account.from_stored(unpack(item.value))
                 swarm_id = item.key.removeprefix(ACCOUNTS)
+                try:
+                    account = Account.from_stored(unpack(item.value))
+                except (KeyError, TypeError, ValueError, AttributeError):
+                    continue  # the view has said so
                 holds |= {(swarm_id, hold.task_id): None for hold in account.holds.values()}
             if not page.has_more:
                 return list(holds)

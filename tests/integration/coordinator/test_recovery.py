@@ -323,6 +323,54 @@ async def test_a_waiter_survives_a_board_read_anew(tmp_path: Path) -> None:
         assert world.store.forgot  # type: ignore[attr-defined]
 
 
+_UNREADABLE = (
+    b"",
+    b"\xc1",
+    b"\xff\xff",
+    pack(1),
+    pack([]),
+    pack({}),
+    pack({"n": 1, "title": "x", "depends_on": 5}),
+    pack("x"),
+)
+_KINDS = (
+    *(
+        "tasks",
+        "claims",
+        "sessions",
+        "inbox",
+        "blockers",
+        "locks",
+        "held",
+        "questions",
+        "approvals",
+        "answers",
+        "waits",
+    ),
+    *("topics", "groups", "swarms", "accounts", "alarms"),
+)
+
+
+async def test_what_nobody_can_read_stops_nobody(world: World) -> None:
+    """Whatever a broken host writes, under whatever key, is left out, now and when everything is read; the others work on."""
+    keys = [f"{kind}/{name}{n}" for kind in _KINDS for name in ("x", "x/y") for n in range(len(_UNREADABLE))]
+    for start in range(0, len(keys), 100):
+        part = keys[start : start + 100]
+        await world.store.txn(Txn(then=[Put(key, _UNREADABLE[int(key[-1])]) for key in part]))
+    for _ in range(2):
+        await world.swarm("docs")
+        name = await world.task()
+        await world.it.complete_task(world.me, name, "docs", await world.token(name, "docs"))
+        await world.it.reconcile()
+        await world.it._look_at_clocks()
+        await world.it.board._load()
+        world.it.board._settle(world.store.revision, 0)
+    for start in range(0, len(keys), 100):
+        await world.store.txn(Txn(then=[Delete(key) for key in keys[start : start + 100]]))
+    await world.task("last")
+    assert (await world.show("last"))["state"] == "ready"
+
+
 async def test_a_task_may_change_under_a_decision(world: World) -> None:
     """Written by another daemon between the read and the commit, the decision is made again on what is there now."""
     await world.swarm("docs")
