@@ -48,6 +48,22 @@ def describe_damage(log: bytes, used_frames: int) -> str | None:
     return None
 
 
+def whole_frames(log: bytes) -> int:
+    """How many frames of a write-ahead log SQLite reads: up to the last whole commit. Slow (0.3 s for 4 MiB): SQLite itself says so, if it can."""
+    order = ">" if len(log) > HEADER_BYTES and log[3] & 1 else "<"
+    sums, used = _stored(log[24:HEADER_BYTES]), 0
+    frame_bytes = FRAME_HEADER_BYTES + int.from_bytes(log[8:12], "big")
+    for number in range((len(log) - HEADER_BYTES) // frame_bytes):
+        at = HEADER_BYTES + number * frame_bytes
+        frame = log[at : at + frame_bytes]
+        sums = _sums(_sums(sums, frame[:_SUMMED_FRAME_BYTES], order), frame[FRAME_HEADER_BYTES:], order)
+        if frame[_SALTS] != log[16:24] or sums != _stored(frame[_SUMS]):
+            break
+        if any(frame[4:8]):
+            used = number + 1
+    return used
+
+
 def _continues(frame: bytes, following: bytes, order: str) -> bool:
     """Whether the second frame was written after the first, as its checksum, which goes on from the first's, shows."""
     sums = _sums(_stored(frame[_SUMS]), following[:_SUMMED_FRAME_BYTES], order)

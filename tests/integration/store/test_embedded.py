@@ -1,6 +1,9 @@
 """What only the embedded store has: its file, its batches, its clock."""
 
+import contextlib
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +19,7 @@ from ifbusd.store.base import Get, LeaseNotFound, Put, Txn, WatchEvent
 from ifbusd.store.config import EmbeddedConfig
 from ifbusd.store.dirlock import LOCK_NAME, DirectoryInUse, lock_directory
 from ifbusd.store.embedded import EmbeddedStore, StoreFailed
+from ifbusd.store.wal import whole_frames
 from tests.conformance.backends import boottime_ms, running, wall_ms
 
 ROOT = Path(__file__).parents[3]
@@ -112,6 +116,37 @@ async def test_the_write_ahead_log_stays_bounded(tmp_path: Path) -> None:
         figures = store.statistics()
         assert figures.checkpoints > 10
         assert (tmp_path / "ifbusd.db-wal").stat().st_size < 1024 * 1024
+
+
+async def test_the_write_ahead_log_has_its_room_from_the_start(tmp_path: Path) -> None:
+    """Its file does not grow with the first commits, nor with those after a restart."""
+    log = tmp_path / "ifbusd.db-wal"
+    for number in range(2):
+        async with running(open_store(tmp_path, checkpoint_wal_bytes=256 * 1024)) as store:
+            blocks = log.stat().st_blocks
+            assert (log.stat().st_size, blocks * 512 >= 256 * 1024) == (256 * 1024, True)
+            await store.txn(Txn(then=[Put(f"k/{number}", bytes(10_000))]))
+            assert (log.stat().st_size, log.stat().st_blocks) == (256 * 1024, blocks)
+    async with running(open_store(tmp_path)) as store:
+        assert len((await store.range("k/")).items) == 2
+
+
+async def test_a_log_that_finds_no_room_grows_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk has no place for all of it, the store opens, and takes none."""
+    fallocate = os.posix_fallocate
+
+    def refuse_the_log(descriptor: int, offset: int, length: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("-wal"):
+            os.pwrite(descriptor, bytes(length // 2), offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fallocate(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse_the_log)
+    async with running(open_store(tmp_path)) as store:
+        assert (tmp_path / "ifbusd.db-wal").stat().st_size < 512 * 1024
+        await store.txn(Txn(then=[Put("k", b"")]))
+    async with running(open_store(tmp_path)) as store:
+        assert await store.get("k") is not None
 
 
 async def test_a_cancelled_writer_may_have_written(tmp_path: Path) -> None:
@@ -222,6 +257,36 @@ async def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     path.write_bytes(whole)
     async with running(open_store(tmp_path)) as store:
         assert (await store.log_head()).seq == 100
+
+
+async def test_what_is_whole_of_a_damaged_log_is_what_sqlite_reads(tmp_path: Path) -> None:
+    """Where SQLite cannot say how much of the log it reads, since the rest does not fit, we count as it does; the log is named."""
+    left = tmp_path / "left"
+    left.mkdir()
+    async with running(open_store(tmp_path)) as store:
+        for number in range(5):
+            await store.txn(Txn(then=[Put(f"k/{number}", bytes(5_000))]))
+        for name in ("ifbusd.db", "ifbusd.db-wal"):
+            shutil.copyfile(tmp_path / name, left / name)
+    log = left / "ifbusd.db-wal"
+    whole = log.read_bytes()
+    used = whole_frames(whole)
+    assert len(whole[: 32 + used * (24 + 4096)].rstrip(b"\0")) == len(whole.rstrip(b"\0"))
+    before = used
+    for frame in reversed(range(used)):
+        damaged = bytearray(whole)
+        damaged[32 + frame * (24 + 4096) + 1000] ^= 1
+        found = whole_frames(bytes(damaged))
+        assert found <= min(frame, before)
+        before = found
+        log.write_bytes(damaged)
+        reader = apsw.Connection(str(left / "ifbusd.db"), vfs="cksmvfs")
+        reader.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        reader.execute("pragma locking_mode = exclusive").fetchall()
+        with contextlib.suppress(apsw.SQLError):  # a log of which nothing is whole leaves an empty database
+            reader.execute("select count(*) from kv").fetchall()
+        assert max(0, reader.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0]) == found
+        reader.close()
 
 
 @pytest.mark.parametrize(
