@@ -116,6 +116,8 @@ REASONS: Final[dict[str, Reason]] = {
             "start_at_ms",
             "start_in_ms",
             "deadline_at_ms",
+            "unique_key",
+            "existing",
         ),
         ("self", "other", "time"),
     ),

@@ -171,7 +171,7 @@ class Cancelling(Core):
             for name in again.depends_on:
                 if (record := self._dependency(tx, task_id, name)) is not None:
                     keep_awaited(tx, name, record, now_ms)
-            _take_unique_key(tx, task_id, again, now_ms)
+            _take_unique_key(tx, task_id, task.state, again, now_ms)
             tx.put(TASKS + task_id, again.to_map(), decoded=again)
             tx.detail.update(state=task.state, reason=reason[:200])
             self._publish_board(tx, "requeued", task_id)
@@ -206,8 +206,8 @@ class Cancelling(Core):
         return None
 
 
-def _take_unique_key(tx: Tx, task_id: str, task: TaskRecord, now_ms: int) -> None:
-    """Give a task that is opened again its unique key back. Raises NotReady if another open one has it."""
+def _take_unique_key(tx: Tx, task_id: str, state: str, task: TaskRecord, now_ms: int) -> None:
+    """Give a task that is opened again from a final state its unique key back. Raises NotReady if another open one has it."""
     key = TaskOptions.of(task).unique_key
     if not key:
         return
@@ -215,7 +215,7 @@ def _take_unique_key(tx: Tx, task_id: str, task: TaskRecord, now_ms: int) -> Non
     if existing is not None:
         raise NotReady(
             f"cannot requeue {task_id}: {existing} is open and has its unique key",
-            data={"task_id": task_id, "unique_key": key, "existing": existing},
+            data={"task_id": task_id, "state": state, "unique_key": key, "existing": existing},
             would_change=[
                 {"by": "other", "what": f"{existing} comes to its end", "call": f"ifbus task show {existing}"}
             ],

@@ -684,6 +684,21 @@ def requeue_before_its_dependency(w: World) -> Told:
 
 
 @case
+def requeue_while_another_has_its_unique_key(w: World) -> Told:
+    first = w.task(unique_key="once")
+    w.call("coordinator.cancel_task", task_id=first)
+    second = w.task(unique_key="once")
+    yield w.ask("coordinator.requeue_task", task_id=first)
+    w.call("coordinator.cancel_task", task_id=second)
+    yield w.client.ask("coordinator.requeue_task", task_id=first).code == "ok"
+
+
+@case
+def concurrency_limit_of_nothing(w: World) -> Told:
+    return w.ask("coordinator.create_task", title="x", concurrency_limit=2)
+
+
+@case
 def task_that_waits_for_itself(w: World) -> Told:
     return w.ask("coordinator.create_task", title="x", task_id="T-itself", depends_on=["T-itself"])
 
