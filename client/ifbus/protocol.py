@@ -342,7 +342,7 @@ class Connection:
         try:
             return msgid, self._pack([0, msgid, method, params])
         except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidParams(f"cannot send {method:.80}: {_unsendable(error)}") from error
+            raise InvalidParams(f"cannot send {method:.80}: {_unsendable(error)}", data={"param": "params"}) from error
 
     def respond(self, msgid: int, result: Any) -> bytes:
         """The bytes of a good answer.
