@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # The file system, or the user's quota on it, has no room.
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Reserve:
@@ -40,7 +40,7 @@ class Reserve:
             if is_new:
                 sync_names(self._path.parent)
         except OSError as error:
-            if error.errno in NO_ROOM:
+            if error.errno in _NO_ROOM:
                 return False
             raise DiskFailed(f"cannot keep space back in {self._path}: {error.strerror}") from error
         self.kept_bytes = self._size_bytes

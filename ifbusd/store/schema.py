@@ -18,8 +18,7 @@ import apsw.sqlite_extra
 from ifbus.errors import IfbusError
 from ifbusd.store import journal
 from ifbusd.store.chain import GENESIS, entry_hash
-from ifbusd.store.fsync import sync_file, sync_names
-from ifbusd.store.reserve import NO_ROOM
+from ifbusd.store.fsync import sync_names
 from ifbusd.store.wal import describe_damage, whole_frames
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
 
     Raises:
         StoreFailed: It is in use, damaged, no database of ours, or of a newer version; the message names the file.
-        DiskFailed: Its name, or the room for its log, could not be made durable.
+        DiskFailed: Its name could not be made durable.
     """
     try:
         # SQLite gives the log the same mode. Nobody but the daemon reads what swarms wrote.
@@ -95,7 +94,6 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
         _check(connection, path)
         # SQLite does this for files that it makes, and does not look at the answer.
         sync_names(path.parent)
-        _make_room(path.with_name(f"{path.name}-wal"), wal_limit_bytes // 2)
     except apsw.BusyError as error:
         connection.close()
         raise StoreFailed(f"cannot open {path}: another process has it open") from error
@@ -105,9 +103,6 @@ def open_database(path: Path, *, cache_bytes: int, wal_limit_bytes: int) -> apsw
             # A log that was copied back and is cut off by damage does not fit what it was copied into.
             _require_whole_log(path)
         raise StoreFailed(f"cannot open {path}: {describe(error)}{_next_step(error, path)}") from error
-    except OSError as error:
-        connection.close()
-        raise StoreFailed(f"cannot open {path}: {error}") from error
     except BaseException:
         connection.close()
         raise
@@ -178,30 +173,6 @@ def _require_whole_log(path: Path, used: int | None = None) -> None:
     damage = describe_damage(data, whole_frames(data) if used is None else used)
     if damage is not None:
         raise StoreFailed(f"cannot open {log}: it is damaged ({damage}){_see_what_is_damaged(path)}")
-
-
-def _make_room(log: Path, size_bytes: int) -> None:
-    """Have the write-ahead log's file in full length: a commit that writes over is on the disk in half the time of one that appends.
-
-    Where there is no room for all of it, it grows as it is written.
-    """
-    descriptor = os.open(log, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        length = os.fstat(descriptor).st_size
-        if length >= size_bytes:
-            return
-        try:
-            os.posix_fallocate(descriptor, length, size_bytes - length)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            os.ftruncate(descriptor, length)
-            return
-        # Also written: the first write to a block that was only allocated changes the file's map.
-        os.pwrite(descriptor, bytes(size_bytes - length), length)
-        sync_file(descriptor, log)
-    finally:
-        os.close(descriptor)
 
 
 def _prepare_schema(connection: apsw.Connection, path: Path) -> None:

@@ -1,7 +1,6 @@
 """What only the embedded store has: its file, its batches, its clock."""
 
 import contextlib
-import errno
 import os
 import shutil
 import subprocess
@@ -116,37 +115,6 @@ async def test_the_write_ahead_log_stays_bounded(tmp_path: Path) -> None:
         figures = store.statistics()
         assert figures.checkpoints > 10
         assert (tmp_path / "ifbusd.db-wal").stat().st_size < 1024 * 1024
-
-
-async def test_the_write_ahead_log_has_its_room_from_the_start(tmp_path: Path) -> None:
-    """Its file does not grow with the first commits, nor with those after a restart."""
-    log = tmp_path / "ifbusd.db-wal"
-    for number in range(2):
-        async with running(open_store(tmp_path, checkpoint_wal_bytes=256 * 1024)) as store:
-            blocks = log.stat().st_blocks
-            assert (log.stat().st_size, blocks * 512 >= 256 * 1024) == (256 * 1024, True)
-            await store.txn(Txn(then=[Put(f"k/{number}", bytes(10_000))]))
-            assert (log.stat().st_size, log.stat().st_blocks) == (256 * 1024, blocks)
-    async with running(open_store(tmp_path)) as store:
-        assert len((await store.range("k/")).items) == 2
-
-
-async def test_a_log_that_finds_no_room_grows_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the disk has no place for all of it, the store opens, and takes none."""
-    fallocate = os.posix_fallocate
-
-    def refuse_the_log(descriptor: int, offset: int, length: int) -> None:
-        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("-wal"):
-            os.pwrite(descriptor, bytes(length // 2), offset)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fallocate(descriptor, offset, length)
-
-    monkeypatch.setattr(os, "posix_fallocate", refuse_the_log)
-    async with running(open_store(tmp_path)) as store:
-        assert (tmp_path / "ifbusd.db-wal").stat().st_size < 512 * 1024
-        await store.txn(Txn(then=[Put("k", b"")]))
-    async with running(open_store(tmp_path)) as store:
-        assert await store.get("k") is not None
 
 
 async def test_a_cancelled_writer_may_have_written(tmp_path: Path) -> None:
