@@ -45,7 +45,7 @@ demo: .venv/.runtime  ## Watch a swarm work through a task board (under a minute
 
 # Two at a time: most of them wait for a process, a disk or a lease.
 test: .venv/.dev  ## Run all tests; PYTEST_ARGS='-k claim', ETCD=/usr/bin/etcd, NATS_SERVER=/usr/sbin/nats-server
-	$(SERVERS) $(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	$(SERVERS) $(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 run: .venv/.runtime  ## Run the daemon in the foreground, on a store of its own
 	$(BIN)/ifbusd --dev
