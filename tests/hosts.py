@@ -5,7 +5,8 @@ Every daemon reaches every server through a TCP proxy of its own, so a test can 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,8 @@ from ifbus.testing import Daemon, daemon
 from tests.proxy import Network, Proxy, network
 from tests.servers import Node, etcd_nodes, nats_nodes
 
+# Long enough for a busy machine; nothing waits for it where all is well.
+PATIENCE_S: Final = 60.0
 _CONFIG: Final = """
 [store]
 backend = "etcd"
@@ -123,3 +126,12 @@ def _host(
     )
     running = stack.enter_context(daemon(config=config, state_dir=directory / f"state-{number}"))
     return Host(daemon=running, to_etcd=to_etcd, to_nats=to_nats)
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """What the condition gives, once that is something."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found

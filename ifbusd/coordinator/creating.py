@@ -84,9 +84,8 @@ class Creating(Core):
     async def _make(self, caller: Caller, op: str, target: str, create: Body, made: dict[str, TaskRecord]) -> Answer:
         try:
             return await self._operations.run(caller, op, target, create)
-        except (
-            BaseException
-        ):  # nothing came of it; or it was cancelled, and the board shows what did like any other task
+        except BaseException:
+            # Nothing came of it; or it was cancelled, and the board shows what did like any other task.
             for task_id in made:
                 self.board.forget_coming(task_id)
             raise

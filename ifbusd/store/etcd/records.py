@@ -182,9 +182,8 @@ class RecordLog:
                 execute("rollback")
             raise
         if self._wal_pages > _CHECKPOINT_PAGES:
-            with suppress(
-                apsw.FullError
-            ):  # what is committed stays so; the log keeps what the database has no room for
+            # What is committed stays so: the log keeps what the database has no room for.
+            with suppress(apsw.FullError):
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
                 self._wal_pages = 0
 

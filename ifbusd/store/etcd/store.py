@@ -331,9 +331,8 @@ class EtcdStore:
             return done
         head = None
         if txn.record is not None:
-            with suppress(
-                Unavailable
-            ):  # no room on this disk either; what is done stays done, and its end gets an entry later
+            # There may be no room on this disk either: what is done stays done, and its end gets an entry later.
+            with suppress(Unavailable):
                 head = await self._record_here(txn.record)
         return done._replace(head=head, is_partial=True)
 

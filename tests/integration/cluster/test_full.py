@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import pytest
 from ifbus.errors import Unavailable
 from ifbus.link import Link
 from tests.full_etcd import OPTIONS, fill, make_room, takes_deletes
-from tests.hosts import Hosts, hosts
+from tests.hosts import PATIENCE_S, Hosts, hosts, until
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 60.0
 LEASE_MS = 60_000
 
 
@@ -33,15 +31,6 @@ def links(full: Hosts) -> Iterator[list[Link]]:
     """A client of each."""
     with ExitStack() as stack:
         yield [stack.enter_context(host.client(timeout=PATIENCE_S)) for host in full.hosts]
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """What the condition gives, once that is something."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-    return found
 
 
 def at_last(link: Link, method: str, **params: Any) -> dict[str, Any]:

@@ -15,11 +15,10 @@ import pytest
 from ifbus.errors import IfbusError, StaleToken, Unavailable
 from ifbus.link import Link
 from ifbus.sync import Client
-from tests.hosts import Host, Hosts, hosts
+from tests.hosts import PATIENCE_S, Host, Hosts, hosts, until
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 60.0
 LEASE_MS = 2_000
 
 
@@ -42,15 +41,6 @@ def links() -> Iterator[Callable[[Host], Link]]:
     """Clients that are closed at the end."""
     with ExitStack() as stack:
         yield lambda host: stack.enter_context(host.client(timeout=PATIENCE_S))
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """What the condition gives, once that is something."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-    return found
 
 
 def register(link: Link, swarm_id: str, **more: Any) -> dict[str, Any]:
