@@ -232,13 +232,7 @@ async def serve(
                         await serving.start(server.run, listener)
                         if (interval_s := notifier.watchdog_interval_s()) is not None:
                             nursery.start_soon(_feed_watchdog, notifier, store, interval_s)
-                        # What was made so far lives as long as the daemon: looking through it, even once, would hold the
-                        # loop up for milliseconds, and nearly nothing of it is garbage.
-                        gc.freeze()
-                        # Requests leave little behind that reference counting does not take away; the default of 700 new
-                        # objects means a look every few requests.
-                        gc.set_threshold(20_000, 20, 20)
-                        gc.enable()
+                        collect_rarely()
                         on_ready(
                             Ready(
                                 socket=where,
@@ -384,6 +378,17 @@ def _who(config: Config) -> str:
 
 def _name_of(listener: socket.socket) -> str:
     return str(listener.getsockname() or "inherited socket")
+
+
+def collect_rarely() -> None:
+    """Set the garbage collector up for a daemon that is ready."""
+    # What was made so far lives as long as the daemon: looking through it, even once, would hold the loop up for milliseconds, and
+    # nearly nothing of it is garbage.
+    gc.freeze()
+    # Requests leave little behind that reference counting does not take away; the default of 700 new objects means a look
+    # every few requests.
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def now_ms() -> int:
