@@ -246,6 +246,17 @@ class Cluster:
                 self._suspect(link, fault.detail)
             raise
 
+    async def read_page(self, start: bytes, end: bytes, limit: int, *, revision: int) -> Any:
+        """A page of at most `limit` keys; of fewer where so many are too large for one answer."""
+        while True:
+            request = etcdrpc.RangeRequest(key=start, range_end=end, limit=limit, revision=revision)
+            try:
+                return await self.call("Range", request)
+            except EtcdFault as fault:
+                if fault.kind is not Kind.ANSWER_TOO_LARGE or limit == 1:
+                    raise
+                limit = max(1, limit // 4)
+
     async def _unary(self, link: _Link, method: str, request: Any, *, with_token: bool = True) -> Any:
         done = trio.Event()
         wake = trio.lowlevel.current_trio_token().run_sync_soon

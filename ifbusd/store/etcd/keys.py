@@ -33,8 +33,8 @@ class Keys:
         self._marks = f"{prefix}s/"
         self.mark = f"{self._marks}{node}".encode()
         self.weight = f"{prefix}x/{node}".encode()
-        # From "k/" to the end of "s/": one watch tells both, and the records, which stand behind them, are another's.
-        self.data_range = (self._data_bytes, f"{prefix}t".encode())
+        # From "k/" to the end of "w/": one watch tells all three.
+        self.watched_range = (self._data_bytes, f"{prefix}w0".encode())
         self.record_range = (self.records, f"{prefix}w0".encode())
 
     def full(self, key: str) -> bytes:
@@ -50,6 +50,10 @@ class Keys:
         key, revision = full[self._cut :].decode(), kv.mod_revision
         value = None if event.type else KeyValue(key, kv.value, kv.create_revision, revision, kv.lease)
         return WatchEvent(key, value, revision)
+
+    def is_record(self, event: Any) -> bool:
+        """Whether an event of etcd's watch tells a witness entry."""
+        return not event.type and event.kv.key.startswith(self.records)
 
     def key_value(self, kv: Any) -> KeyValue:
         """A stored key."""

@@ -207,12 +207,25 @@ class Intake:
         self._hurry = trio.lowlevel.ParkingLot()
         self._moved = trio.lowlevel.ParkingLot()
 
-    async def put(self, records: list[Record], revision: int) -> None:
-        """Hand over all entries up to a revision; waits only where very many have not been written yet."""
+    @property
+    def revision(self) -> int:
+        """All entries up to here are in the file, or were handed over."""
+        return max(self._revision, self._log.revision)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be handed over now."""
+        return len(self._records) <= _MOST_GATHERED
+
+    def put(self, records: list[Record], revision: int) -> None:
+        """Hand over all entries up to a revision."""
         self._records += records
         self._revision = revision
         self._work.unpark()
-        while len(self._records) > _MOST_GATHERED:
+
+    async def until_room(self) -> None:
+        """Return once more may be handed over."""
+        while not self.has_room:
             await self._moved.park()
 
     async def until(self, revision: int) -> None:

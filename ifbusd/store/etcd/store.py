@@ -13,11 +13,10 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import apsw
 import attrs
 import trio
 from etcd3 import etcdrpc
@@ -43,13 +42,13 @@ from ifbusd.store.etcd.commits import Commits, is_only_reading
 from ifbusd.store.etcd.config import NODE_FILE, EtcdConfig
 from ifbusd.store.etcd.faults import EtcdFault, Kind
 from ifbusd.store.etcd.feed import Feed
-from ifbusd.store.etcd.keys import Keys, unpack_record
-from ifbusd.store.etcd.records import Intake, Record, RecordLog, append_patiently
+from ifbusd.store.etcd.keys import Keys
+from ifbusd.store.etcd.recording import Recording
+from ifbusd.store.etcd.records import Intake, RecordLog
 from ifbusd.store.etcd.renewals import Renewals
 from ifbusd.store.etcd.replica import Replica
-from ifbusd.store.etcd.spool import Spool
 from ifbusd.store.fsync import sync_names
-from ifbusd.store.schema import StoreFailed, describe
+from ifbusd.store.schema import StoreFailed
 from ifbusd.store.watches import EmbeddedWatch, History
 
 _log = logging.getLogger(__name__)
@@ -158,20 +157,13 @@ class EtcdStore:
         self._feed = Feed(
             self._cluster,
             "keys",
-            self._keys.data_range,
+            self._keys.watched_range,
             take=self._take,
             read_anew=self._read_anew,
             told=self._take_nothing,
             timeout_s=self._timeout_s,
         )
-        self._record_feed = Feed(
-            self._cluster,
-            "records",
-            self._keys.record_range,
-            take=self._take_records,
-            read_anew=self._read_records_anew,
-            timeout_s=self._timeout_s,
-        )
+        self._recording = Recording(self._cluster, self._keys, self._log, self._intake, timeout_s=self._timeout_s)
         self._unavailable = "the store is not running"
 
     # --- reading -------------------------------------------------------------------------------------
@@ -231,23 +223,10 @@ class EtcdStore:
             return Page(self._replica.revision, *page)
         start, end = self._keys.bounds(prefix, after)
         try:
-            answer = await self._read_page(start, end, limit, revision=0)
+            answer = await self._cluster.read_page(start, end, limit, revision=0)
         except EtcdFault as fault:
             raise self._cluster.unavailable(fault, f"read keys under {prefix!r}") from fault
         return Page(int(answer.header.revision), [self._keys.key_value(kv) for kv in answer.kvs], bool(answer.more))
-
-    async def _read_page(self, start: bytes, end: bytes, limit: int, *, revision: int, keys_only: bool = False) -> Any:
-        """A page of at most `limit` keys; of fewer where so many are too large for one answer."""
-        while True:
-            request = etcdrpc.RangeRequest(
-                key=start, range_end=end, limit=limit, revision=revision, keys_only=keys_only
-            )
-            try:
-                return await self._cluster.call("Range", request)
-            except EtcdFault as fault:
-                if fault.kind is not Kind.ANSWER_TOO_LARGE or limit == 1:
-                    raise
-                limit = max(1, limit // 4)
 
     def tell(self) -> None:
         """Nothing to do: they hear from etcd."""
@@ -501,7 +480,7 @@ class EtcdStore:
                 nursery.start_soon(self._intake.run)
                 nursery.start_soon(self._cluster.run)
                 nursery.start_soon(self._feed.run, revision + 1)
-                nursery.start_soon(self._record_feed.run, self._log.revision + 1)
+                nursery.start_soon(self._recording.run)
                 nursery.start_soon(self._renewals.run)
                 await nursery.start(self._commits.run)
                 self._unavailable = ""
@@ -530,8 +509,8 @@ class EtcdStore:
             unknown=self._commits.unknown,
             outages=self._cluster.outages,
             failovers=self._cluster.failovers,
-            watch_restarts=self._feed.restarts + self._record_feed.restarts,
-            read_anew=self._feed.read_anew + self._record_feed.read_anew,
+            watch_restarts=self._feed.restarts + self._recording.restarts,
+            read_anew=self._feed.read_anew + self._recording.read_anew,
             keys=len(self._replica),
             replica_bytes=self._replica.size_bytes,
             whole_kinds=self._replica.whole_kinds,
@@ -584,11 +563,14 @@ class EtcdStore:
     async def _take(self, events: list[Any]) -> None:
         """Take over changes of whole revisions: what is known by heart, who watches, who waits."""
         told: list[WatchEvent] = []
+        entries = []
         size_bytes = 0
-        change_of, replica = self._keys.change, self._replica
+        keys, replica = self._keys, self._replica
         for event in events:
-            change = change_of(event)
+            change = keys.change(event)
             if change is None:
+                if keys.is_record(event):
+                    entries.append(event.kv)
                 continue
             replica.told(change.key, change.value, change.revision)
             told.append(change)
@@ -596,6 +578,8 @@ class EtcdStore:
                 size_bytes += len(change.value.value)
         revision = events[-1].kv.mod_revision
         replica.advance(revision)
+        if entries:
+            self._recording.take(entries)
         if told:
             self._told_revision = max(self._told_revision, told[-1].revision)
             self._history.publish(told, size_bytes)
@@ -629,6 +613,7 @@ class EtcdStore:
     async def _read_anew(self) -> int:
         """What the watch would tell next is no longer kept: read everything; watchers have to do so as well."""
         self._replica, revision = await self._load()
+        self._recording.fall_behind()
         self._told_revision = max(self._told_revision, revision)
         self._history.forget(revision)
         self._history.deliver()
@@ -643,7 +628,7 @@ class EtcdStore:
             revision = 0
             try:
                 while True:
-                    page = await self._read_page(start, end, _LOAD_PAGE, revision=revision)
+                    page = await self._cluster.read_page(start, end, _LOAD_PAGE, revision=revision)
                     if not revision:
                         revision = int(page.header.revision)
                         replica.start(revision)
@@ -665,44 +650,6 @@ class EtcdStore:
                 # Its kind has its share of the room: on with the next one.
                 return self._keys.full(item.key.partition("/")[0] + "0")
         return b"" if item is None else self._keys.full(item.key) + b"\0"
-
-    async def _take_records(self, events: list[Any]) -> None:
-        """Move witness entries into this host's log; a start begins with the first one that is not on its disk."""
-        records = [record for event in events if not event.type and (record := _record_of(event.kv)) is not None]
-        await self._intake.put(records, events[-1].kv.mod_revision)
-
-    async def _read_records_anew(self) -> int:
-        """The watch is too far behind: take what still stands there. What was written over since is lost to this host."""
-        start, end = self._keys.record_range
-        revision = 0
-        with closing(Spool()) as found:
-            while True:
-                page = await self._read_page(start, end, _LOAD_PAGE, revision=revision)
-                revision = revision or int(page.header.revision)
-                try:
-                    await found.add([kv for kv in page.kvs if kv.mod_revision > self._log.revision])
-                except apsw.Error as error:  # tried again from the start: it can wait in etcd
-                    raise EtcdFault(Kind.OUTAGE, f"no place to put the record in order: {describe(error)}") from error
-                if not page.more:
-                    break
-                start = page.kvs[-1].key + b"\0"
-            while records := await found.next_revisions(_LOAD_PAGE):
-                known = [record for kv in records if (record := _record_of(kv)) is not None]
-                await append_patiently(self._log, known, records[-1].mod_revision)
-        await append_patiently(self._log, [], revision)
-        _log.warning(
-            "this host's record was behind what etcd keeps: entries that were written over meanwhile are not in it",
-            extra={"entries": found.count, "revision": revision},
-        )
-        return revision
-
-
-def _record_of(kv: Any) -> Record | None:
-    try:
-        return (kv.mod_revision, *unpack_record(kv.value))
-    except ValueError as error:
-        _log.warning("a witness entry cannot be read and is ignored", extra={"error": str(error)})
-        return None
 
 
 def _node_of(directory: Path) -> str:

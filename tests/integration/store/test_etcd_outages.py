@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from etcd3 import etcdrpc
 
 from ifbus.errors import Unavailable
 from ifbusd.store.base import Compacted, Compare, Delete, LeaseNotFound, Put, Store, Txn, TxnResult, Watch
+from ifbusd.store.etcd import records
+from ifbusd.store.etcd.recording import Recording
+from ifbusd.store.etcd.records import RecordLog
 from ifbusd.store.etcd.store import EtcdStore
 from tests import full_etcd
 from tests.conformance.backends import etcd_store, running
@@ -432,6 +436,82 @@ async def test_each_host_has_the_record_of_all(node: Node, tmp_path: Path) -> No
             ]
             assert shared == [(entry.revision, entry.record) for entry in await first.read_log()]
             assert len(shared) == 17
+
+
+async def test_a_disk_without_room_holds_up_the_record_alone(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host whose log cannot be written sees what the others change; later its log has every entry, each once and in order."""
+    monkeypatch.setattr(records, "_MOST_GATHERED", 20)
+    async with store_on(tmp_path / "host", node.address) as host, store_on(tmp_path / "other", node.address) as other:
+        await write(host, "a/before", record=b"before")
+        assert len(await host.read_log()) == 1
+        may_write, flush = threading.Event(), RecordLog._flush
+
+        def flush_later(log: RecordLog, *entries: Any) -> None:
+            if log.path.parent.name == "host":
+                may_write.wait()
+            flush(log, *entries)
+
+        monkeypatch.setattr(RecordLog, "_flush", flush_later)
+        for again in range(3):
+            may_write.clear()
+            for number in range(100):
+                await write(other, f"a/{again}-{number}", record=b"%d-%d" % (again, number))
+            await until(lambda last=f"a/{again}-99": host.peek(last) is not None)  # type: ignore[misc]
+            assert host.statistics().record_seq < 100 * again + 100
+            may_write.set()
+            await until(lambda count=100 * again + 101: host.statistics().record_seq >= count)  # type: ignore[misc]
+        assert [entry.record for entry in await host.read_log()] == [entry.record for entry in await other.read_log()]
+
+
+async def test_what_a_catching_up_record_is_told_twice_stands_there_once(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries that its own watch told before the one for everything did, which is held up for a moment."""
+    may_see, take = trio.Event(), EtcdStore._take
+
+    async def take_later(store: EtcdStore, events: list[Any]) -> None:
+        if store.node == host.node:
+            await may_see.wait()
+        await take(store, events)
+
+    async with store_on(tmp_path / "host", node.address) as host, store_on(tmp_path / "other", node.address) as other:
+        monkeypatch.setattr(EtcdStore, "_take", take_later)
+        for number in range(5):
+            await write(other, f"a/{number}", record=b"%d" % number)
+            if number < 2:  # as long as it is behind
+                await until(lambda count=number + 1: host.statistics().record_seq >= count)  # type: ignore[misc]
+            may_see.set()
+            await until(lambda last=f"a/{number}": host.peek(last) is not None)  # type: ignore[misc]
+            may_see = trio.Event()
+        may_see.set()
+        await until(lambda: host.statistics().record_seq >= 5)
+        assert [entry.record for entry in await host.read_log()] == [b"%d" % number for number in range(5)]
+
+
+async def test_a_record_catches_up_with_all_that_it_missed(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told one entry at a time, it goes on with what the watch for everything tells only when it knows the last one it missed."""
+    take_late = Recording._take_late
+
+    async def take_one_by_one(recording: Recording, events: list[Any]) -> None:
+        for event in events:
+            await take_late(recording, [event])
+            await trio.sleep(0.005)
+
+    async with store_on(tmp_path / "host", node.address) as host:
+        await write(host, "a/before", record=b"before")
+    monkeypatch.setattr(Recording, "_take_late", take_one_by_one)
+    async with store_on(tmp_path / "other", node.address) as other:
+        for number in range(50):
+            await write(other, f"a/{number}", record=b"%d" % number)
+        async with store_on(tmp_path / "host", node.address) as host:
+            for number in range(50, 100):
+                await write(other, f"a/{number}", record=b"%d" % number)
+            await until(lambda: host.statistics().record_seq >= 101)
+            assert [entry.record for entry in (await host.read_log())[1:]] == [b"%d" % number for number in range(100)]
 
 
 async def test_a_record_far_behind_gets_what_still_stands_in_the_rings(node: Node, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ async def test_entries_of_a_moment_go_together(tmp_path: Path, mock_clock: MockC
     """While nobody waits they gather; then all go, in order."""
     async with following(tmp_path / "log.db") as (log, intake):
         for revision in range(1, 6):
-            await intake.put([(revision, 0, b"%d" % revision)], revision)
+            intake.put([(revision, 0, b"%d" % revision)], revision)
             await wait_all_tasks_blocked()
         assert log.head.seq == 0
         mock_clock.jump(1)
@@ -41,22 +41,24 @@ async def test_entries_of_a_moment_go_together(tmp_path: Path, mock_clock: MockC
 async def test_who_waits_for_an_entry_does_not_wait_for_others(tmp_path: Path, mock_clock: MockClock) -> None:
     """It is written at once, whether it was there before or comes later; the clock stands still."""
     async with following(tmp_path / "log.db") as (log, intake):
-        await intake.put([(1, 0, b"one")], 1)
+        intake.put([(1, 0, b"one")], 1)
         await intake.until(1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(intake.until, 2)
             await wait_all_tasks_blocked()
-            await intake.put([(2, 0, b"two")], 2)
+            intake.put([(2, 0, b"two")], 2)
         await intake.drain()
         assert log.head.seq == 2
 
 
-async def test_too_many_entries_are_not_taken(tmp_path: Path, mock_clock: MockClock) -> None:
-    """Who brings more than are gathered waits until they are in the file."""
+async def test_too_many_entries_leave_no_room(tmp_path: Path, mock_clock: MockClock) -> None:
+    """Who brings more than are gathered may wait until they are in the file."""
     async with following(tmp_path / "log.db") as (log, intake):
-        many = [(1, 0, b"entry")] * 5_000
+        intake.put([(1, 0, b"entry")] * 5_000, 1)
+        assert not intake.has_room
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(intake.put, many, 1)
+            nursery.start_soon(intake.until_room)
             await wait_all_tasks_blocked()
             mock_clock.jump(1)
-        assert log.head.seq == len(many)
+        assert intake.has_room
+        assert (log.head.seq, intake.revision) == (5_000, 1)
