@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ifbusd.bus.base import Bus, Message
@@ -9,7 +11,9 @@ from ifbusd.codec import unpack
 from ifbusd.governor.admission import ESCALATIONS
 from ifbusd.governor.model import ALARMS, APPROVALS, BLOCKERS, TRIPPED
 from ifbusd.identity import Session
-from ifbusd.store.base import Store
+from ifbusd.store.base import Page, Store
+
+_log = logging.getLogger(__name__)
 
 # Of each kind; an operator with more open than this has another problem than reading them.
 MAX_OPEN: Final = 200
@@ -79,17 +83,45 @@ class Escalations:
         alarms = await self._store.range(ALARMS, limit=MAX_OPEN)
         approvals = await self._store.range(APPROVALS, limit=MAX_OPEN)
         await self._store.barrier()
-        found: list[dict[str, Any]] = []
-        for item in trips.items:
-            row = unpack(item.value)
-            found.append({"kind": "breaker_tripped", "at_ms": row["tripped_at_ms"], **row})
-        for item in blockers.items:
-            found.append({"kind": "blocker", "blocker_id": item.key.removeprefix(BLOCKERS), **unpack(item.value)})
-        found += [unpack(item.value) for item in alarms.items]
-        for item in approvals.items:
-            row = unpack(item.value)
-            reply_id = item.key.removeprefix(APPROVALS)
-            found.append({"kind": "approval", "reply_id": reply_id, **row, "reason": row["question"][:_QUOTED]})
+        ignored: list[str] = []
+        found = [
+            *_readable(
+                trips, lambda _, row: {"kind": "breaker_tripped", "at_ms": row["tripped_at_ms"], **row}, ignored
+            ),
+            *_readable(
+                blockers,
+                lambda key, row: {"kind": "blocker", "blocker_id": key.removeprefix(BLOCKERS), **row},
+                ignored,
+            ),
+            *_readable(alarms, lambda _, row: row, ignored),
+            *_readable(approvals, _approval, ignored),
+        ]
+        if ignored:  # one line, because anybody may ask as often as he likes
+            _log.warning(
+                "stored records cannot be read and are ignored", extra={"records": len(ignored), "first": ignored[0]}
+            )
         found.sort(key=lambda message: (message.get("at_ms", 0), message.get("swarm_id", "")))
         pages = (trips, blockers, alarms, approvals)
         return found, min(page.revision for page in pages), any(page.has_more for page in pages)
+
+
+def _readable(
+    page: Page, show: Callable[[str, dict[str, Any]], dict[str, Any]], ignored: list[str]
+) -> Iterator[dict[str, Any]]:
+    """What is stored there as it is told.
+
+    What another host wrote and nobody can read (THREATS T6) is left out; its keys are added to `ignored`.
+    """
+    for item in page.items:
+        try:
+            message = show(item.key, unpack(item.value))
+            if type(message.get("at_ms", 0)) is not int or type(message.get("swarm_id", "")) is not str:
+                raise TypeError("they are told in order of time, and of the swarms")
+        except (KeyError, TypeError, ValueError, AttributeError):
+            ignored.append(item.key)
+        else:
+            yield message
+
+
+def _approval(key: str, row: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "approval", "reply_id": key.removeprefix(APPROVALS), **row, "reason": row["question"][:_QUOTED]}

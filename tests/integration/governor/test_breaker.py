@@ -240,3 +240,22 @@ async def test_lists_go_on_where_they_stopped(world: World) -> None:
         assert seen == [f"s-{number}" for number in range(5)]
     with pytest.raises(InvalidParams, match="limit is 1 to 200"):
         await world.governor.list_breakers(world.ann, limit=201)
+
+
+@pytest.mark.parametrize("prefix", ["tripped/", "blockers/", "alarms/", "approvals/"])
+async def test_an_escalation_that_cannot_be_read_hides_only_itself(
+    world: World, caplog: pytest.LogCaptureFixture, prefix: str
+) -> None:
+    """Foreign or damaged records are reported and left out of the open escalations; people hear of the others."""
+    await world.register("builder")
+    await world.governor.trip_circuit_breaker(world.operator, "builder", "looks odd")
+    row = {"tripped_at_ms": 1, "question": "may I", "kind": "silent", "swarm_id": "odd"}
+    values = [b"\xc1", b"\x90", b"\x01", pack({**row, "at_ms": "now"}), pack({**row, "swarm_id": ["odd"]})]
+    await world.store.txn(Txn(then=[Put(f"{prefix}odd-{n}", value) for n, value in enumerate(values)]))
+    listed = (await world.governor.list_escalations(world.operator))["escalations"]
+    assert [message["swarm_id"] for message in listed] == ["builder"]
+    [told] = [entry.__dict__ for entry in caplog.records if "cannot be read" in entry.message]
+    assert (told["records"], told["first"]) == (len(values), f"{prefix}odd-0")
+    caller, ear = listener(world)
+    assert await world.governor.subscribe_escalations(caller) == {"open": 1}
+    assert ear.heard == listed
