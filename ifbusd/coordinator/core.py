@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -37,6 +38,8 @@ from ifbusd.operation import Body, Operations, Tx
 from ifbusd.pause import Pause
 from ifbusd.peers import Peers
 from ifbusd.store.base import Get, KeyValue, Store, Txn
+
+_log = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 
@@ -233,6 +236,12 @@ class Core:
                 if error.data.get("reason") == "storage_full":
                     self._may_serve.set()
                 await trio.sleep(_RETRY_S)  # the store has no room, or does not answer: it must come back or end us
+            except (KeyError, TypeError, ValueError, AttributeError):
+                # Another host may write what we cannot read (THREATS T6): that stays as it is, the daemon goes on.
+                _log.exception(
+                    "a stored record cannot be read, so something is left undone", extra={"op": op, "target": target}
+                )
+                return False
             else:
                 return True
 

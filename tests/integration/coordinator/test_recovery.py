@@ -371,6 +371,35 @@ async def test_what_nobody_can_read_stops_nobody(world: World) -> None:
     assert (await world.show("last"))["state"] == "ready"
 
 
+@pytest.mark.parametrize("key", ["claims/T-1", "tasks/T-1"])
+async def test_what_nobody_can_read_keeps_no_daemon_from_starting(tmp_path: Path, key: str) -> None:
+    """Where money is held for a claim whose record a broken host has overwritten, that is left as it is; the others work on."""
+    async with open_world(tmp_path) as world:
+        await world.swarm("docs", budget=1_000)
+        await world.task("T-1", estimate_usd=10)
+        await world.token("T-1", "docs")
+        await world.store.txn(Txn(then=[Delete("claims/T-1")]))
+        await world.store.txn(Txn(then=[Put(key, b"\xc1")]))
+    async with open_world(tmp_path) as world:
+        await world.swarm("other")
+        name = await world.task()
+        await world.it.complete_task(world.me, name, "other", await world.token(name, "other"))
+
+
+async def test_a_blocker_that_nobody_can_read_any_more_stops_nobody(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Overwritten by a broken host before its time has come, it is not brought before people; the next one is."""
+    async with open_world(tmp_path) as world:
+        told: list[str] = []
+        world.bus.subscribe("escalations", lambda _, message: told.append(message["kind"]))
+        await world.swarm("docs", lease_ms=HOUR_MS)
+        answer = await world.it.detect_blocker(world.me, "docs", {"reason": "stuck", "severity": "high"})
+        await world.store.txn(Txn(then=[Put(f"blockers/{answer['blocker']['blocker_id']}", b"\xc1")]))
+        await world.it.detect_blocker(world.me, "docs", {"reason": "stuck", "severity": "high"})
+        with trio.fail_after(HOUR_MS / 1000):
+            while "blocker_escalated" not in told:
+                await trio.sleep(1)
+
+
 async def test_a_task_may_change_under_a_decision(world: World) -> None:
     """Written by another daemon between the read and the commit, the decision is made again on what is there now."""
     await world.swarm("docs")
