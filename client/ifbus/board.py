@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ifbus.errors import InvalidParams
@@ -195,29 +195,36 @@ def parse_minutes(value: str, number: int) -> int:
 
 
 def in_dependency_order(specs: Iterable[TaskSpec]) -> list[TaskSpec]:
-    """The same tasks, each after all that it depends on; stable otherwise.
+    """The same tasks, each after those of them that it depends on; stable otherwise.
 
     Raises:
-        InvalidParams: An id stands twice, a dependency is none of the tasks, or some wait for one another in a circle.
+        InvalidParams: An id stands twice, or some wait for one another in a circle.
     """
     waiting: dict[str, TaskSpec] = {}
     for spec in specs:
         if spec.task_id in waiting:
             raise bad_line(spec.line, f"task {spec.task_id} stands on line {waiting[spec.task_id].line} already")
         waiting[spec.task_id] = spec
-    for spec in waiting.values():
-        for name in spec.depends_on:
-            if name not in waiting:
-                raise bad_line(spec.line, f"task {spec.task_id} waits for {name}, which is not on the board")
     ordered: dict[str, TaskSpec] = {}
     while waiting:
         # One at a time keeps the board's order: a task moves only behind what it needs.
-        able = next((spec for spec in waiting.values() if all(name in ordered for name in spec.depends_on)), None)
+        able = next((spec for spec in waiting.values() if waiting.keys().isdisjoint(spec.depends_on)), None)
         if able is None:
             circle = ", ".join(waiting)
             raise bad_line(next(iter(waiting.values())).line, f"these tasks wait for one another: {circle:.200}")
         ordered[able.task_id] = waiting.pop(able.task_id)
     return list(ordered.values())
+
+
+def awaited_elsewhere(specs: Sequence[TaskSpec]) -> dict[str, TaskSpec]:
+    """What the tasks depend on that is none of them, each with the first that does."""
+    here = {spec.task_id for spec in specs}
+    found: dict[str, TaskSpec] = {}
+    for spec in specs:
+        for name in spec.depends_on:
+            if name not in here:
+                found.setdefault(name, spec)
+    return found
 
 
 def bad_line(line: int, reason: str) -> InvalidParams:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ifbus import calls
 from ifbus.errors import ConnectionFailed, IfbusError, InvalidParams, LeaseLost, Momentary, ResourceBusy, StaleToken
 from ifbus.steps import Steps, ask, is_outcome_unknown
+from ifbus.worker import to_wait_ms
 
 if TYPE_CHECKING:
     from ifbus.answers import ResourceGrant
@@ -22,6 +23,12 @@ class LockCore:
 
     def __init__(self, swarm: SwarmCore, resources: Sequence[str], wait: float) -> None:
         self._swarm = swarm
+        for name in resources:
+            if not isinstance(name, str):
+                raise InvalidParams(
+                    f"cannot lock {name!r:.80}: a resource is a text, such as 'gpu:0', and each is an argument",
+                    data={"param": "resources"},
+                )
         self._resources = tuple(dict.fromkeys(resources))
         self._wait = wait
         self._grant: ResourceGrant | None = None
@@ -62,7 +69,7 @@ class LockCore:
         swarm.check()
         key = swarm._new_key()
         call = calls.acquire_resources(
-            swarm.swarm_id, self._resources, wait_ms=round(self._wait * 1000) or None, idempotency_key=key
+            swarm.swarm_id, self._resources, wait_ms=to_wait_ms(self._wait), idempotency_key=key
         )
         self._reserve()
         try:

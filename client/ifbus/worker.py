@@ -6,6 +6,7 @@ awaiting form.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -150,7 +151,7 @@ class SwarmCore:
     ) -> Steps[TaskClaim | Refusal]:
         """Claim one task by its id, in this session."""
         key = self._new_key()
-        wait_ms = round(wait * 1000) or None
+        wait_ms = to_wait_ms(wait)
         call = calls.claim_task(
             task_id,
             self.swarm_id,
@@ -243,6 +244,13 @@ class SwarmCore:
 
     def _left(self) -> LeaseLost:
         return LeaseLost(f"cannot claim: the session of {self.swarm_id} was left", data={"swarm_id": self.swarm_id})
+
+
+def to_wait_ms(wait: float) -> int | None:
+    """Seconds as the wire's milliseconds, None for no wait. Raises InvalidParams where it is no span that ends."""
+    if not (isinstance(wait, int | float) and 0 <= wait < math.inf):
+        raise InvalidParams(f"a wait is in seconds, got {wait!r:.40}", data={"param": "wait"})
+    return round(wait * 1000) or None
 
 
 def _tell(function: Callable[..., None], *args: object) -> None:

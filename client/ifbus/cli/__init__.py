@@ -72,7 +72,12 @@ def _dispatch(argv: list[str]) -> int:
         # The one command that shows a programme instead of an answer; it reads its own arguments.
         from ifbus.demo import main as demo
 
-        return int(demo(rest))
+        try:
+            return demo(rest)
+        except IfbusError as error:
+            return _report_error(error, wants_json)
+        except SystemExit:
+            return 0  # --help has printed itself
     command = load(words)
     return _carry_out(command, rest, wants_json)
 

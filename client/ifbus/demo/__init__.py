@@ -9,19 +9,24 @@ screen.py        the live picture and the closing tables
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 
+from ifbus.cli.command import Parser
+
 
 def main(argv: list[str]) -> int:
-    """Play; 0 if every scene came off, 1 if not (it says which), 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(prog="ifbus demo", description=__doc__.splitlines()[0])
+    """Play; 0 if every scene came off, 1 if not (it says which), 2 if something is not installed.
+
+    Raises:
+        Usage: The arguments do not fit; SystemExit after `--help`.
+    """
+    parser = Parser(prog="ifbus demo", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument(
         "--full", action="store_true", help="also build a tool from a Python function and run it (needs ifbus[tool])"
     )
     parser.add_argument("--tool", metavar="WASM", help="with --full: the tool was built before and is here")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse(argv)
     missing = [extra for extra, module in (("daemon", "trio"), ("cli", "rich")) if not importlib.util.find_spec(module)]
     if arguments.full and not arguments.tool and not importlib.util.find_spec("componentize_py"):
         missing.append("tool")

@@ -38,6 +38,9 @@ WRONG = {
     "no field": ("task", "ls", "--fields", ",,"),
     "a list that is none": ("task", "batch", "-"),
     "a board that is none": ("task", "import", "-"),
+    "a letter for no capability": ("inbox", "send", "builds", "hi", "--can", ""),
+    "a letter for no expression": ("inbox", "send", "builds", "hi", "--fits", ""),
+    "an option that the demo lacks": ("demo", "--nonsense"),
     "a socket's path without end": ("task", "ls", "--socket", "x" * 100_000),
 }
 

@@ -397,3 +397,15 @@ def test_a_list_of_tasks_is_imported_once(shell: Shell, tmp_path: Path, name: st
     assert said.exit == 2
     assert "line " in said.err
     assert shell("task", "show", "other-1").exit == 4
+
+
+def test_a_list_may_depend_on_tasks_of_the_daemon(shell: Shell) -> None:
+    """What neither the list nor the daemon knows is refused with its line, and creates nothing."""
+    text = "[[task]]\nid = 'far-2'\ntitle = 'b'\n\n[[task]]\nid = 'far-3'\ntitle = 'c'\ndepends_on = ['far-1']\n"
+    said = shell("task", "import", "-", "--format", "toml", stdin=text)
+    assert said.exit == 2
+    assert "line 5: task far-3 waits for far-1, which is neither on the board nor in the daemon" in said.err
+    assert shell("task", "show", "far-2").exit == 4
+    assert shell("task", "add", "a", "--id", "far-1").exit == 0
+    assert shell("task", "import", "-", "--format", "toml", stdin=text).out.startswith("2 tasks created")
+    assert "waits for: far-1" in shell("task", "show", "far-3").out

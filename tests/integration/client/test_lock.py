@@ -64,8 +64,11 @@ def test_two_blocks_of_one_session_do_not_share_a_lock(world: World) -> None:
     with world.bus.register(world.swarm) as swarm:
         with pytest.raises(InvalidParams), swarm.lock():
             raise AssertionError
-        with pytest.raises(ValueError, match="NaN"), swarm.lock(gpu, wait=math.nan):
-            raise AssertionError
+        with pytest.raises(InvalidParams, match="each is an argument"):
+            swarm.lock([gpu])  # type: ignore[arg-type]
+        for wait in (math.nan, math.inf, -1, "1"):
+            with pytest.raises(InvalidParams, match="a wait is in seconds"), swarm.lock(gpu, wait=wait):  # type: ignore[arg-type]
+                raise AssertionError
         assert not swarm.locked
         with swarm.lock(gpu) as held:
             for again in (held, swarm.lock("port:2", gpu)):

@@ -113,7 +113,7 @@ def test_a_text_stays_what_is_written(word: str) -> None:
         ("- id: T-1\n  title: x\n  estimate: soon\n", "yaml", "line 3: an estimate reads"),
         ("- id: T-1\n  title: x\n  title: y\n", "yaml", "line 3: 'title' stands here twice"),
         ("- id: T-1\n  title: x\n  depends_on: T-2\n", "yaml", "line 3: depends_on is a list of texts"),
-        ("- id: T-1\n  title: x\n  depends_on: [T-2]\n", "yaml", "line 1: task T-1 waits for T-2"),
+        ("- id: T-1\n  title: x\n  depends_on: [T-1]\n", "yaml", "line 1: these tasks wait for one another: T-1"),
         ("- id: &a T-1\n  title: *a\n", "yaml", "line 2: an alias"),
         ("- id: [\n", "yaml", "line 2: this is no YAML"),
         ("a: b\n", "yaml", "line 1: a list of tasks is"),

@@ -140,11 +140,18 @@ def _send(invocation: Invocation) -> Outcome:
             "a message is either a text or a --body",
             data={"command": "inbox send", "example": invocation.command.examples[0]},
         )
+    capabilities = split_list(args.can)
+    if capabilities == [] or args.fits == "":
+        # Such as of a variable that is not set. Without a choice the letter would go to everybody.
+        raise Usage(
+            "--can and --fits say which swarms get it, and one is empty",
+            data={"command": "inbox send", "example": invocation.command.examples[1]},
+        )
     body = {"message": args.text} if args.body is None else parse_json(args.body, "body")
     params: Data = {
         "topic": args.topic,
         "body": body,
-        "capabilities": split_list(args.can),
+        "capabilities": capabilities,
         "expression": args.fits,
         "subscribers": args.subscribers or None,
         "sender": invocation.swarm,

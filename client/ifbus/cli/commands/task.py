@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ifbus.cli.command import Command, Data, DryRun, Invocation, Outcome, parse_json, read_text, span_type
 from ifbus.cli.commands import TASK_FIELDS
 from ifbus.cli.text import View, describe_bound, fields, one_line, plural, span, table
-from ifbus.errors import AlreadyExists, InvalidParams, Usage
+from ifbus.errors import AlreadyExists, InvalidParams, NotFound, Usage
+
+if TYPE_CHECKING:
+    from ifbus.board import TaskSpec
 
 STATES = (
     "waiting",
@@ -340,6 +343,7 @@ def _import(invocation: Invocation) -> Outcome:
     params = [{**spec.to_params(), **_estimate(spec.estimate_minutes, rate)} for spec in specs]
     if invocation.args.dry_run:
         raise DryRun("coordinator.create_task", {"tasks": [task["task_id"] for task in params]})
+    _check_awaited(invocation, specs)
     created, existing = [], []
     key = invocation.args.key
     for task in params:
@@ -352,6 +356,19 @@ def _import(invocation: Invocation) -> Outcome:
         else:
             created.append(task["task_id"])
     return Outcome({"created": created, "existing": existing})
+
+
+def _check_awaited(invocation: Invocation, specs: list[TaskSpec]) -> None:
+    """See to it that a name that nobody knows is refused before the first task is created."""
+    from ifbus.board import awaited_elsewhere, bad_line
+
+    for name, spec in awaited_elsewhere(specs).items():
+        try:
+            invocation.ask("coordinator.get_task", task_id=name)
+        except NotFound as error:
+            raise bad_line(
+                spec.line, f"task {spec.task_id} waits for {name:.80}, which is neither on the board nor in the daemon"
+            ) from error
 
 
 def _estimate(minutes: int | None, usd_per_hour: str | None) -> Data:
