@@ -103,7 +103,7 @@ def measure_all(
 ) -> None:
     """Measure, print and judge; what the daemons' subscribers and publishers do comes from `push.py`, by kind."""
     place = next(place for place in placements() if place.title == TWO_CORES or len(placements()) == 1)
-    count = 5 if options.quick else 200
+    count = 5 if options.quick else 400
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ifbus-hosts-", dir=servers.DISK)))
         pair = stack.enter_context(hosts(directory, 2, is_direct=True))
