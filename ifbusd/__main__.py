@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with _configuration(arguments) as config:
                 return _run(config, arguments, launched)
         finally:
+            gc.freeze()  # or the interpreter looks through everything once more, which takes a second where there are many tasks
             # Nothing where the daemon has done so; where it did not get that far, the zygote is not to complain.
             launched.process.kill()
             launched.process.wait()

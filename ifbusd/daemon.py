@@ -385,9 +385,10 @@ def collect_rarely() -> None:
     # What was made so far lives as long as the daemon: looking through it, even once, would hold the loop up for milliseconds, and
     # nearly nothing of it is garbage.
     gc.freeze()
-    # Requests leave little behind that reference counting does not take away; the default of 700 new objects means a look
-    # every few requests.
-    gc.set_threshold(20_000, 20, 20)
+    # Requests leave nothing behind that reference counting does not take away. A look goes through all that was made since the last
+    # one and lives on, such as tasks, and holds everybody up for a millisecond per 2,000 of them; one through everything, for seconds
+    # where there are a million tasks: so looks are short, and that one is rare.
+    gc.set_threshold(2_000, 5, 2_000)
     gc.enable()
 
 

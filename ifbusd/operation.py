@@ -304,7 +304,10 @@ class Operations:
             if isinstance(answer, IfbusError):
                 # On several hosts what was read may be old: a refusal stands only if it is still so.
                 if await self._witness_refusal(caller, op, target, answer, tx.compares[:MAX_TXN_OPS]):
-                    raise answer
+                    try:
+                        raise answer
+                    finally:
+                        del answer  # it holds this frame
                 obtained = {name: found for name, found in obtained.items() if type(name) is str}
                 continue
             if earlier is not None:
@@ -359,13 +362,14 @@ class Operations:
                 earlier = tx.get_stored(idempotency) if idempotency else None
                 return tx, {} if earlier is not None else body(tx), earlier
             except _Pending as pending:
-                waits_for = pending
+                # Kept as it is, the exception would hold this frame, which holds it.
+                name, fetch = pending.name, pending.fetch
             except Momentary:
                 raise
             except IfbusError as refusal:
                 return tx, refusal, None
             try:
-                obtained[waits_for.name] = await waits_for.fetch()
+                obtained[name] = await fetch()
             except Momentary:
                 raise
             except IfbusError as refusal:

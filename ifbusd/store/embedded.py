@@ -697,6 +697,7 @@ class EmbeddedStore:
         else:
             self._journal.folded()
             self._memory.committed(batch.settled.writes)
+            batch.settled = None  # it may be the batch, which would hold itself
         self._gauge.note(took_us)
         self._flush_us = round(took_us)
         self._commits += 1
