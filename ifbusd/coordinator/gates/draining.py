@@ -126,8 +126,8 @@ class Draining(Pausing, Freeing):
         leases: list[int] = []
 
         def still(tx: Tx, claim: ClaimRecord) -> bool:
-            if kind == HOST:
-                return self._host_drain is drain
+            if kind == HOST:  # it may have ended since, and have been given out anew by another daemon
+                return self._host_drain is drain and self._is_ours(claim)
             now_ms = self._now_ms()  # resumed, or given more time, it is by the store, whatever this daemon saw
             return claim.swarm_id == name and self._governor.pause_of(tx, name).get(UNTIL, now_ms + 1) <= now_ms
 

@@ -106,3 +106,19 @@ async def test_one_of_them_ends_a_swarms_drain(autojump_clock: MockClock, daemon
         await a.until_state(name, "ready")
     await trio.sleep(600)
     assert await a.outcomes("expire_claim") == ["ok", "ok"]
+
+
+async def test_a_drained_host_leaves_what_the_other_gave_out_meanwhile(
+    autojump_clock: MockClock, daemons: tuple[World, World]
+) -> None:
+    """A claim that is to be given back ends, and the other daemon gives the task out before that is decided: it stays claimed."""
+    a, b = daemons
+    await a.swarm("docs", lease_ms=HOUR_MS)
+    await a.task("T")
+    token = await a.token("T", "docs")
+    await a.it.drain_host(a.caller(0), grace_ms=0)
+    drain = a.it._host_drain
+    await b.it.release_task(b.me, "T", "docs", token)
+    again = await b.token("T", "docs")
+    await a.it._give_back("host", "a", "T", drain)  # as decided by a board that was behind
+    await b.it.complete_task(b.me, "T", "docs", again)
