@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from ifbus.errors import InvalidParams, NotFound, PermissionDenied
@@ -14,8 +15,9 @@ from ifbusd.coordinator.model import OPEN, TASKS, BlockerRecord, MessageRecord, 
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
 
-# So many orchestrators hear of a blocker by letter; everybody else can list it. etcd takes 128 operations.
-_ORCHESTRATORS = 64
+# So many swarms hear of a blocker by letter, those that are to help first; everybody else can list it. etcd takes 128 operations,
+# and a claim that is given back with all that ends with it takes 40 of them.
+_LETTERS = 80
 _INFO_KEYS = ("reason", "task_id", "token", "severity", "needs", "release")
 
 
@@ -64,6 +66,7 @@ class Blockers(Core):
             urgent = blocker.severity in ("high", "critical")
             # One letter per inbox and revision, because the revision is its number: an orchestrator needs no call for help.
             hear = dict.fromkeys(helpers, "help") | dict.fromkeys(self._orchestrators(), "blocker")
+            hear = dict(islice(hear.items(), _LETTERS))
             unheard = [name for name in hear if not (self._has_room(name) and self._may_send(caller.uid))]
             for kind in ("help", "blocker"):
                 letter = MessageRecord(
@@ -92,7 +95,7 @@ class Blockers(Core):
         room = self._governor.max_swarms_per_task - len(called)
         if room <= 0:
             return []
-        helpers = self._governor.rank(needs, limit=room, exclude=frozenset({swarm_id, *called}))
+        helpers = self._governor.rank(needs, limit=min(room, _LETTERS), exclude=frozenset({swarm_id, *called}))
         if helpers:
             tx.put(key, [*called, *helpers])
         return helpers
@@ -117,9 +120,8 @@ class Blockers(Core):
         return by_severity[severity]
 
     def _orchestrators(self) -> list[str]:
-        """Those that hear of a blocker by letter: the live ones first, as many as one transaction takes."""
-        live_first = sorted(self._governor.orchestrators(), key=lambda name: name not in self.board.sessions)
-        return live_first[:_ORCHESTRATORS]
+        """Those that hear of a blocker by letter, the live ones first."""
+        return sorted(self._governor.orchestrators(), key=lambda name: name not in self.board.sessions)
 
     async def resolve_blocker(self, caller: Caller, blocker_id: str, *, swarm_id: str = "", note: str = "") -> Answer:
         """See `interface.Coordinator.resolve_blocker`."""

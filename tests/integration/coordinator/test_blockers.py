@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from ifbus.errors import InvalidParams, LimitExceeded, NotFound, NotReady, PermissionDenied
 from ifbus.models import BlockerAlert
-from ifbusd.coordinator.blockers import _ORCHESTRATORS
+from ifbusd.coordinator.blockers import _LETTERS
 from ifbusd.coordinator.model import CoordinatorConfig
 from ifbusd.governor.model import Policy
 from tests.integration.coordinator.world import STRANGER, World, open_world
@@ -134,19 +134,32 @@ async def test_blockers_are_bounded_however_many_listen(tmp_path: object) -> Non
     """Open blockers have a limit with figures, and many orchestrators or full inboxes do not keep a report from being made."""
     config = CoordinatorConfig(blockers=3, inbox_messages=2)
     async with open_world(tmp_path, config=config) as world:  # type: ignore[arg-type]
-        for n in range(_ORCHESTRATORS + 10):
+        for n in range(_LETTERS + 10):
             await world.swarm(f"boss{n:03d}", orchestrator=True)
         await world.swarm("docs")
         full: list[str] = []
         for n in range(3):
             answer = await world.it.detect_blocker(world.me, "docs", {"reason": f"r{n}"})
             full = answer["full_inboxes"]
-        assert len(full) == _ORCHESTRATORS
+        assert len(full) == _LETTERS
         with pytest.raises(LimitExceeded) as refused:
             await world.it.detect_blocker(world.me, "docs", {"reason": "one more"})
         assert refused.value.data.items() >= {"limit": "blockers", "used": 3, "allowed": 3}.items()
         assert refused.value.would_change
         assert (await world.outcomes("detect_blocker"))[-1] == "limit_exceeded"
+
+
+async def test_a_blocker_is_reported_however_many_are_to_hear_of_it(tmp_path: Path) -> None:
+    """The call for help and the word to orchestrators fit into one commit; those that are to help are heard first."""
+    async with open_world(tmp_path, policy=Policy(max_swarms_per_task=100)) as world:
+        for n in range(_LETTERS - 10):
+            await world.profile(f"helper{n:03d}", "gpu:cuda")
+            await world.swarm(f"boss{n:03d}", orchestrator=True)
+        await world.swarm("docs")
+        answer = await world.it.detect_blocker(world.me, "docs", {"reason": "no GPU", "needs": ["gpu:cuda"]})
+        assert len(answer["blocker"]["helpers"]) == _LETTERS - 10
+        assert [await world.inbox(name) for name in answer["blocker"]["helpers"]].count([]) == 0
+        assert world.it.statistics().letters == _LETTERS
 
 
 def escalations_told(world: World) -> list[tuple[str, str]]:
