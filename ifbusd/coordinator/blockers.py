@@ -206,6 +206,9 @@ def _parse(swarm_id: str, info: dict[str, Any], uid: int, at_ms: int) -> tuple[B
             "info needs a reason, and a severity among low, medium, high, critical",
             data={"param": "info.severity" if reason else "info.reason"},
         )
+    half = next((name for name in ("token", "release") if info.get(name) and not task_id), "")
+    if half:
+        raise InvalidParams(f"info.{half} is about a task: info needs its task_id, too", data={"param": f"info.{half}"})
     check_capabilities(needs)
     record = BlockerRecord(
         swarm_id=swarm_id,

@@ -250,6 +250,8 @@ class IFGovernor(Admissions):
         check_identifier(operation, "operation")
         check_text(model, "model", MAX_MODEL_CHARS)
         counts = rules.check_usage(usage)
+        if token is not None and task_id is None:
+            raise InvalidParams("a token is a claim's: a cost with it needs the task_id, too", data={"param": "token"})
 
         def body(tx: Tx) -> Answer:
             self.require_owner(tx, caller, swarm_id)

@@ -793,6 +793,11 @@ def blocker_with_a_wrong_figure(w: World) -> Told:
 
 
 @case
+def blocker_with_half_a_claim(w: World) -> Told:
+    return w.ask("coordinator.detect_blocker", swarm_id=w.swarm(), info={"reason": "x", "release": True})
+
+
+@case
 def blocker_without_a_reason(w: World) -> Told:
     return w.ask("coordinator.detect_blocker", swarm_id=w.swarm(), info={})
 
@@ -874,6 +879,11 @@ def unknown_count(w: World) -> Told:
 @case
 def wrong_count(w: World) -> Told:
     return w.ask("governor.track_cost", swarm_id=w.swarm(), operation="llm", cost_usd="1", usage={"input_tokens": -1})
+
+
+@case
+def cost_of_half_a_claim(w: World) -> Told:
+    return w.ask("governor.track_cost", swarm_id=w.swarm(), operation="llm", cost_usd="1", token=41)
 
 
 @case

@@ -117,6 +117,8 @@ async def test_a_blocker_of_a_task_that_moved_on_changes_nothing_of_it(world: Wo
         {"reason": "x", "needs": ["gpu"]},
         {"reason": "x", "token": True},
         {"reason": "x", "release": 1},
+        {"reason": "x", "token": 5},
+        {"reason": "x", "release": True},
         {"reason": "x", "unknown": 1},
         {"reason": "x" * 5000},
         {"reason": "x", "task_id": "../T-1", "token": 1},

@@ -116,6 +116,8 @@ async def test_a_cost_of_a_task_needs_the_current_token(world: World) -> None:
         await track(world.ann, "builder", "llm", MicroUsd(5), task_id="T-2", token=token)
     with pytest.raises(InvalidParams, match="needs the claim's token"):
         await track(world.ann, "builder", "llm", MicroUsd(5), task_id="T-1")
+    with pytest.raises(InvalidParams, match="needs the task_id"):
+        await track(world.ann, "builder", "llm", MicroUsd(5), token=token)
     assert await world.ledger("builder") == await world.ledger("other") == []
     answer = await track(world.ann, "builder", "llm", MicroUsd(5), task_id="T-1", token=token)
     assert answer["report"]["reserved_usd"] == "0.000995", "the claim had set it aside"
