@@ -157,6 +157,9 @@ class Holding(Core):
             rules.require_session(swarm_id, session, terms)
             _, bound = rules.hang_on(session, terms)
             now = claim.evolve(bound=bound)
+            if session is not None and now.bound_to == SESSION:
+                # Also where it was made before there was one.
+                now = now.evolve(incarnation=session.incarnation)
             tx.put(CLAIMS + task_id, now.to_map(), lease=stored.lease, decoded=now)
             tx.detail.update(
                 swarm=swarm_id, token=token, bound_to=rules.describe_bound(bound or {"kind": now.bound_to})

@@ -273,6 +273,22 @@ async def test_a_claim_on_the_sessions_lease_is_bound_with_the_session(world: Wo
     assert (await world.show("T-1"))["state"] == "claimed"
 
 
+async def test_a_claim_is_bound_to_a_session_that_began_after_it(world: World, process: Process) -> None:
+    """Asked for that, it ends with what the session is bound to; not asked, it would not."""
+    await world.profile("docs")
+    tokens = {}
+    for task_id in ("T-1", "T-2"):
+        await world.task(task_id)
+        tokens[task_id] = await world.token(task_id, "docs", lease_ms=HOUR_MS)
+    caller = world.caller(session=process.connection, pid=process.pid)
+    await world.it.register_swarm(caller, "docs", lease_ms=HOUR_MS, bind="process")
+    answer = await world.it.bind_claim(world.me, "T-1", "docs", tokens["T-1"], "session")
+    assert (answer["bound_to"], answer["bound"]["pid"]) == ("session", process.pid)
+    process.end()
+    await world.until_state("T-1", "ready")
+    await world.it.complete_task(world.me, "T-2", "docs", tokens["T-2"])
+
+
 async def test_watched_processes_are_bounded(tmp_path: Path, process: Process) -> None:
     """For one user; the refusal has the figures, and a claim on its lease still passes."""
     async with open_world(tmp_path, config=CoordinatorConfig(bindings_per_uid=1)) as world:
