@@ -325,7 +325,8 @@ class WaitGraph(Model):
 
     Attributes:
         edges: ``{"from", "to", "why", "since_ms"?, "id"?}`` each; nodes read ``task:T-7``, ``swarm:docs-2``, ``resource:gpu:0``, ``person``.
-        help: Of those the one whose removal frees the most, as ``{"edge", "frees": [task ids]}``; None if nobody has to act.
+        help: Of those the one whose end frees the most, or holds up the most, as ``{"edge", "frees": [task ids], "holds_up": n}``; None if nobody
+            has to act.
     """
 
     edges: tuple[dict[str, Any], ...] = attrs.field(default=(), converter=to_strings)

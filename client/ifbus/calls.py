@@ -641,7 +641,7 @@ def waits(*, about: str | None = None, limit: int | None = None, **options: Unpa
 
 
 def request_help(swarm_id: str, **options: Unpack[Options]) -> Call[dict[str, Any]]:
-    """Call for help where it frees the most of what this swarm works on: ``{"edge", "frees", "asked"}``."""
+    """Call for help where it frees the most of what this swarm works on: ``{"edge", "frees", "holds_up", "asked"}``."""
     return Call("coordinator.request_help", {"swarm_id": swarm_id}, untyped, options)
 
 

@@ -236,7 +236,6 @@ class Coordinator(Protocol):
             resource_busy: Somebody holds a resource that it needs; `wait_ms` waits for that, too.
             not_found, permission_denied: No such task or swarm; the swarm belongs to another user.
             not_ready: It waits for other tasks or its start, is blocked, or is final.
-            not_ready: It waits for other tasks, is blocked, or is final.
             paused: The task, its group or the swarm is.
             at_capacity: As many tasks of its concurrency key are held as may be; or it weighs more than the swarm has slots left.
             not_qualified, breaker_tripped, budget_exceeded: The governor's no.
@@ -269,7 +268,7 @@ class Coordinator(Protocol):
 
         Returns:
             With an `n` above 1 ``{"claimed": true, "claims": [TaskClaim], "receipt": Receipt}``, at least one. Else
-            As `claim_task`; without one ``{"claimed": false, "refusal": {"code": "not_ready", ...}}``, whose data has
+            as `claim_task`; without one ``{"claimed": false, "refusal": {"code": "not_ready", ...}}``, whose data has
             ``too_dear_usd`` if something ready fits that the swarm cannot pay; ``paused`` instead while the swarm is.
 
         Raises:
@@ -498,8 +497,8 @@ class Coordinator(Protocol):
 
         Returns:
             ``{"edges": [{"from": node, "to": node, "why": "dependency", "resource", "held", "reply", "approval" or "works_on",
-            "since_ms"?, "id"?}], "has_more": bool, "help": {"edge", "frees": [task ids]} or None}``: of what is shown, the edge
-            whose removal frees the most tasks.
+            "since_ms"?, "id"?}], "has_more": bool, "help": {"edge", "frees": [task ids], "holds_up": n} or None}``: of what is
+            shown, the edge whose end frees the most tasks, or, where each waits for others besides, holds up the most.
         """
         ...
 
@@ -508,7 +507,7 @@ class Coordinator(Protocol):
         people an escalation.
 
         Returns:
-            ``{"edge", "frees": [task ids], "asked": swarm id or "person", "receipt": ...}``.
+            ``{"edge", "frees": [task ids], "holds_up": n, "asked": swarm id or "person", "receipt": ...}``, as `waits` has it.
 
         Raises:
             invalid_request: Nothing that the swarm works on waits for anybody.

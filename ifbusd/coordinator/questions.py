@@ -25,6 +25,7 @@ from ifbusd.coordinator.model import (
 )
 from ifbusd.coordinator.waiting import Waiting
 from ifbusd.coordinator.waits import rules as waits
+from ifbusd.coordinator.waits.rules import Help
 from ifbusd.coordinator.waits.view import edges_of_record
 from ifbusd.identity import Caller
 from ifbusd.operation import Tx
@@ -37,6 +38,8 @@ _ANSWERS_KEPT = 64
 _DROPPED_AT_ONCE = 64
 # A letter quotes so much of the question.
 _QUOTED = 200
+# So many tasks that help would free are named.
+_FREED = 20
 # An id says whom the question is for, so that its key follows from it.
 _FOR_PERSON, _FOR_SWARM = "A-", "Q-"
 
@@ -229,7 +232,7 @@ class Questions(Waiting):
         views = [edge.to_wire() for edge in edges]
         fitting = how_many_fit(views)
         best = waits.best_help(edges[:fitting])
-        help_view = None if best is None else {"edge": best.edge.to_wire(), "frees": list(best.frees[:20])}
+        help_view = None if best is None else _help_view(best)
         return {"edges": views[:fitting], "has_more": has_more or fitting < len(views), "help": help_view}
 
     def _node(self, about: str) -> str:
@@ -247,20 +250,21 @@ class Questions(Waiting):
             best = waits.best_help(edges)
             if best is None:
                 raise InvalidRequest(
-                    f"cannot call for help: nothing that {swarm_id} works on waits for a single one who could free it",
+                    f"cannot call for help: nothing that {swarm_id} works on waits for anybody",
                     data={"swarm_id": swarm_id},
                     would_change=[{"by": "self", "what": "see who waits", "call": "ifbus waits"}],
                 )
-            edge, frees = best.edge, list(best.frees[:20])
+            edge, view = best.edge, _help_view(best)
             asked = self._helper_at(edge.target)
-            body = {"edge": edge.to_wire(), "frees": frees, "reason": f"{len(best.frees)} tasks wait for this"}
+            wait = "task waits" if best.holds_up == 1 else "tasks wait"
+            body = {**view, "reason": f"{best.holds_up} {wait} for this"}
             if asked:
                 self._send(tx, caller.uid, asked, "help", body, swarm_id)
             else:
                 at_ms = self._now_ms()
                 tx.publish("escalations", {"kind": "help", "swarm_id": swarm_id, "at_ms": at_ms, **body})
-            tx.detail.update(asked=asked or waits.PERSON, edge=f"{edge.source} -> {edge.target}", frees=len(frees))
-            return {"edge": edge.to_wire(), "frees": frees, "asked": asked or waits.PERSON}
+            tx.detail.update(asked=asked or waits.PERSON, edge=f"{edge.source} -> {edge.target}", frees=len(best.frees))
+            return {**view, "asked": asked or waits.PERSON}
 
         return await self._operations.run(caller, "coordinator.request_help", swarm_id, send)
 
@@ -286,6 +290,10 @@ def _view(reply_id: str, record: QuestionRecord) -> Answer:
     if record.task_id:
         view["task_id"] = record.task_id
     return view
+
+
+def _help_view(found: Help) -> Answer:
+    return {"edge": found.edge.to_wire(), "frees": list(found.frees[:_FREED]), "holds_up": found.holds_up}
 
 
 def _no_question(reply_id: str, swarm_id: str) -> NotFound:

@@ -193,7 +193,7 @@ class IFGovernor(Admissions):
         Returns:
             ``{"best": CapabilityMatch or None, "matches": [CapabilityMatch, at most `limit`, 1 to 50], "considered": n,
             "threshold": 0.7, "similarity": ...,
-            "refused": {"not_qualified": n, "breaker_tripped": n, "budget_exceeded": n, "too_expensive": n}}``.
+            "refused": {"not_qualified": n, "paused": n, "breaker_tripped": n, "budget_exceeded": n, "too_expensive": n}}``.
         """
         required = check_capabilities(capabilities)
         check_limit(limit, MAX_MATCHES)

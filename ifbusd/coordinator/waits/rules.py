@@ -47,10 +47,21 @@ class Edge(NamedTuple):
 
 
 class Help(NamedTuple):
-    """The edge whose removal frees the most, and the tasks that it frees."""
+    """Where help is called for.
+
+    Attributes:
+        frees: The tasks that can go on by themselves once this edge has ended.
+        holds_up: How many cannot before that, those that wait for others besides among them.
+    """
 
     edge: Edge
     frees: tuple[str, ...]
+    holds_up: int
+
+    @property
+    def weight(self) -> tuple[int, int]:
+        """Larger where help is worth more."""
+        return len(self.frees), self.holds_up
 
 
 def task(task_id: str) -> str:
@@ -121,32 +132,34 @@ def _name(node: str) -> str:
 def best_help(edges: Sequence[Edge]) -> Help | None:
     """Where help frees the most work: the reply, approval or held resource without which most tasks could go on by themselves.
 
-    A task is stuck if what it waits for, directly or through others, needs somebody to act. Between equals the oldest wait
-    wins, then the first by name. None if nothing is stuck.
+    A task is stuck if what it waits for, directly or through others, needs somebody to act. Between equals the one that holds
+    up the most tasks wins, so there is one also where each task waits for two; then the oldest wait, then the first by name.
+    None if nothing is stuck.
     """
     candidates = sorted(
         (edge for edge in edges if edge.why in _NEEDS_SOMEBODY),
         key=lambda edge: (edge.since_ms, edge.source, edge.target),
     )
-    stuck = _stuck(edges, None)
+    stuck = _waiting_for(candidates, edges)
     best: Help | None = None
     for edge in candidates[:_MAX_CANDIDATES]:
-        freed = stuck - _stuck(edges, edge)
-        if freed and (best is None or len(freed) > len(best.frees)):
-            best = Help(edge, tuple(sorted(_name(node) for node in freed)))
+        freed = stuck - _waiting_for(_without(edge, candidates), _without(edge, edges))
+        found = Help(edge, tuple(sorted(_name(node) for node in freed)), len(_waiting_for([edge], edges)))
+        if found.holds_up and (best is None or found.weight > best.weight):
+            best = found
     return best
 
 
-def _stuck(edges: Sequence[Edge], without: Edge | None) -> set[str]:
-    """The tasks from which a way leads to somebody who has to act."""
+def _without(edge: Edge, edges: Iterable[Edge]) -> list[Edge]:
+    return [other for other in edges if other != edge]
+
+
+def _waiting_for(ends: Iterable[Edge], edges: Iterable[Edge]) -> set[str]:
+    """The tasks from which a way leads over one of these ends."""
     waiting_for: dict[str, list[str]] = {}
-    queue: list[str] = []
     for edge in edges:
-        if edge == without:
-            continue
-        if edge.why in _NEEDS_SOMEBODY:
-            queue.append(edge.source)
         waiting_for.setdefault(edge.target, []).append(edge.source)
+    queue = [edge.source for edge in ends]
     seen = set(queue)
     for node in queue:
         for source in waiting_for.get(node, ()):

@@ -338,6 +338,22 @@ async def test_help_is_called_where_it_frees_the_most(world: World) -> None:
     assert told == ["approval", "help"]
 
 
+async def test_help_is_asked_for_where_two_answers_are_awaited(world: World) -> None:
+    """A task that waits for two frees nobody by one of them: the one that has kept it waiting for longer hears of it first."""
+    for name in ("docs", "one", "two"):
+        await world.swarm(name)
+    await world.task("T-1")
+    token = await world.token("T-1", "docs")
+    first = await ask(world, "docs", "one", task_id="T-1", token=token)
+    await ask(world, "docs", "two", task_id="T-1", token=token)
+    answer = await world.it.request_help(world.me, "docs")
+    assert (answer["asked"], answer["frees"], answer["holds_up"]) == ("one", [], 1)
+    assert (await world.inbox("one"))[-1]["body"]["reason"] == "1 task waits for this"
+    await world.it.reply(world.me, first, 1)
+    answer = await world.it.request_help(world.me, "docs")
+    assert (answer["asked"], answer["frees"], answer["holds_up"]) == ("two", ["T-1"], 1)
+
+
 async def test_questions_are_bounded(tmp_path: Path) -> None:
     """Of one user so many are open; of one swarm so many answers are kept."""
     async with open_world(tmp_path, config=CoordinatorConfig(questions_per_uid=2, inbox_messages=500)) as world:

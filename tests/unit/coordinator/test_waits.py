@@ -84,6 +84,22 @@ def test_between_equals_the_oldest_wait_wins() -> None:
     assert best_help([edge("task:T-1", "task:T-2")]) is None
 
 
+def test_help_is_found_where_two_waits_hold_up_each_task() -> None:
+    """Neither frees one by itself: the one that holds up the most is asked for."""
+    edges = [
+        Edge("task:T-1", "swarm:a", "reply", 1),
+        Edge("task:T-1", "person", "approval", 2),
+        Edge("task:T-2", "swarm:b", "reply", 3),
+        Edge("task:T-2", "task:T-1", "dependency"),
+    ]
+    best = best_help(edges)
+    assert best is not None
+    assert (best.edge, best.frees, best.holds_up) == (edges[0], (), 2)
+    best = best_help(edges[1:])
+    assert best is not None
+    assert (best.edge.target, best.frees, best.holds_up) == ("person", ("T-1",), 2)
+
+
 needs = st.sampled_from(["dependency", "dependency", "reply", "held"])
 
 

@@ -8,6 +8,7 @@ from ifbus.cli.command import Command, Data, Invocation, Outcome
 from ifbus.cli.commands.drain import grace_arguments
 from ifbus.cli.commands.pause import render_paused
 from ifbus.cli.commands.task import split_list
+from ifbus.cli.commands.waits import what_help_does
 from ifbus.cli.text import View, describe_pause, fields, one_line, plural, table
 from ifbus.errors import NotFound, Usage
 
@@ -218,10 +219,7 @@ def _request_help(invocation: Invocation) -> Outcome:
 def render_request(data: Data, _view: View) -> list[str]:
     """Who was asked, and what that would free."""
     asked = "people were" if data["asked"] == "person" else f"{data['asked']} was"
-    return [
-        f"{asked} asked for help: it frees {plural(len(data['frees']), 'task')} ({', '.join(data['frees'])})",
-        "  see: ifbus waits",
-    ]
+    return [f"{asked} asked for help: it {what_help_does(data)}", "  see: ifbus waits"]
 
 
 COMMANDS = {

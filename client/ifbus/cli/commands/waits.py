@@ -51,10 +51,19 @@ def render_waits(data: Data, view: View) -> list[str]:
     if data["has_more"]:
         lines.append(f"{len(edges)} edges, and more: --limit, or name a node")
     if data["help"] is not None:
-        edge, frees = data["help"]["edge"], data["help"]["frees"]
+        edge = data["help"]["edge"]
         does = f"{_name(edge['from'])} {_SAYS[edge['why']]} {_name(edge['to'])}"
-        lines.append(f"help here frees {plural(len(frees), 'task')} ({', '.join(frees)}): {does}")
+        lines.append(f"help here {what_help_does(data['help'])}: {does}")
     return lines
+
+
+def what_help_does(found: Data) -> str:
+    """What it frees, or, where all wait for others besides, for how many it is needed."""
+    if frees := found["frees"]:
+        return f"frees {plural(len(frees), 'task')} ({', '.join(frees)})"
+    held_up = found["holds_up"]
+    waits = "waits" if held_up == 1 else "wait"
+    return f"is needed for {plural(held_up, 'task')}, which {waits} for others besides"
 
 
 def _branch(
