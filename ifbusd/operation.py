@@ -51,6 +51,7 @@ ENDING_OPERATIONS: Final = frozenset(
         "coordinator.end_session",
         "coordinator.expire_claim",
         "coordinator.expire_resource",
+        "coordinator.expire_session",
         "coordinator.expire_task",
         "coordinator.fail_task",
         "coordinator.release_resources",

@@ -29,6 +29,7 @@ from ifbusd.coordinator.model import (
     ALARMS,
     ANSWERS,
     APPROVALS,
+    BEGUN,
     BLOCKERS,
     CLAIMS,
     COMPLETED,
@@ -67,7 +68,7 @@ _log = logging.getLogger(__name__)
 _PAGE: Final = 1_000
 # The rest of what is stored is others' matter.
 _READ: Final = (
-    *(GROUPS, CLAIMS, TASKS, SESSIONS, INBOX, BLOCKERS, ALARMS, LOCKS, HELD),
+    *(GROUPS, CLAIMS, TASKS, SESSIONS, BEGUN, INBOX, BLOCKERS, ALARMS, LOCKS, HELD),
     *(QUESTIONS, APPROVALS, ANSWERS, WAITS, TOPICS),
 )
 _SHOWN: Final = frozenset(prefix.removesuffix("/") for prefix in _READ)
@@ -134,6 +135,8 @@ class Board:
         self.coming: dict[str, Entry] = {}
         self.counts: dict[str, int] = {}
         self.sessions: dict[str, tuple[SessionRecord, int]] = {}  # with the lease
+        self.ended_sessions: dict[str, None] = {}  # by swarm and incarnation: gone, which is not on record yet
+        self._begun: set[str] = set()  # sessions whose end is not on record
         self.held_by: dict[str, set[str]] = {}
         self._leases_of: dict[int, int] = {}  # by uid: its sessions, and its claims on leases of their own
         self.mail = Mailboxes()
@@ -169,7 +172,7 @@ class Board:
         # Everything was read anew, so a claim may have come and gone unseen; whoever has looked for those sets it back.
         self.has_gap = False
         self._to_clean = trio.lowlevel.ParkingLot()
-        self._to_unhold = trio.lowlevel.ParkingLot()
+        self._to_record = trio.lowlevel.ParkingLot()
         # Dead tasks as (end, number, id), in that order.
         self.dead: list[tuple[int, int, str]] = []
         self._dead_places: dict[str, tuple[int, int, str]] = {}
@@ -216,6 +219,8 @@ class Board:
         self.tasks.clear()
         self.counts.clear()
         self.sessions.clear()
+        self._begun.clear()
+        self.ended_sessions.clear()
         self.held_by.clear()
         self._leases_of.clear()
         self.mail.clear()
@@ -298,10 +303,11 @@ class Board:
         self.mail.deliver_all()
         self.locks.wake_all()
         self.locks.note_ended()
+        self._note_ended_sessions()
         self.waits.wake_all()
         self.has_gap = True
         self._to_clean.unpark_all()
-        self._to_unhold.unpark_all()
+        self._to_record.unpark_all()
 
     def _forget_unknown(self) -> None:
         # Only a completed task is removed while others depend on it, and none is created that depends on what is not there.
@@ -381,8 +387,8 @@ class Board:
             self._take_over(event)
         if changed:
             self.offers.wake_swarms(changed)
-        if self.locks.ended:
-            self._to_unhold.unpark_all()
+        if self.locks.ended or self.ended_sessions:
+            self._to_record.unpark_all()
         self._advance(batch[-1].revision)
 
     def _take_over(self, event: WatchEvent) -> None:
@@ -423,10 +429,15 @@ class Board:
                 self._count_lease(claim.uid, 1)
         elif kind == "sessions":
             session = SessionRecord.from_bytes(item.value)
-            before = self._forget_session(name)
-            self._bindings.move(item.key, before.get("id", ""), session.bound.get("id", ""))
+            begun = self._forget_session(name)
+            if begun is not None and begun.incarnation != session.incarnation:
+                self._end_session(name, begun)
+            bound = {} if begun is None else begun.bound
+            self._bindings.move(item.key, bound.get("id", ""), session.bound.get("id", ""))
             self.sessions[name] = (session, item.lease)
             self._count_lease(session.uid, 1)
+        elif kind == "begun":
+            self._begun.add(name)
         elif kind == "inbox":
             swarm_id, _, _ = name.partition("/")
             if item.value != self._letter[0]:  # one that went to many is decoded and kept once
@@ -465,7 +476,12 @@ class Board:
             if former is not None and former.claim.bound:
                 self._bindings.move(key, former.claim.bound.get("id", ""), "")
         elif kind == "sessions":
-            self._bindings.move(key, self._forget_session(name).get("id", ""), "")
+            if (ended := self._forget_session(name)) is not None:
+                self._bindings.move(key, ended.bound.get("id", ""), "")
+                self._end_session(name, ended)
+        elif kind == "begun":
+            self._begun.discard(name)
+            self.ended_sessions.pop(name, None)
         elif kind == "inbox":
             swarm_id, _, _ = name.partition("/")
             self.mail.drop(swarm_id, key)
@@ -701,13 +717,21 @@ class Board:
                 self._count_lease(held.claim.uid, -1)
         return held
 
-    def _forget_session(self, swarm_id: str) -> dict[str, Any]:
-        """What it was bound to."""
+    def _forget_session(self, swarm_id: str) -> SessionRecord | None:
         former = self.sessions.pop(swarm_id, None)
         if former is None:
-            return {}
+            return None
         self._count_lease(former[0].uid, -1)
-        return former[0].bound
+        return former[0]
+
+    def _end_session(self, swarm_id: str, session: SessionRecord) -> None:
+        if (name := f"{swarm_id}/{session.incarnation}") in self._begun:
+            self.ended_sessions[name] = None
+
+    def _note_ended_sessions(self) -> None:
+        """Everything was read anew, so an end may have gone unseen."""
+        there = {f"{swarm_id}/{session.incarnation}" for swarm_id, (session, _) in self.sessions.items()}
+        self.ended_sessions |= dict.fromkeys(self._begun - there)
 
     def _count_lease(self, uid: int, more: int) -> None:
         self._leases_of[uid] = self._leases_of.get(uid, 0) + more
@@ -888,11 +912,10 @@ class Board:
         """
         await self.wait_for(self._store.told_revision)
 
-    async def wait_unheld(self) -> list[str]:
-        """The ids of holds for no claim whose lock is gone, once there are any."""
-        while not (self.locks.ended and self._is_settled):
-            await self._to_unhold.park()
-        return list(self.locks.ended)
+    async def wait_unrecorded(self) -> None:
+        """Return once there are holds for no claim, or sessions, that have ended with their lease (`locks.ended`, `ended_sessions`)."""
+        while not ((self.locks.ended or self.ended_sessions) and self._is_settled):
+            await self._to_record.park()
 
     async def wait_settled(self) -> None:
         """Return once nothing is missing from the board that is there, and all lost claims that it has seen are in `lost`."""

@@ -254,6 +254,7 @@ class Freeing(Core):
                 raise NothingToDo
             lease = stored.lease
             tx.delete(SESSIONS + swarm_id)
+            tx.delete(rules.begun_key(swarm_id, session.incarnation))
             bound_to = rules.describe_bound(session.bound)
             tx.detail.update(incarnation=session.incarnation, reason=binding.reason, bound_to=bound_to)
             ended = {"kind": "session_ended", "swarm_id": swarm_id, "reason": binding.reason, "bound_to": bound_to}

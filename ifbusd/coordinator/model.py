@@ -4,6 +4,7 @@
 ``tasks/<task>``            `TaskRecord`
 ``claims/<task>``           `ClaimRecord`, on a lease; its create-revision is the fencing token (DESIGN 4)
 ``sessions/<swarm>``        `SessionRecord`, on the session's lease: there while the swarm is alive
+``begun/<swarm>/<incarnation>``  its user, while there is such a session, on no lease; until that was ended, or its end is on record
 ``inbox/<swarm>/<id>``      `MessageRecord`; its create-revision is the message's ``seq``
 ``blockers/<id>``           `BlockerRecord`, gone when resolved
 ``topics/<swarm>/<topic>``   since when it is subscribed to
@@ -35,6 +36,7 @@ from ifbusd.codec import unpack
 TASKS: Final = "tasks/"
 CLAIMS: Final = "claims/"
 SESSIONS: Final = "sessions/"
+BEGUN: Final = "begun/"
 INBOX: Final = "inbox/"
 BLOCKERS: Final = "blockers/"
 ALARMS: Final = "alarms/"

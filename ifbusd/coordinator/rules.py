@@ -15,6 +15,7 @@ from ifbus.money import to_usd
 from ifbusd.coordinator.life import rules as life
 from ifbusd.coordinator.locks.rules import resources_of
 from ifbusd.coordinator.model import (
+    BEGUN,
     BLOCKERS,
     COMPLETED,
     EXPIRED,
@@ -247,6 +248,11 @@ def milestone(task: TaskRecord, claim: ClaimRecord) -> str:
         return f"{claim.percent}% - {claim.note}" if claim.note else f"{claim.percent}%"
     percent, text = max(passed, key=lambda one: one[0])
     return f"{percent}% - {text}"
+
+
+def begun_key(swarm_id: str, incarnation: int) -> str:
+    """Where it stands that a session has begun whose end is not on record."""
+    return f"{BEGUN}{swarm_id}/{incarnation}"
 
 
 def session_ended(swarm_id: str) -> StaleToken:

@@ -92,7 +92,7 @@ class IFCoordinator(
             nursery.start_soon(self.look_after_drains)
             nursery.start_soon(self.escalate_blockers)
             nursery.start_soon(self.keep_time)
-            nursery.start_soon(self.record_ended_holds)
+            nursery.start_soon(self.record_ends)
             task_status.started()
 
     async def attention(self, caller: Caller, swarm_id: str) -> list[Answer]:

@@ -13,6 +13,7 @@ from ifbusd.coordinator.core import Answer, Core
 from ifbusd.coordinator.gates.rules import check_slots
 from ifbusd.coordinator.model import LEASE, SESSION, SESSIONS, TASKS, ClaimRecord, Holder, SessionRecord, TaskRecord
 from ifbusd.coordinator.rules import (
+    begun_key,
     claim_view,
     describe_bound,
     drop_heavy,
@@ -86,6 +87,9 @@ class Sessions(Core):
                 token, lease = self._new_secret(), tx.obtain("lease", grant)
                 used[:] = granted
                 replaced[:] = [] if stored is None else [stored.lease]
+                if session is not None:  # this operation's entry tells of its end
+                    tx.delete(begun_key(swarm_id, session.incarnation))
+                tx.put(begun_key(swarm_id, profile["incarnation"]), caller.uid)
                 record = SessionRecord(
                     incarnation=profile["incarnation"],
                     uid=caller.uid,
@@ -204,6 +208,7 @@ class Sessions(Core):
             tx.delete(SESSIONS + swarm_id)
             tx.deletes_suffice = True
             incarnation = SessionRecord.from_bytes(stored.value).incarnation
+            tx.delete(begun_key(swarm_id, incarnation))
             freed = []
             for task_id, held in self.board.claims_of(swarm_id):
                 if _goes_with(held.claim, incarnation):

@@ -1,5 +1,8 @@
 """Sessions: incarnations, resuming, and what becomes of claims when a session ends, is replaced or runs out."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -9,7 +12,9 @@ from ifbus.models import SwarmProfile
 from ifbus.money import MicroUsd
 from ifbusd.codec import pack
 from ifbusd.coordinator.core import Answer
-from tests.integration.coordinator.world import LEASE_MS, World
+from ifbusd.coordinator.model import BEGUN, SESSIONS
+from tests.integration.coordinator.test_recovery import crash_between
+from tests.integration.coordinator.world import LEASE_MS, World, open_world
 
 HOUR_MS = 3_600_000
 
@@ -126,6 +131,60 @@ async def test_ending_a_session_frees_its_claims_at_once(world: World) -> None:
     assert (await world.it.end_session(world.me, "docs", session["resume_token"]))["freed"] == []
     with pytest.raises(StaleToken):
         await world.it.renew_session(world.me, "docs", session["resume_token"])
+
+
+async def session_ends(world: World, number: int) -> list[tuple[str, dict[str, Any]]]:
+    """The ends of sessions with their leases on record, once there are so many and nothing is left of sessions that are gone."""
+    with trio.fail_after(600):
+        while True:
+            record = await world.record()
+            found = [(one["target"], one["detail"]) for one in record if one["op"] == "coordinator.expire_session"]
+            keys = await world.stored()
+            begun = {key.split("/")[1] for key in keys if key.startswith(BEGUN)}
+            if len(found) >= number and begun == {key.split("/")[1] for key in keys if key.startswith(SESSIONS)}:
+                return sorted(found, key=lambda one: one[0])
+            await trio.sleep(0.05)
+
+
+async def test_a_session_that_ends_with_its_lease_is_on_record(autojump_clock: MockClock, world: World) -> None:
+    """Once, and the swarm hears of it; one that was ended, replaced or resumed is on record by that."""
+    heard: list[Any] = []
+    world.bus.subscribe("attention.docs", lambda _, item: heard.append(item["kind"]))
+    for name in ("docs", "ended", "replaced", "resumed"):
+        session = await world.swarm(name, lease_ms=1_000 if name == "docs" else HOUR_MS)
+        if name == "ended":
+            await world.it.end_session(world.me, name, session["resume_token"])
+        elif name == "replaced":
+            await world.swarm(name, lease_ms=HOUR_MS)
+        elif name == "resumed":
+            await world.swarm(name, resume=session["resume_token"])
+    lost = {"incarnation": 1, "reason": "lease_ended"}
+    assert await session_ends(world, 1) == [("docs", lost)]
+    with trio.fail_after(60):
+        while heard != ["session_ended"]:  # that comes after the entry
+            await trio.sleep(0.05)
+    await world.swarm("docs", lease_ms=1_000)
+    assert await session_ends(world, 2) == [("docs", lost), ("docs", {**lost, "incarnation": 2})]
+
+
+async def test_a_session_that_ended_in_a_crash_is_on_record(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """It went with its lease, and the daemon before it could say so: the next one does, once."""
+    async with open_world(tmp_path) as world:
+        await world.swarm("docs", lease_ms=HOUR_MS)
+        await world.swarm("other", lease_ms=24 * HOUR_MS)
+    crash_between(tmp_path / "ifbusd.db", "sessions/docs")
+    for _ in range(2):
+        async with open_world(tmp_path) as world:
+            assert await session_ends(world, 1) == [("docs", {"incarnation": 1, "reason": "lease_ended"})]
+
+
+async def test_one_of_two_daemons_records_the_end_of_a_session(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Both see it."""
+    async with open_world(tmp_path, host="a") as a, open_world(tmp_path, host="b", beside=a) as b:
+        await b.swarm("docs", lease_ms=1_000)
+        assert len(await session_ends(a, 1)) == 1
+        await trio.sleep(600)
+        assert await a.outcomes("expire_session") == ["ok"]
 
 
 async def test_a_claim_without_a_session_lives_on_its_own_lease(autojump_clock: MockClock, world: World) -> None:
