@@ -33,6 +33,14 @@ def new(
     return pause
 
 
+def from_stored(stored: Any) -> Pause:
+    """The pause of a stored map. What cannot be one raises TypeError or ValueError."""
+    pause = dict(stored)
+    if type(pause.get(UNTIL, 0)) is not int:
+        raise TypeError(f"{UNTIL} is a time, got {pause[UNTIL]!r:.80}")
+    return pause
+
+
 def refusal(what: str, kind: str, name: str, pause: Pause) -> Paused:
     """The refusal of new work: who paused what, why, since when, and who can let it go on."""
     how = "drained" if UNTIL in pause else "paused"

@@ -25,7 +25,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Self
+from types import UnionType
+from typing import Any, Final, Self, get_args, get_origin, get_type_hints
 
 import attrs
 from attrs.validators import and_, ge, gt, le
@@ -171,9 +172,24 @@ class _Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """The record of stored bytes."""
-        names = _fields(cls)
-        return cls(**{name: value for name, value in unpack(data).items() if name in names})
+        """The record of stored bytes.
+
+        Raises:
+            TypeError, ValueError, AttributeError: They are none, as another host may have written (THREATS T6).
+        """
+        types = _types(cls)
+        values = {}
+        for name, value in unpack(data).items():
+            allowed = types.get(name)
+            if allowed is None:
+                continue
+            if allowed is _STRINGS:
+                if type(value) is not list or not all(type(one) is str for one in value):
+                    raise TypeError(f"{name} of a {cls.__name__} is a list of texts, got {value!r:.80}")
+            elif allowed is not _ANYTHING and type(value) not in allowed:
+                raise TypeError(f"{name} of a {cls.__name__} is no {type(value).__name__}: {value!r:.80}")
+            values[name] = value
+        return cls(**values)
 
     def to_map(self) -> dict[str, Any]:
         """The map to store."""
@@ -199,6 +215,28 @@ def _fields(cls: type[_Record]) -> dict[str, Any]:
             factory = getattr(field.default, "factory", None)
             fields[field.name] = factory() if factory is not None else field.default
     return fields
+
+
+_ANYTHING: Final = frozenset[type]()
+_STRINGS: Final = frozenset([list])
+_TYPES: dict[str, dict[str, frozenset[type]]] = {}
+
+
+def _types(cls: type[_Record]) -> dict[str, frozenset[type]]:
+    """Name -> what the value of a record's field may be."""
+    types = _TYPES.get(cls.__name__)
+    if types is None:
+        hints = get_type_hints(cls)
+        types = _TYPES[cls.__name__] = {field.name: _allowed(hints[field.name]) for field in attrs.fields(cls)}
+    return types
+
+
+def _allowed(hint: Any) -> frozenset[type]:
+    if hint is Any:
+        return _ANYTHING
+    if hint == list[str]:
+        return _STRINGS
+    return frozenset(get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -85,16 +85,14 @@ class Escalations:
         await self._store.barrier()
         ignored: list[str] = []
         found = [
-            *_readable(
-                trips, lambda _, row: {"kind": "breaker_tripped", "at_ms": row["tripped_at_ms"], **row}, ignored
-            ),
-            *_readable(
+            *readable(trips, lambda _, row: {"kind": "breaker_tripped", "at_ms": row["tripped_at_ms"], **row}, ignored),
+            *readable(
                 blockers,
                 lambda key, row: {"kind": "blocker", "blocker_id": key.removeprefix(BLOCKERS), **row},
                 ignored,
             ),
-            *_readable(alarms, lambda _, row: row, ignored),
-            *_readable(approvals, _approval, ignored),
+            *readable(alarms, lambda _, row: row, ignored),
+            *readable(approvals, _approval, ignored),
         ]
         if ignored:  # one line, because anybody may ask as often as he likes
             _log.warning(
@@ -105,7 +103,7 @@ class Escalations:
         return found, min(page.revision for page in pages), any(page.has_more for page in pages)
 
 
-def _readable(
+def readable(
     page: Page, show: Callable[[str, dict[str, Any]], dict[str, Any]], ignored: list[str]
 ) -> Iterator[dict[str, Any]]:
     """What is stored there as it is told.

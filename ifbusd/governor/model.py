@@ -13,6 +13,7 @@ import attrs
 from attrs.validators import ge, gt, in_, le
 
 from ifbus.money import MicroUsd
+from ifbusd import pause as pauses
 
 Similarity = Literal["jaccard", "coverage"]
 
@@ -112,7 +113,7 @@ class Profile:
             incarnation=int(values["incarnation"]),
             orchestrator=bool(values["orchestrator"]),
             created_at_ms=int(values["created_at_ms"]),
-            pause=dict(values.get("pause", {})),
+            pause=pauses.from_stored(values.get("pause", {})),
         )
 
     def to_stored(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ifbusd.bus.base import Bus
 from ifbusd.codec import how_many_fit, unpack
 from ifbusd.governor import rules
 from ifbusd.governor.admission import MAX_MODEL_CHARS, Admissions, check_text
-from ifbusd.governor.escalations import Escalations
+from ifbusd.governor.escalations import Escalations, readable
 from ifbusd.governor.interface import Answer, Claims, Presence
 from ifbusd.governor.model import (
     ACCOUNTS,
@@ -166,12 +166,18 @@ class IFGovernor(Admissions):
         page = await self._store.range(SWARMS, after=SWARMS + after if after else "", limit=limit)
 
         def read(tx: Tx) -> list[tuple[Profile, Account]]:
-            names = [(item.key.removeprefix(SWARMS), item.value) for item in page.items]
-            return [(Profile.from_stored(name, unpack(value)), self._read_account(tx, name)) for name, value in names]
+            found = []
+            for item in page.items:
+                name = item.key.removeprefix(SWARMS)
+                try:
+                    found.append((Profile.from_stored(name, unpack(item.value)), self._read_account(tx, name)))
+                except (KeyError, TypeError, ValueError, AttributeError):
+                    continue  # another host wrote it (THREATS T6); the view has said so
+            return found
 
         found = await self._operations.look(read)
         await self._store.barrier()
-        return found, found[-1][0].swarm_id if page.has_more else None
+        return found, page.items[-1].key.removeprefix(SWARMS) if page.has_more else None
 
     async def find_qualified_swarm(
         self,
@@ -381,9 +387,9 @@ class IFGovernor(Admissions):
                 swarm_id = item.key.removeprefix(ACCOUNTS)
                 try:
                     account = Account.from_stored(unpack(item.value))
+                    holds |= {(swarm_id, hold.task_id): None for hold in account.holds.values()}
                 except (KeyError, TypeError, ValueError, AttributeError):
                     continue  # the view has said so
-                holds |= {(swarm_id, hold.task_id): None for hold in account.holds.values()}
             if not page.has_more:
                 return list(holds)
             after = page.items[-1].key
@@ -492,8 +498,8 @@ class IFGovernor(Admissions):
         check_limit(limit, MAX_PAGE)
         page = await self._store.range(TRIPPED, after=TRIPPED + after if after else "", limit=limit)
         await self._store.barrier()
-        breakers = [unpack(item.value) for item in page.items]
-        return _fitting("breakers", breakers, breakers[-1]["swarm_id"] if page.has_more else None)
+        breakers = list(readable(page, lambda key, row: {**row, "swarm_id": key.removeprefix(TRIPPED)}, []))
+        return _fitting("breakers", breakers, page.items[-1].key.removeprefix(TRIPPED) if page.has_more else None)
 
     # --- escalations ---------------------------------------------------------------------------------
 

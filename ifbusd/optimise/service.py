@@ -99,7 +99,10 @@ class IFOptimise:
     async def _read_fates(self, task_ids: set[str]) -> dict[str, TaskFate]:
         fates = {}
         for number, task_id in enumerate(task_ids, start=1):
-            fate = await self._read_fate(task_id)
+            try:
+                fate = await self._read_fate(task_id)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                fate = None  # another host wrote it; the coordinator's board has said so
             if fate is not None:
                 fates[task_id] = fate
             if not number % _CHUNK:

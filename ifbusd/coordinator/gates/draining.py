@@ -177,7 +177,8 @@ class Draining(Pausing, Freeing):
         if self._peers is None:
             return True
         session = self.board.sessions.get(claim.swarm_id)
-        watched_by, _, _ = rules.bound_of(claim, None if session is None else session[0]).get("id", "").partition("/")
+        binding_id = str(rules.bound_of(claim, None if session is None else session[0]).get("id", ""))
+        watched_by, _, _ = binding_id.partition("/")
         return self._peers.daemon_id == (watched_by or claim.given_by)
 
     def _left(self) -> int:

@@ -150,11 +150,14 @@ async def test_a_long_ledger_is_read_in_slices(world: World) -> None:
 
 
 async def test_an_entry_that_cannot_be_read_hides_only_itself(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A damaged entry is reported in the log and left out; the others are counted."""
+    """A damaged entry is reported in the log and left out; the others are counted, also that of a task that cannot be read."""
     await put_cost(world, 5, 5)
     for number, value in enumerate((b"\xc1", b"\x80", b"\x01", pack({"at_ms": "x"}))):
         await world.store.txn(Txn(then=[Put(f"ledger/0000000/a/{number}", value)]))
-    assert (await IFOptimise(world.store).report(world.ann))["total_usd"] == "0.000005"
+    await put_cost(world, 6, 2, task_id="T-1")
+    await world.store.txn(Txn(then=[Put(TASKS + "T-1", pack([1]))]))
+    report = await IFOptimise(world.store).report(world.ann)
+    assert (report["total_usd"], report["waste_usd"]) == ("0.000007", "0.00")
     assert caplog.text.count("cannot be read and is ignored") == 4
 
 
