@@ -127,7 +127,8 @@ class Questions(Waiting):
             for lease in granted:
                 if lease not in used:
                     self._retired.add(lease)
-        await self.board.show_told()
+        if not await self.board.wait_for(answer["receipt"]["revision"]):
+            return {**answer, "answered": False}  # asked it is, though the store does not tell
         return {**answer, **await self._answered(answer["reply_id"], wait_ms)}
 
     def _send(self, tx: Tx, uid: int, swarm_id: str, kind: str, body: Answer, sender: str) -> None:

@@ -273,6 +273,22 @@ async def test_nobody_waits_for_ever_where_the_watch_stalls(
     assert len((await pair.b.it.list_tasks(pair.b.me))["tasks"]) == 2
 
 
+async def test_a_question_is_asked_though_the_watch_stalls(
+    autojump_clock: MockClock, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store does not tell looks like a question that has ended: it is answered as asked, and found once it is told."""
+    await pair.b.swarm("docs", lease_ms=3_600_000)
+    await pair.b.swarm("helper", lease_ms=3_600_000)
+    with monkeypatch.context() as patch:
+        board = pair.b.it.board
+        patch.setattr(board, "_take_in", lambda *_: None)
+        patch.setattr(board, "_advance", lambda _: None)
+        asked = await pair.b.it.ask(pair.b.me, "docs", "helper", "why?", wait_ms=60_000)
+    assert not asked["answered"]
+    await pair.a.it.reply(pair.a.me, asked["reply_id"], 42)
+    assert (await pair.a.it.await_reply(pair.a.me, "docs", asked["reply_id"]))["answer"] == 42
+
+
 async def test_a_start_does_not_wait_until_nothing_is_lost(tmp_path: Path, autojump_clock: MockClock) -> None:
     """A daemon that finds the attempt of a lost claim while other claims are lost all the time serves soon, and so does the next."""
     async with open_world(tmp_path, host="a") as a, trio.open_nursery() as nursery:
