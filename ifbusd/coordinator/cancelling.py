@@ -90,7 +90,7 @@ class Cancelling(Core):
         if reason:
             history["reason"] = reason
             tx.detail["reason"] = reason[:200]
-        ended = life.move(task, event, state, ended_at_ms=now_ms, history=history)
+        ended = life.move(task, event, state, ended_at_ms=now_ms, history=history, blocker="")
         tx.put(TASKS + task_id, ended.to_map(), decoded=ended)
         self._publish_board(tx, state, task_id, reason=reason)
         return ended, given_back

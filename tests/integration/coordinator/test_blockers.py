@@ -277,3 +277,17 @@ async def test_a_blocker_outlives_its_task(world: World, autojump_clock: object)
             await trio.sleep(1)
     await world.it.resolve_blocker(world.me, answer["blocker"]["blocker_id"])
     assert (await world.it.list_blockers(world.me))["blockers"] == []
+
+
+async def test_a_task_that_ended_while_blocked_is_not_unblocked(world: World) -> None:
+    """Cancelled, it waits for nothing any more: resolving its blocker changes nothing of it, and tells the board nothing."""
+    await world.swarm("docs")
+    await world.task("T-1")
+    blocker_id = await report(world, task_id="T-1", token=await world.token("T-1", "docs"), release=True)
+    await world.it.cancel_task(world.me, "T-1")
+    ended = await world.show("T-1")
+    assert "blocker_id" not in ended
+    newest = world.it.board.history.newest
+    await world.it.resolve_blocker(world.me, blocker_id, note="here is the key")
+    assert await world.show("T-1") == ended
+    assert list(world.it.board.history.after(newest)) == []
