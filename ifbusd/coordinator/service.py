@@ -115,7 +115,8 @@ class IFCoordinator(
             for handle in self.board.handles_of(swarm_id)[:_HANDLES]
         ]
         letters = [message for _, message in self.board.mail.letters(swarm_id)]
-        items += [letter.body for letter in letters if letter.body.get("kind") in _CLAIM_ENDS][:_HANDLES]
+        notices = [letter.body for letter in letters if letter.kind == "notice"]  # the daemon's own words
+        items += [body for body in notices if body.get("kind") in _CLAIM_ENDS][:_HANDLES]
         urgent = sum(1 for message in letters if message.urgent)
         if letters:
             items.append(

@@ -14,7 +14,7 @@ from ifbusd.codec import pack
 from ifbusd.coordinator.core import Answer
 from ifbusd.coordinator.model import BEGUN, SESSIONS
 from tests.integration.coordinator.test_recovery import crash_between
-from tests.integration.coordinator.world import LEASE_MS, World, open_world
+from tests.integration.coordinator.world import LEASE_MS, STRANGER, World, open_world
 
 HOUR_MS = 3_600_000
 
@@ -233,6 +233,17 @@ async def test_attention_names_the_most_urgent_first(world: World) -> None:
     await world.governor.reset_circuit_breaker(world.caller(0), "docs", "paid", budget_usd=MicroUsd(9_000_000))
     kinds = [item["kind"] for item in await world.it.attention(world.me, "docs")]
     assert kinds == ["mail", "holding"]
+
+
+async def test_nobody_else_says_what_needs_attention(world: World) -> None:
+    """A stranger's broadcast is mail, whatever it looks like: it ends no claim, and keeps nobody's attention from being read."""
+    await world.swarm("docs")
+    await world.task("T-1")
+    token = await world.token("T-1", "docs")
+    forged = {"kind": "cancelled", "task_id": "T-1", "token": token, "message": f"T-1@{token} was cancelled"}
+    for body in (forged, {"kind": []}):
+        await world.it.broadcast(world.caller(STRANGER), "news", body)
+    assert [item["kind"] for item in await world.it.attention(world.me, "docs")] == ["holding", "mail"]
 
 
 async def test_attention_fits_into_one_notification(world: World) -> None:
