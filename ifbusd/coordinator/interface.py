@@ -634,7 +634,8 @@ class Coordinator(Protocol):
         expression: str = "",
         subscribers: bool = False,
     ) -> Answer:
-        """Put a message into the inbox of every registered swarm that has all `capabilities`; full inboxes are left out.
+        """Put a message into the inbox of every registered swarm that has all `capabilities`; full inboxes are left out, and who is
+        beyond what the sender's user may have under way.
 
         Args:
             expression: Only swarms that it fits, as ``all(code-analysis:python, any(infra:*, docs:writing), not(gpu:cuda))``.

@@ -197,6 +197,18 @@ async def test_what_one_user_sent_and_nobody_read_is_bounded(tmp_path: Path) -> 
         assert world.it.board.mail.bytes_of(STRANGER) < 1_000
 
 
+async def test_a_broadcast_that_some_have_got_says_how_many_have_not(tmp_path: Path) -> None:
+    """The sender's bound is reached in the middle: the rest is left out like full inboxes, and the next broadcast is refused."""
+    async with open_world(tmp_path, config=CoordinatorConfig(letter_bytes_per_uid=64 << 10)) as world:
+        for n in range(250):
+            await world.profile(f"s{n:03d}")
+        answer = await world.it.broadcast(world.me, "news", {"x": "y" * 1_000})
+        assert (answer["broadcast"]["delivered_to"], answer["full"], answer["full_inboxes"][0]) == (100, 150, "s100")
+        assert world.it.statistics().letters == 100
+        with pytest.raises(LimitExceeded):
+            await world.it.broadcast(world.me, "news", {})
+
+
 async def test_a_letter_says_whose_it_is_and_what_its_topic_is(world: World) -> None:
     """The kernel's uid and the topic of the call stand, whatever the body says."""
     await world.swarm("docs")
