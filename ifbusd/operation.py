@@ -187,12 +187,8 @@ class Tx:
         """As `get`, without a compare: for what another key, which is compared, guards."""
         if key in self._writes or key in self._seen:
             return self.get(key)
-        try:
-            found = self._store.peek(key)
-        except NotAtHand:
-            if (_KEY, key) not in self._obtained:
-                raise _Pending((_KEY, key), partial(self._store.get, key)) from None
-            found = self._obtained[_KEY, key]
+        found = self.get_stored(key)
+        del self._seen[key]
         return None if found is None else found.value
 
     def read(self, key: str, decode: Callable[[bytes], T]) -> T | None:
