@@ -114,6 +114,7 @@ class Tasks(Resources):
 
     async def explain_claim(self, caller: Caller, task_id: str, swarm_id: str) -> Answer:
         """See `interface.Coordinator.explain_claim`."""
+        check_identifier(swarm_id, "swarm_id")
         await self.board.catch_up()
         answer = await self._operations.look(lambda tx: self._explain(tx, caller, task_id, swarm_id))
         await self._store.barrier()

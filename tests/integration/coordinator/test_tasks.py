@@ -128,6 +128,9 @@ async def test_an_explanation_shows_every_check(world: World) -> None:
     await world.token("T-1", "docs")
     taken = await world.it.explain_claim(world.me, "T-1", "gpu")
     assert taken["checks"][1]["data"]["owner"] == "docs"
+    for odd in ("x" * 3_000, "a/b"):
+        with pytest.raises(InvalidParams):
+            await world.it.explain_claim(world.me, "T-1", odd)
 
 
 async def test_every_change_is_on_record(world: World) -> None:
