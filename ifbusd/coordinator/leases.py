@@ -13,6 +13,8 @@ from ifbusd.store.base import Store
 # So many are revoked at a time; the store commits them together.
 _AT_ONCE: Final = 256
 _RETRY_S: Final = 0.5
+# Who waits for it has done what it asked for: it is only told so later.
+_PATIENCE_S: Final = 5.0
 
 
 class RetiredLeases:
@@ -34,9 +36,10 @@ class RetiredLeases:
         self._added.unpark()
 
     async def wait_revoked(self, leases: Collection[int]) -> None:
-        """Return once none of these is left to revoke. Cancelled, they are revoked all the same."""
-        while any(lease in self._leases for lease in leases):
-            await self._revoked.park()
+        """Return once none of these is left to revoke, or the store has not answered for so long; they are revoked all the same."""
+        with trio.move_on_after(_PATIENCE_S):
+            while any(lease in self._leases for lease in leases):
+                await self._revoked.park()
 
     async def run(self) -> None:
         """Revoke what is added until cancelled."""

@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ifbus.errors import StaleToken
+from ifbus.errors import StaleToken, Unavailable
 from ifbus.models import SwarmProfile
 from ifbus.money import MicroUsd
 from ifbusd.codec import pack
@@ -185,6 +185,25 @@ async def test_one_of_two_daemons_records_the_end_of_a_session(tmp_path: Path, a
         assert len(await session_ends(a, 1)) == 1
         await trio.sleep(600)
         assert await a.outcomes("expire_session") == ["ok"]
+
+
+async def test_an_end_that_is_on_record_is_answered_while_the_store_is_away(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leases cannot be revoked: that is done as soon as the store answers again."""
+
+    async def away(_: int) -> None:
+        raise Unavailable("cannot reach the store")
+
+    session = await world.swarm("docs", lease_ms=HOUR_MS)
+    await world.task("T-1")
+    await world.token("T-1", "docs")
+    with monkeypatch.context() as patch, trio.fail_after(60):
+        patch.setattr(world.store, "revoke", away)
+        answer = await world.it.end_session(world.me, "docs", session["resume_token"])
+        assert answer["freed"] == ["T-1"]
+        assert (await world.swarm("docs"))["incarnation"] == 2
+    await world.until_state("T-1", "ready")
 
 
 async def test_a_claim_without_a_session_lives_on_its_own_lease(autojump_clock: MockClock, world: World) -> None:
