@@ -85,12 +85,13 @@ class Recording:
                 await self._feed.run(self._intake.revision + 1)
 
     async def _take_late(self, events: list[Any]) -> None:
+        await self._intake.until_room()
         self._intake.put(_records_of(event.kv for event in events if not event.type), events[-1].kv.mod_revision)
-        # This watch tells everything in order, so with one of those that were missed it was told all before it.
-        if 0 < self._missed_revision <= self._intake.revision:
+        # This watch tells everything in order, so with one of those that were missed it was told all before it. Without room it would be
+        # behind again with the next one.
+        if 0 < self._missed_revision <= self._intake.revision and self._intake.has_room:
             self._is_behind = False
             self._catching_up.cancel()
-        await self._intake.until_room()
 
     async def _read_anew(self) -> int:
         """What comes next is no longer kept: take what still stands there. What was written over since is lost to this host."""

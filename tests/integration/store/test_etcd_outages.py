@@ -18,7 +18,7 @@ from ifbus.errors import Unavailable
 from ifbusd.store.base import Compacted, Compare, Delete, LeaseNotFound, Put, Store, Txn, TxnResult, Watch
 from ifbusd.store.etcd import records
 from ifbusd.store.etcd.recording import Recording
-from ifbusd.store.etcd.records import RecordLog
+from ifbusd.store.etcd.records import Intake, Record, RecordLog
 from ifbusd.store.etcd.store import EtcdStore
 from tests import full_etcd
 from tests.conformance.backends import etcd_store, running
@@ -465,19 +465,54 @@ async def test_a_disk_without_room_holds_up_the_record_alone(
         assert [entry.record for entry in await host.read_log()] == [entry.record for entry in await other.read_log()]
 
 
+async def test_a_disk_without_room_does_not_fill_the_memory(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many entries the others write meanwhile, none is taken that there is no room for; once there is, all come."""
+    monkeypatch.setattr(records, "_MOST_GATHERED", 20)
+    had_room = []
+    put = Intake.put
+
+    def put_noted(intake: Intake, entries: list[Record], revision: int) -> None:
+        had_room.append(intake.has_room)
+        put(intake, entries, revision)
+
+    monkeypatch.setattr(Intake, "put", put_noted)
+    async with store_on(tmp_path / "host", node.address) as host, store_on(tmp_path / "other", node.address) as other:
+        await write(host, "a/before", record=b"before")
+        assert len(await host.read_log()) == 1
+        may_write, flush = threading.Event(), RecordLog._flush
+
+        def flush_later(log: RecordLog, *entries: Any) -> None:
+            if log.path.parent.name == "host":
+                may_write.wait()
+            flush(log, *entries)
+
+        monkeypatch.setattr(RecordLog, "_flush", flush_later)
+        for number in range(200):
+            await write(other, f"a/{number}", record=b"%d" % number)
+            await until(lambda last=f"a/{number}": host.peek(last) is not None)  # type: ignore[misc]
+        may_write.set()
+        await until(lambda: host.statistics().record_seq >= 201)
+        assert [entry.record for entry in await host.read_log()] == [entry.record for entry in await other.read_log()]
+        assert all(had_room)
+
+
 async def test_what_a_catching_up_record_is_told_twice_stands_there_once(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Entries that its own watch told before the one for everything did, which is held up for a moment."""
     may_see, take = trio.Event(), EtcdStore._take
+    held_up = set()
 
     async def take_later(store: EtcdStore, events: list[Any]) -> None:
-        if store.node == host.node:
+        if store.node in held_up:
             await may_see.wait()
         await take(store, events)
 
+    monkeypatch.setattr(EtcdStore, "_take", take_later)  # a store hands it on when it is made
     async with store_on(tmp_path / "host", node.address) as host, store_on(tmp_path / "other", node.address) as other:
-        monkeypatch.setattr(EtcdStore, "_take", take_later)
+        held_up.add(host.node)
         for number in range(5):
             await write(other, f"a/{number}", record=b"%d" % number)
             if number < 2:  # as long as it is behind
