@@ -127,9 +127,12 @@ class Commits:
         self.recorded_revision = 0
         self.txns = self.requests = self.largest = self.split = self.unknown = 0
 
-    def begin_at(self, slot: int) -> None:
-        """Where the next witness entry goes: behind those that stand there already."""
-        self._slot = slot % self._config.record_slots
+    def begin_behind(self, slot: int) -> None:
+        """The newest witness entry that stands there is at this place: the next ones go well behind it.
+
+        Others are as new, or were on their way when the daemon ended, and come yet: some places on none of them is written over.
+        """
+        self._slot = (slot + self._config.record_slots // 4) % self._config.record_slots
 
     def is_writing(self, key: str) -> bool:
         """Whether the key is being written by this daemon: what is known of it is about to be old."""

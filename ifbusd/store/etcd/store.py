@@ -604,7 +604,8 @@ class EtcdStore:
             sort_target=etcdrpc.RangeRequest.MOD,
         )
         answer = await self._cluster.call("Range", request)
-        self._commits.begin_at(int(answer.kvs[0].key[len(own) :], 16) + 1 if answer.kvs else 0)
+        if answer.kvs:
+            self._commits.begin_behind(int(answer.kvs[0].key[len(own) :], 16))
         self._replica, revision = await self._load()
         self._history = self._new_history(revision)
         self._told_revision = revision

@@ -571,6 +571,26 @@ async def test_a_record_far_behind_gets_what_still_stands_in_the_rings(node: Nod
         assert [entry.revision for entry in found] == sorted(entry.revision for entry in found)
 
 
+async def test_a_restart_writes_over_none_of_the_last_entries(node: Node, tmp_path: Path) -> None:
+    """Those of one group, which are equally new, are there for a host that was away, whatever was written after the restart."""
+    async with store_on(tmp_path / "away", node.address) as away:
+        await write(away, "a/first", record=b"first")
+        assert len(await away.read_log()) == 1
+    async with store_on(tmp_path / "other", node.address) as other, trio.open_nursery() as nursery:
+        for number in range(60):
+            nursery.start_soon(write, other, f"a/{number}", b"v", b"%d" % number)
+    async with store_on(tmp_path / "other", node.address) as other:
+        for number in range(60, 120):
+            await write(other, f"a/{number}", record=b"%d" % number)
+        with grpc.insecure_channel(node.address) as channel:
+            etcdrpc.KVStub(channel).Compact(etcdrpc.CompactionRequest(revision=other.revision), timeout=10)
+    async with store_on(tmp_path / "away", node.address) as away:
+        await until(lambda: away.statistics().read_anew == 1)
+        await write(away, "a/last", record=b"last")
+        entries = await away.read_log()
+        assert sorted(entry.record for entry in entries[1:-1]) == sorted(b"%d" % number for number in range(120))
+
+
 async def test_the_ring_of_entries_is_bounded_and_misses_none(node: Node, tmp_path: Path) -> None:
     """Far more entries than places for them, some of them across a restart: each is in the log, and etcd holds no more than the ring."""
     settings = {"record_slots": 64}
