@@ -96,26 +96,30 @@ class Recording:
     async def _read_anew(self) -> int:
         """What comes next is no longer kept: take what still stands there. What was written over since is lost to this host."""
         await self._intake.drain()
-        start, end = self._keys.record_range
-        revision = 0
-        with closing(Spool()) as found:
-            while True:
-                page = await self._cluster.read_page(start, end, _PAGE, revision=revision)
-                revision = revision or int(page.header.revision)
-                try:
-                    await found.add([kv for kv in page.kvs if kv.mod_revision > self._log.revision])
-                except apsw.Error as error:  # tried again from the start: it can wait in etcd
-                    raise EtcdFault(Kind.OUTAGE, f"no place to put the record in order: {describe(error)}") from error
-                if not page.more:
-                    break
-                start = page.kvs[-1].key + b"\0"
-            while entries := await found.next_revisions(_PAGE):
-                await append_patiently(self._log, _records_of(entries), entries[-1].mod_revision)
-        await append_patiently(self._log, [], revision)
+        try:
+            with closing(Spool()) as found:
+                revision = await self._read_what_stands(found)
+        except apsw.Error as error:  # tried again from the start: it can wait in etcd
+            raise EtcdFault(Kind.OUTAGE, f"no place to put the record in order: {describe(error)}") from error
         _log.warning(
             "this host's record was behind what etcd keeps: entries that were written over meanwhile are not in it",
             extra={"entries": found.count, "revision": revision},
         )
+        return revision
+
+    async def _read_what_stands(self, found: Spool) -> int:
+        start, end = self._keys.record_range
+        revision = 0
+        while True:
+            page = await self._cluster.read_page(start, end, _PAGE, revision=revision)
+            revision = revision or int(page.header.revision)
+            await found.add([kv for kv in page.kvs if kv.mod_revision > self._log.revision])
+            if not page.more:
+                break
+            start = page.kvs[-1].key + b"\0"
+        while entries := await found.next_revisions(_PAGE):
+            await append_patiently(self._log, _records_of(entries), entries[-1].mod_revision)
+        await append_patiently(self._log, [], revision)
         return revision
 
 

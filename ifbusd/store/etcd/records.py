@@ -93,6 +93,7 @@ class RecordLog:
         Raises:
             Unavailable: The disk is full (`data["reason"]` is ``storage_full``), or the log is closed. Nothing was added.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()  # before an error: in the end it is closed, which is none
         if self._unavailable:
             raise Unavailable(self._unavailable)
         batch = _Batch(records, revision)

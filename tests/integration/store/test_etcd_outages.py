@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 import grpc
 import pytest
 import trio
@@ -16,9 +17,10 @@ from etcd3 import etcdrpc
 
 from ifbus.errors import Unavailable
 from ifbusd.store.base import Compacted, Compare, Delete, LeaseNotFound, Put, Store, Txn, TxnResult, Watch
-from ifbusd.store.etcd import records
+from ifbusd.store.etcd import recording, records
 from ifbusd.store.etcd.recording import Recording
 from ifbusd.store.etcd.records import Intake, Record, RecordLog
+from ifbusd.store.etcd.spool import Spool
 from ifbusd.store.etcd.store import EtcdStore
 from tests import full_etcd
 from tests.conformance.backends import etcd_store, running
@@ -569,6 +571,41 @@ async def test_a_record_far_behind_gets_what_still_stands_in_the_rings(node: Nod
         assert away.statistics().read_anew == 1
         assert sorted((entry.revision, entry.record) for entry in found[1:]) == sorted(written)
         assert [entry.revision for entry in found] == sorted(entry.revision for entry in found)
+
+
+async def test_a_record_far_behind_waits_for_a_place_to_put_it_in_order(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk under the temporary files ends nothing, wherever it shows: once there is room each entry is there once."""
+    monkeypatch.setattr(recording, "_PAGE", 10)
+    failed = []
+
+    def failing_once(name: str, nth: int) -> None:
+        work, calls = getattr(Spool, name), itertools.count()
+
+        def fail(spool: Spool, *arguments: Any) -> Any:
+            if next(calls) == nth:
+                failed.append(name)
+                raise apsw.FullError("database or disk is full")
+            return work(spool, *arguments)
+
+        monkeypatch.setattr(Spool, name, fail)
+
+    async with store_on(tmp_path / "away", node.address) as away:
+        await write(away, "a/first", record=b"first")
+        assert len(await away.read_log()) == 1
+    async with store_on(tmp_path / "other", node.address) as other:
+        for number in range(50):
+            await write(other, f"a/{number}", record=b"%d" % number)
+        with grpc.insecure_channel(node.address) as channel:
+            etcdrpc.KVStub(channel).Compact(etcdrpc.CompactionRequest(revision=other.revision), timeout=10)
+    failing_once("_add", 2)
+    failing_once("_next", 0)
+    failing_once("_next", 3)
+    async with store_on(tmp_path / "away", node.address) as away:
+        await until(lambda: away.statistics().record_seq >= 51)
+        assert [entry.record for entry in (await away.read_log())[1:]] == [b"%d" % number for number in range(50)]
+    assert failed == ["_add", "_next", "_next"]
 
 
 async def test_a_restart_writes_over_none_of_the_last_entries(node: Node, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ifbus.errors import Unavailable
 from ifbusd.store.etcd.records import Intake, RecordLog
 
 
@@ -62,3 +64,15 @@ async def test_too_many_entries_leave_no_room(tmp_path: Path, mock_clock: MockCl
             mock_clock.jump(1)
         assert intake.has_room
         assert (log.head.seq, intake.revision) == (5_000, 1)
+
+
+async def test_an_end_is_no_error(tmp_path: Path) -> None:
+    """Who is cancelled and still comes with entries, as from a thread that could not be cancelled, does not hear that the log is closed."""
+    async with following(tmp_path / "log.db") as (log, _):
+        pass
+    with trio.CancelScope() as end:
+        end.cancel()
+        await log.append([(1, 0, b"entry")], 1)
+    assert end.cancelled_caught
+    with pytest.raises(Unavailable):
+        await log.append([(1, 0, b"entry")], 1)
