@@ -294,8 +294,8 @@ def _without_times(operation: Operation) -> Operation:
 
 
 def _lost(tasks: dict[str, list[Operation]], among: Hosts) -> list[str]:
-    """Acknowledged changes of which the record of some host knows nothing."""
-    acknowledged: dict[tuple[str, str, int], Operation] = {}
+    """Acknowledged changes that do not stand exactly once in the record of each host, and entries in which the records differ."""
+    acknowledged: set[tuple[str, str, int]] = set()
     for task_id, operations in tasks.items():
         for operation in operations:
             method = {"claim": "coordinator.claim_task"}.get(operation.kind, f"coordinator.{operation.kind}_task")
@@ -305,20 +305,34 @@ def _lost(tasks: dict[str, list[Operation]], among: Hosts) -> list[str]:
                 continue
             receipt = operation.answer["receipt"]
             if not receipt.get("replayed"):
-                acknowledged[method, task_id, receipt["revision"]] = operation
-    missing = []
+                acknowledged.add((method, task_id, receipt["revision"]))
+    newest = max(revision for _, _, revision in acknowledged)
+    faults = []
+    records = []
     for number, host in enumerate(among.hosts):
         with host.client(timeout=PATIENCE_S) as link:
-            known = set(_recorded(link))
-        missing += [f"host {number}: {key}" for key in acknowledged if key not in known]
-    return missing
+            wait_until(lambda link=link: link.call("daemon.status")["store"]["record_revision"] >= newest)  # type: ignore[misc]
+            entries = list(_recorded(link))
+        revisions = [entry["revision"] for entry in entries]
+        if revisions != sorted(revisions):
+            faults.append(f"host {number}: its record is out of order")
+        known = Counter((entry["op"], entry["target"], entry["revision"]) for entry in entries)
+        faults += [f"host {number}: {known[key]} times {key}" for key in acknowledged if known[key] != 1]
+        # Each has a place of its own in each record, and with equal revisions they may stand in another order.
+        records.append(
+            Counter(repr({**entry, "seq": 0, "hash": ""}) for entry in entries if entry["revision"] <= newest)
+        )
+    for number, record in enumerate(records):
+        faults += [f"host {number}: it lacks {entry}" for entry in records[number - 1] - record]
+    return faults
 
 
-def _recorded(link: Link) -> Iterator[tuple[str, str, int]]:
+def _recorded(link: Link) -> Iterator[dict[str, Any]]:
+    """The changes in the record of a host; refusals stand in that of the host that refused alone."""
     after = 0
     while page := link.call("witness.query", after_seq=after, limit=200)["entries"]:
         after = page[-1]["seq"]
-        yield from ((entry["op"], entry["target"], entry["revision"]) for entry in page if entry["outcome"] == "ok")
+        yield from (entry for entry in page if entry["outcome"] == "ok")
 
 
 @contextmanager
