@@ -288,8 +288,12 @@ class Connection:
         _, msgid, method, params = message
         if not _is_msgid(msgid):
             return _malformed(None, "a request's id is an integer of 32 bits", msgid)
-        if type(method) is not str or type(params) is not list:
-            return _malformed(msgid, "a request's method is a string and its params an array", message)
+        if type(method) is not str:
+            return _malformed(msgid, "a request's method is a string", method)
+        if type(params) is not list:
+            return _malformed(
+                msgid, "a request's params are an array; parameters by name are one map in it, as [{...}]", params
+            )
         if not params:
             return Request(msgid, method, params, {})
         if self._is_too_deep(params):

@@ -157,7 +157,7 @@ class Freeing(Core):
     def _tell_freed(self, tx: Tx, task_id: str, swarm_id: str, token: int, given_back: int, reason: str) -> None:
         """Put the end of a claim without a verdict on record, and tell the board and the holder."""
         tx.detail.update(swarm=swarm_id, token=token, released_usd=to_usd(given_back), reason=reason)
-        self._publish_board(tx, "expired", task_id, swarm_id=swarm_id, reason=reason)
+        self._publish_board(tx, "lost", task_id, swarm_id=swarm_id, reason=reason)
         tx.publish(
             f"attention.{swarm_id}", {"kind": "lease_lost", "task_id": task_id, "token": token, "reason": reason}
         )

@@ -729,6 +729,11 @@ class Coordinator(Protocol):
         Each once, in order of ``seq``, which is the same at every daemon. If a daemon falls behind its store, it says so by an event
         ``missed``: list the tasks, then go on.
 
+        Events: ``created``, ``pushed``, ``claimed``, ``progress``, ``blocked`` and ``unblocked``, ``paused`` and ``resumed``, ``requeued``;
+        ``released`` (given back, or failed with attempts left); ``lost`` (the claim ended without its holder's word, with the
+        ``reason``); and for a task that has ended the state that it ended in: ``completed`` (with ``unblocked``), ``failed``, ``dead``,
+        ``cancelled``, ``expired``.
+
         Args:
             after_seq: What came after this number first, as far as it is kept (``board_history``); from now on if not given.
 

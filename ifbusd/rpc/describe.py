@@ -59,8 +59,9 @@ _INTRODUCTION = """\
 `[0, msgid, method, params]`, response `[1, msgid, error, result]`, notification `[2, method, params]`, back to back. Any number
 of requests may be under way; answers come in any order.
 
-- `params` is the list of the parameters below in their order, or one map of them by name. A single map is always taken for the
-  latter: give a method whose only parameter is a map that parameter by name.
+- `params` is a list: of the parameters below in their order (`["T-7", "me"]`), or of one map of them by name
+  (`[{"task_id": "T-7", "swarm_id": "me"}]`). A single map is always taken for the latter: give a method whose only parameter is a
+  map that parameter by name.
 - `error` is nil or `{"code": string, "message": string, "data": map}`. Codes are stable; `data` has the figures that decided and,
   where something would change the answer, `would_change`.
 - What a request says about itself travels in a map under the key `"$"`, in the map of named parameters or as a trailing map of
@@ -72,9 +73,44 @@ of requests may be under way; answers come in any order.
   should not be acted upon without it, and `closing [error]` before it ends a connection.
 - Times are milliseconds, `_at_ms` since the Unix epoch. An *amount of dollars* is a decimal string such as `"0.05"` or a whole
   number.
-- Limits, told by `daemon.hello`: a message is at most 64 KiB, nested at most 32 deep; 64 requests of a connection and 64
-  connections of a user at a time. Beyond a limit the answer is an error, or, where nothing can be answered, the end of the
-  connection.
+- Limits, told by `daemon.hello`: a message is at most 64 KiB, nested at most 32 deep; 64 requests of a connection at a time. A
+  user has at most 256 connections. All of them are [configured](configuration.md#rpc). Beyond a limit the answer is an error, or,
+  where nothing can be answered, the end of the connection.
+
+A whole client, with nothing but a MessagePack library:
+
+```python
+import itertools, os, socket
+import msgpack
+
+daemon, answers, numbers = socket.socket(socket.AF_UNIX), msgpack.Unpacker(), itertools.count(1)
+daemon.connect(os.environ["IFBUS_SOCKET"])
+
+
+def call(method, **params):
+    number = next(numbers)
+    daemon.sendall(msgpack.packb([0, number, method, [params]]))
+    while True:
+        for kind, *rest in answers:
+            if kind == 2:
+                print("told:", *rest)
+            elif rest[0] == number:
+                if rest[1] is not None:
+                    raise RuntimeError(rest[1]["message"])
+                return rest[2]
+        if not (data := daemon.recv(65536)):
+            raise ConnectionError("the daemon ended the connection")
+        answers.feed(data)
+
+
+session = call("coordinator.register_swarm", swarm_id="hand", capabilities=["docs:writing"])
+task = call("coordinator.create_task", title="Count the words", capabilities=["docs:writing"])["task"]
+claim = call("coordinator.claim_task", task_id=task["task_id"], swarm_id="hand")["claim"]
+call("coordinator.renew_session", swarm_id="hand", resume_token=session["resume_token"])  # at least once in lease_ms
+mine = {"task_id": claim["task_id"], "swarm_id": "hand", "token": claim["token"]}
+done = call("coordinator.complete_task", **mine, result={"words": 4})
+print(done["task"]["state"], done["receipt"]["seq"])
+```
 """
 
 _ABOUT_VALUES = """\

@@ -82,7 +82,7 @@ class Holders:
         while task_id not in self._freed:
             event = self._board.receive(PATIENCE_S)
             assert event is not None
-            if event["event"] == "expired":
+            if event["event"] == "lost":
                 self._freed[str(event["task_id"])] = event
         return self._freed.pop(task_id)
 
@@ -268,7 +268,7 @@ def test_a_restarted_daemon_watches_nobody_until_it_is_asked(bus: tuple[Daemon, 
         holder.wait()
         event = board.receive(PATIENCE_S)
     assert event is not None
-    assert (event["event"], event["reason"]) == ("expired", "process_ended")
+    assert (event["event"], event["reason"]) == ("lost", "process_ended")
 
 
 def test_an_opener_that_has_ended_holds_nothing(bus: tuple[Daemon, Client]) -> None:

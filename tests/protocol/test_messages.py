@@ -157,6 +157,14 @@ def nested(depth: int) -> Any:
     return value
 
 
+def test_named_params_without_their_list_are_told_to_take_one() -> None:
+    """The slip of a first client of one's own: a map where a list of one map belongs."""
+    [refused] = drain(Connection(), msgpack.packb([0, 7, "a", {"task_id": "T-1"}]))
+    assert isinstance(refused, Malformed)
+    assert refused.msgid == 7
+    assert refused.error.message.endswith("by name are one map in it, as [{...}], got a map of 1")
+
+
 def test_params_may_be_nested_up_to_the_limit() -> None:
     """The deepest allowed params pass, one level more is malformed and the stream goes on."""
     limits = Limits(nesting=8)

@@ -66,7 +66,7 @@ def freed_by(shell: Shell, task_id: str, end: Callable[[], object]) -> str:
         while True:
             event = board.receive(PATIENCE_S)
             assert event is not None
-            if (event["event"], event["task_id"]) == ("expired", task_id):
+            if (event["event"], event["task_id"]) == ("lost", task_id):
                 return str(event["reason"])
 
 

@@ -12,10 +12,12 @@ import msgpack
 from ifbus import models
 from ifbusd.chassis.interface import Chassis
 from ifbusd.coordinator.interface import Coordinator
+from ifbusd.coordinator.model import CANCELLED, COMPLETED, DEAD, EXPIRED, FAILED
 from ifbusd.governor.interface import Governor
 from ifbusd.optimise.interface import Optimise
 from ifbusd.rpc.daemon_methods import DaemonMethods
 from ifbusd.rpc.describe import PAGE, describe, meanings_of, page
+from ifbusd.rpc.limits import RpcLimits
 from ifbusd.rpc.methods import ROWS
 from ifbusd.witness.interface import Witness
 
@@ -35,6 +37,26 @@ def test_every_value_that_the_page_names_is_defined_on_it() -> None:
         keys = [field.name for field in attrs.fields(model)]
         assert [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")] == keys
         assert set(meanings_of(inspect.getdoc(model) or "")) <= set(keys)
+
+
+def test_the_limits_that_the_page_names_are_the_defaults() -> None:
+    """Who plans by the page is refused at the figure that it gives, not before."""
+    limits, text = RpcLimits(), " ".join(page().split())
+    assert f"a message is at most {limits.message_bytes // 1024} KiB, nested at most {limits.nesting} deep" in text
+    assert f"{limits.in_flight} requests of a connection at a time" in text
+    assert f"at most {limits.connections_per_uid} connections" in text
+
+
+def test_every_event_of_the_board_is_named() -> None:
+    """Who watches the board can know all that may come, and an end from a claim's end."""
+    sources = (Path(__file__).parents[3] / "ifbusd" / "coordinator").rglob("*.py")
+    calls = [call for source in sources for call in re.findall(r"_publish_board\(tx, ([^,]+),", source.read_text())]
+    told = {event for call in calls for event in re.findall(r'"(\w+)"', call)}
+    named = set(re.findall(r"``(\w+)``", inspect.getdoc(Coordinator.subscribe_board) or ""))
+    assert "claimed" in told
+    assert told <= named
+    assert {COMPLETED, FAILED, DEAD, CANCELLED, EXPIRED} <= named
+    assert not told & {COMPLETED, FAILED, DEAD, CANCELLED, EXPIRED}
 
 
 def test_errors_are_named_as_on_the_wire() -> None:
