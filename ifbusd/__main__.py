@@ -37,9 +37,12 @@ WRONG_CONFIG: Final = 2
 # The zygote could only say with a traceback of its own that one of these is missing.
 _ZYGOTE_NEEDS: Final = ("landlockpy", "seccompy", "wasmtime")
 # What to do about the refusals that a first start meets.
+_ANOTHER_PLACE: Final = "; name another place: --state DIR, --socket PATH"
 _REMEDIES: Final = {
-    errno.EACCES: "; a daemon of your own: ifbusd --dev",
-    errno.ENOENT: "; name another place: --state DIR, --socket PATH",
+    errno.EACCES: "; a daemon of your own: ifbusd --dev, without --state and --socket",
+    errno.ENOENT: _ANOTHER_PLACE,
+    errno.ENOTDIR: _ANOTHER_PLACE,
+    errno.EROFS: _ANOTHER_PLACE,
 }
 
 
@@ -111,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ifbusd",
         description="The daemon that decides which agent may work on what, with what money, and remembers why.",
-        epilog="examples: ifbusd --dev | ifbusd --dev --state DIR | ifbusd --config FILE --check-config",
+        epilog="examples:\n  ifbusd --dev\n  ifbusd --dev --state DIR\n  ifbusd --config FILE --check-config",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=_path, metavar="FILE", help="default: /etc/ifbusd/ifbusd.toml, if it exists")
     parser.add_argument(

@@ -40,7 +40,7 @@ def open_listener(path: Path, *, mode: int = DEFAULT_MODE, gid: int | None = Non
     except OSError as error:
         listener.close()
         raise ConfigInvalid(
-            f"cannot listen at {path}: {error.strerror or error}", data={"socket": str(path)}
+            f"cannot listen at {path}: {error.strerror or error}; name another --socket", data={"socket": str(path)}
         ) from error
     finally:
         os.umask(previous)
@@ -63,9 +63,14 @@ def _clear(path: Path) -> None:
     except OSError as error:
         raise ConfigInvalid(f"cannot listen at {path}: {error.strerror}", data={"socket": str(path)}) from error
     if not stat.S_ISSOCK(kind):
-        raise AlreadyExists(f"cannot listen at {path}: it exists and is no socket", data={"socket": str(path)})
+        raise AlreadyExists(
+            f"cannot listen at {path}: it exists and is no socket; name another --socket", data={"socket": str(path)}
+        )
     if _is_live(path):
-        raise AlreadyExists(f"cannot listen at {path}: another process listens there", data={"socket": str(path)})
+        raise AlreadyExists(
+            f"cannot listen at {path}: another process listens there; ask that one (ifbus status), or name another --socket",
+            data={"socket": str(path)},
+        )
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 

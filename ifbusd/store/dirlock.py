@@ -42,7 +42,7 @@ def lock_directory(directory: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):  # POSIX allows both for the first
             pid = _holder(descriptor)
             raise DirectoryInUse(
-                f"cannot use {directory}: the ifbusd with process id {pid or 'unknown'} uses it",
+                f"cannot use {directory}: the ifbusd with process id {pid or 'unknown'} uses it; stop that one, or name another --state",
                 data={"pid": pid, "directory": str(directory)},
             ) from None
         # The pid of an earlier holder goes first, so that nobody reads a mixture of both.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ifbusd.__main__ import main
+from tests.integration.systemd.running import running, wait_until_listening
 
 IFBUSD = Path(sys.executable).with_name("ifbusd")
 ROOT = Path(__file__).parents[3]
@@ -83,6 +84,32 @@ def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     done = run("--dev", "--state", tmp_path, "--socket", "/" + "s" * 120)
     assert done.returncode == 2
     assert "expected a path of at most 107 bytes, got 121" in done.stderr
+
+
+def test_a_place_that_is_taken_or_is_none_names_the_way_out(tmp_path: Path) -> None:
+    """Who cannot start because of where it is to be reads which option to change."""
+    state, path, file = tmp_path / "state", tmp_path / "ifbusd.sock", tmp_path / "notes.txt"
+    file.write_text("mine")
+    with running([IFBUSD, "--dev", "--state", state, "--socket", path]):
+        wait_until_listening(path)
+        elsewhere = tmp_path / "other.sock"
+        for options, sentence in (
+            (("--state", state, "--socket", elsewhere), "; stop that one, or name another --state"),
+            (("--socket", path), "; ask that one (ifbus status), or name another --socket"),
+            (("--socket", file), "it exists and is no socket; name another --socket"),
+            (("--socket", tmp_path / "none" / "s"), "No such file or directory; name another --socket"),
+            (("--state", file, "--socket", elsewhere), "; name another place: --state DIR, --socket PATH"),
+        ):
+            done = run("--dev", *options)
+            assert (done.returncode in (1, 2), done.stderr.count("\n")) == (True, 1), done.stderr
+            assert done.stderr.rstrip().endswith(sentence)
+    assert file.read_text() == "mine"
+
+
+def test_each_example_of_the_help_stands_in_a_line() -> None:
+    """What is to be typed can be copied."""
+    examples = run("--help").stdout.partition("examples:\n")[2].splitlines()
+    assert examples == ["  ifbusd --dev", "  ifbusd --dev --state DIR", "  ifbusd --config FILE --check-config"]
 
 
 def test_somebody_elses_socket_directory_is_refused(tmp_path: Path) -> None:
