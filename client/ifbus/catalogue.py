@@ -205,7 +205,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "daemon_dead_socket": Entry(
         "/run/ifbusd/ifbusd.sock exists, nobody listens",
-        "A daemon was there and has ended without cleaning up. A new one takes the socket over.",
+        "A daemon was there and has ended without cleaning up. A new one takes the socket over. What is no socket at all was not meant.",
         ("ifbusd --dev", "journalctl -u ifbusd -n 20", "systemctl start ifbusd"),
     ),
     "socket_denied": Entry(

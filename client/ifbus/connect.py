@@ -22,12 +22,24 @@ from ifbus.errors import (
     SocketBlocked,
     SocketDenied,
     Unavailable,
+    WouldChange,
 )
 
 SYSTEM_SOCKET: Final = "/run/ifbusd/ifbusd.sock"
 MAX_PATH_BYTES: Final = 107  # sun_path less its terminating zero
 # A full backlog means that thousands connect at this moment (FACTS 8); a daemon that is well empties it far sooner.
 BACKLOG_PATIENCE_S: Final = 2.0
+# No group lets anybody in there.
+_SHUT: Final[tuple[WouldChange, ...]] = (
+    {"by": "operator", "what": "open the socket or its directory to this user"},
+    {"by": "self", "what": "start a daemon of your own", "call": "ifbusd --dev"},
+)
+# Finds the daemon where it usually is, whatever place this call had named.
+_LOOK_ELSEWHERE: Final[WouldChange] = {
+    "by": "self",
+    "what": "look where a daemon usually is",
+    "call": "env -u IFBUS_SOCKET ifbus status",
+}
 
 
 class Inherited(NamedTuple):
@@ -111,6 +123,7 @@ def explain(paths: Sequence[str], error_number: int, facts: Facts) -> NoDaemon:
         facts: What is to be seen at the last path.
     """
     path = paths[-1]
+    changes: tuple[WouldChange, ...]
     data = {"socket": path, "tried": list(paths), "uid": facts.uid, "user": facts.user}
     if error_number in (errno.ENOENT, errno.ENOTDIR):
         return DaemonNotRunning(
@@ -119,12 +132,14 @@ def explain(paths: Sequence[str], error_number: int, facts: Facts) -> NoDaemon:
             would_change=[
                 {"by": "operator", "what": "start the system's daemon", "call": "systemctl start ifbusd"},
                 {"by": "self", "what": "start a daemon of your own", "call": "ifbusd --dev"},
-            ],
+            ]
+            if path == SYSTEM_SOCKET
+            else [{"by": "self", "what": "start a daemon there", "call": _own_daemon(path)}, {**_LOOK_ELSEWHERE}],
         )
     if error_number == errno.ECONNREFUSED:
         if not facts.is_socket:
-            reason = "is no socket"
-        elif facts.pid is None:
+            return DaemonDeadSocket(f"{path} is no socket", data=data, would_change=[{**_LOOK_ELSEWHERE}])
+        if facts.pid is None:
             reason = "exists, nobody listens"
         else:
             data["pid"] = facts.pid
@@ -144,23 +159,15 @@ def explain(paths: Sequence[str], error_number: int, facts: Facts) -> NoDaemon:
         who = f"{facts.user} (uid {facts.uid})"
         if facts.owner_group is None:
             # Not even the file can be seen: a directory on the way is closed.
-            reason, remedy = f"{who} may not enter the directory of {path}", None
+            reason, changes = f"{who} may not enter the directory of {path}", _SHUT
         elif facts.mode is not None and not facts.mode & stat.S_IWGRP:
-            reason, remedy = f"{who} does not own {path}, which is its owner's alone", None
+            reason, changes = f"{who} does not own {path}, which is its owner's alone", _SHUT
         else:
             data["group"] = facts.owner_group
             reason = f"{who} is not in group {facts.owner_group}, which owns {path}"
-            remedy = f"usermod -aG {facts.owner_group} {facts.user}"
-        change = {"by": "operator", "what": "add the user to the socket's group, then log in anew"}
-        return SocketDenied(
-            reason,
-            data=data,
-            would_change=[
-                {"by": "operator", "what": change["what"], "call": remedy}
-                if remedy
-                else {"by": "operator", "what": "open the socket or its directory to this user"}
-            ],
-        )
+            what = "add the user to the socket's group, then log in anew"
+            changes = ({"by": "operator", "what": what, "call": f"usermod -aG {facts.owner_group} {facts.user}"},)
+        return SocketDenied(reason, data=data, would_change=[{**change} for change in changes])
     if error_number == errno.EPERM:
         return SocketBlocked(
             "this process may not connect at all (EPERM): a sandbox around it; the daemon may be well",

@@ -187,7 +187,8 @@ def _report_error(error: IfbusError, wants_json: bool, invocation: Invocation | 
 def subject_of(invocation: Invocation) -> str:
     """What the command is about, as it was typed: a task, a handle, names; ``""`` if nothing in particular."""
     subject = getattr(invocation.args, "subject", None) or ""
-    return " ".join(subject) if isinstance(subject, list) else str(subject)
+    words = subject if isinstance(subject, list) else [str(subject)]
+    return " ".join([*words, *getattr(invocation.args, "more", ())])
 
 
 def _late(argv: list[str]) -> list[str]:

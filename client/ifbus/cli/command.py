@@ -100,6 +100,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises `Usage` with the nearest option and an example instead of ending the process."""
 
     examples: tuple[str, ...] = ()
+    takes_program = False
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         return _HelpFormatter(self.prog)
@@ -129,6 +130,8 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Three examples first: most readers need nothing else."""
         lines = "".join(f"  {line}\n" for line in self.examples)
+        if self.takes_program:  # which argparse never gets to see
+            self.usage = f"{super().format_usage().removeprefix('usage: ').rstrip()} -- COMMAND"
         return f"{lines}\n{super().format_help()}" if lines else super().format_help()
 
 
@@ -136,7 +139,11 @@ def make_parser(command: Command) -> Parser:
     """The parser of one command, with the options that all of its kind have."""
     parser = Parser(prog=f"ifbus {command.words}", description=command.summary, allow_abbrev=False)
     parser.examples = command.examples
+    parser.takes_program = command.words == "run"
     command.arguments(parser)
+    for action in parser._get_positional_actions():
+        if action.metavar is None and action.choices is None:
+            action.metavar = action.dest.upper()
     add_common(parser, command)
     return parser
 

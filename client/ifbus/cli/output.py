@@ -55,7 +55,7 @@ def repeat_swarm(error: IfbusError, flag: str) -> None:
 def for_swarm(call: str, flag: str) -> str:
     """The same call with the flag ``--swarm NAME``, if it is a command of ours that acts for a swarm and names none."""
     words = call.split()
-    if not flag or words[:1] != ["ifbus"] or "--swarm" in words:
+    if not flag or words[:1] != ["ifbus"] or "--swarm" in words or "--help" in words:
         return call
     from ifbus.cli import grammar, load
 
@@ -124,8 +124,9 @@ def render_ids(command: Command, data: Data) -> list[str]:
 
 
 def noteworthy(attention: list[Data], subject: str) -> list[Data]:
-    """Without the reminder of the very claim that the command is about."""
-    return [item for item in attention if not (item.get("kind") == "holding" and item.get("handle") == subject)]
+    """Without the reminders of the very claims that the command is about."""
+    handles = subject.split()
+    return [item for item in attention if not (item.get("kind") == "holding" and item.get("handle") in handles)]
 
 
 def render_attention(attention: list[Data]) -> list[str]:

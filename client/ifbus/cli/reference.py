@@ -102,6 +102,9 @@ def overview() -> list[str]:
 
 def commands_markdown() -> str:
     """docs/commands.md."""
+    waiting = ", ".join(
+        f"`{command.words}`" for command in all_commands() if "--wait" in make_parser(command).format_usage()
+    )
     lines = [
         _HEADER,
         "# Commands\n",
@@ -112,7 +115,7 @@ def commands_markdown() -> str:
         "| `--json` | one JSON document in one line on stdout, in success and failure; stderr stays empty |",
         "| `--fields A,B`, `-q` | only these fields; ids only (where an answer has items) |",
         "| `--limit N`, `--after ID` | page through a list |",
-        "| `--wait SPAN` | wait for it, such as `30s` or `10m` (`task next`, `task claim`, `rpc`) |",
+        f"| `--wait SPAN` | wait for it, such as `30s` or `10m` ({waiting}) |",
         "| `--key K`, `--dry-run` | every change: idempotency key; show what would be sent |",
         "| `--swarm NAME` | act for this swarm; else `IFBUS_SWARM` |",
         "| `--socket PATH` | the daemon's socket; else `IFBUS_SOCKET`, the user's, `/run/ifbusd/ifbusd.sock` |",

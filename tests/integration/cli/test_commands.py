@@ -36,6 +36,15 @@ def test_a_task_from_creation_to_receipt(me: Shell) -> None:
     assert 'result: {"words": 3}' in me("task", "show", task_id).out
 
 
+def test_what_several_handles_end_is_not_reminded_of(me: Shell) -> None:
+    """Who completes several claims at once is not told that it still holds one of them."""
+    first, second = (me.claim(me.new_task(title, "--need", "docs:writing")) for title in ("a", "b"))
+    kept = me.claim(me.new_task("c", "--need", "docs:writing"))
+    done = me("task", "complete", first, second)
+    assert done.exit == 0
+    assert re.findall(r"you still hold (\S+)", done.out) == [kept]
+
+
 def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path: Path) -> None:
     """With --json each command prints one line whose data fits the committed schema."""
     me, other = new_swarm("--budget-usd", "5"), new_swarm("--budget-usd", "5")

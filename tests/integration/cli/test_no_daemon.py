@@ -116,10 +116,11 @@ def test_socket_blocked() -> None:
 
 def test_json_tells_the_cause_too(tmp_path: Path) -> None:
     """A program reads the same cause as a code, with what would change it."""
-    ran = Shell(tmp_path / "none.sock")("task", "ls", "--json")
+    path = tmp_path / "none.sock"
+    ran = Shell(path)("task", "ls", "--json")
     assert ran.exit == 9
     assert ran.error["code"] == "daemon_not_running"
-    assert any(change.get("call") == "ifbusd --dev" for change in ran.error["would_change"])
+    assert any(change.get("call") == f"ifbusd --dev --socket {path}" for change in ran.error["would_change"])
 
 
 def test_a_path_that_is_no_socket_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.slow
 def test_a_dead_letter_from_its_first_attempt_to_its_requeue(me: Shell) -> None:
     """Failed to death, listed with its errors, shown, requeued."""
     task_id = me("task", "add", "Try", "--max-attempts", "2", "--backoff", '{"base_ms": 0}').out.split()[0]
-    assert "offered again" in me("task", "fail", me.claim(task_id), "no such file").out
+    failed = me("task", "fail", me.claim(task_id), "no such file").out
+    assert re.search(r" failed in \d+ m?s for 0.00 USD, 0.00 back in the budget    offered again", failed)
     handed = me("task", "claim", task_id)
     assert f"before you: {me.swarm} to 0 % (failed: no such file)" in handed.out
     assert "dead" in me("task", "fail", handed.out.split()[0], "still none").out

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ifbus.cli import load
-from ifbus.cli.command import parse_handle, parse_json, parse_span
+from ifbus.cli.command import make_parser, parse_handle, parse_json, parse_span
 from ifbus.cli.commands.cost import parse_when
 from ifbus.errors import HandleRequired, IfbusError, InvalidParams, Usage
 
@@ -73,3 +73,15 @@ def test_times_are_read() -> None:
     assert parse_when("2023-11-01", now_ms) < now_ms
     with pytest.raises(Usage):
         parse_when("yesterday", now_ms)
+
+
+def test_the_usage_of_run_has_the_program_in_it() -> None:
+    """What follows the dashes is no argument of ours, but nothing runs without it."""
+    usage = make_parser(load(("run",))).format_help().partition("usage: ")[2].partition("\n\n")[0]
+    assert usage.endswith("-- COMMAND")
+
+
+def test_a_missing_word_is_named_as_the_usage_names_it() -> None:
+    """Capitals stand for what is to be filled in, in a complaint as in the help."""
+    with pytest.raises(Usage, match="required: TITLE"):
+        make_parser(load(("task", "add"))).parse([])

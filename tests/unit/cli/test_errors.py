@@ -103,6 +103,7 @@ def test_a_lost_claim_reads_as_in_the_spec() -> None:
         ("ifbus task next --swarm ann", "ifbus task next --swarm ann"),
         ("ifbus task show T-7", "ifbus task show T-7"),
         ("ifbus run --swarm ann -- bash", "ifbus run --swarm ann -- bash"),
+        ("ifbus task progress --help", "ifbus task progress --help"),
         ("ifbus demo", "ifbus demo"),
         ("ifbus moon phase", "ifbus moon phase"),
         ("pip install ifbus", "pip install ifbus"),

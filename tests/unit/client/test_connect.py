@@ -80,3 +80,33 @@ def test_a_dead_socket_of_ones_own_is_mended_by_its_user(
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     error = explain([path], errno.ECONNREFUSED, Facts(uid=7, owner_uid=owner))
     assert [change.get("call") for change in error.would_change] == calls
+
+
+@pytest.mark.parametrize(
+    ("path", "call"),
+    [
+        ("/run/user/7/ifbusd/ifbusd.sock", "ifbusd --dev"),
+        ("/elsewhere/my sock", "ifbusd --dev --socket '/elsewhere/my sock'"),
+    ],
+)
+def test_a_place_that_was_named_is_told_how_to_fill_it_or_to_look_elsewhere(
+    path: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that is started as the message says listens where this caller looks; the system's would not."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    error = explain([path], errno.ENOENT, Facts(uid=7))
+    assert [change.get("call") for change in error.would_change] == [call, "env -u IFBUS_SOCKET ifbus status"]
+
+
+def test_what_is_no_socket_is_not_to_be_taken_over() -> None:
+    """No daemon listens at a file or a directory, so that starting one there is no remedy."""
+    error = explain(["/etc/hosts"], errno.ECONNREFUSED, Facts(uid=7, owner_uid=7, is_socket=False))
+    assert error.message == "/etc/hosts is no socket"
+    assert [change.get("call") for change in error.would_change] == ["env -u IFBUS_SOCKET ifbus status"]
+
+
+@pytest.mark.parametrize("facts", [Facts(uid=7, user="ann"), Facts(uid=7, user="ann", owner_group="root", mode=0o600)])
+def test_where_no_group_lets_anybody_in_a_daemon_of_ones_own_is_the_way(facts: Facts) -> None:
+    """Joining a group does not open a socket or a directory that is its owner's alone."""
+    error = explain(["/tmp/x.sock"], errno.EACCES, facts)
+    assert [change.get("call") for change in error.would_change] == [None, "ifbusd --dev"]

@@ -133,14 +133,15 @@ def _release(invocation: Invocation) -> Outcome:
     return Outcome(_act(invocation, "coordinator.release_task", note=invocation.args.note))
 
 
-def render_ended(verdict: str, data: Data, view: View) -> list[str]:
-    """What became of the task, what it cost, what it made ready, and the receipt."""
+def render_ended(verdict: str, data: Data, view: View, *, then: str = "") -> list[str]:
+    """What became of the task, what it cost, what comes `then`, what it made ready, and the receipt."""
     task, receipt = data["task"], data.get("receipt") or {}
     started, ended = task.get("claimed_at_ms"), task.get("ended_at_ms") or view.now_ms
     took = f" in {span(max(0, ended - started))}" if started else ""
     again = " (already so)" if receipt.get("replayed") else ""
     facts = [
         f"{task['task_id']} {verdict}{took} for {data.get('spent_usd', '0.00')} USD, {data.get('released_usd', '0.00')} back in the budget{again}",
+        then,
         f"now ready: {', '.join(data['unblocked'])}" if data.get("unblocked") else "",
         "etcd is full: money and note follow when there is room" if receipt.get("partial") else "",
     ]
@@ -171,11 +172,11 @@ def _render_failed(data: Data, view: View) -> list[str]:
     if task["state"] in ("failed", "dead"):
         return render_ended("failed" if task["state"] == "failed" else "failed for the last time: dead", data, view)
     rest_ms = task.get("retry_at_ms", 0) - view.now_ms
-    return render_ended(f"failed, offered again{f' in {span(rest_ms)}' if rest_ms > 0 else ''}", data, view)
+    return render_ended("failed", data, view, then=f"offered again{f' in {span(rest_ms)}' if rest_ms > 0 else ''}")
 
 
 def _render_released(data: Data, view: View) -> list[str]:
-    return render_ended(f"released, {data['task']['state']} again", data, view)
+    return render_ended("released", data, view, then=f"{data['task']['state']} again")
 
 
 # --- blocked -----------------------------------------------------------------------------------------
