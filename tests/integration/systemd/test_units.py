@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import shutil
 import subprocess
@@ -69,6 +70,27 @@ def test_the_service_is_hardened(units: Path) -> None:
     # The threshold is in tenths.
     said = analyze("security", "--offline=true", "--threshold=7", "--no-pager", units / "ifbusd.service")
     assert "SAFE" in said
+
+
+def test_the_unit_of_a_cluster_reaches_the_network(units: Path) -> None:
+    """The drop-in undoes what shuts a daemon off from etcd and NATS, and nothing else; systemd knows all of its keys."""
+    assert not _reaches_the_network(units)
+    place = units / "ifbusd.service.d"
+    place.mkdir()
+    shutil.copy(UNITS / "cluster.conf", place)
+    assert analyze("verify", units / "ifbusd.service") == ""
+    assert _reaches_the_network(units)
+    # The threshold is in tenths.
+    assert "OK" in analyze("security", "--offline=true", "--threshold=16", "--no-pager", units / "ifbusd.service")
+
+
+def _reaches_the_network(units: Path) -> bool:
+    """Whether nothing of it is shut off; fails where some is and some is not."""
+    said = analyze("security", "--offline=true", "--json=short", "--no-pager", units / "ifbusd.service")
+    names = ("PrivateNetwork=", "IPAddressDeny=", "RestrictAddressFamilies=~AF_(INET|INET6)")
+    shut = [setting["set"] for setting in json.loads(said) if setting["name"] in names]
+    assert shut in ([False] * len(names), [True] * len(names))
+    return not shut[0]
 
 
 def test_the_users_can_be_made() -> None:
