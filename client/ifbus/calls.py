@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Model)
 R = TypeVar("R")
+V = TypeVar("V")
 Usd = str | int | Decimal
 Similarity = Literal["jaccard", "coverage"]
 Severity = Literal["low", "medium", "high", "critical"]
@@ -72,6 +73,13 @@ Dimension = Literal["swarm", "task", "operation", "model", "hour"]
 
 def _given(**params: Any) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None}
+
+
+def _map(value: Mapping[str, V], param: str) -> dict[str, V]:
+    """A copy of the map. Raises InvalidParams where it is none."""
+    if not isinstance(value, Mapping):
+        raise InvalidParams(f"cannot send {param}: expected a map, got {value!r:.80}", data={"param": param})
+    return dict(value)
 
 
 def _plain(value: R, param: str) -> R:
@@ -245,14 +253,14 @@ def create_task(
         filler=filler,
         priority=priority,
         estimate_usd=usd(estimate_usd, "estimate_usd"),
-        payload=None if payload is None else _plain(dict(payload), "payload"),
+        payload=None if payload is None else _plain(_map(payload, "payload"), "payload"),
         milestones=_list(milestones),
         resources=_list(resources),
         not_before_at_ms=not_before_at_ms,
         deadline_at_ms=deadline_at_ms,
         lease_ms=lease_ms,
         max_attempts=max_attempts,
-        backoff=None if backoff is None else dict(backoff),
+        backoff=None if backoff is None else _map(backoff, "backoff"),
         unique_key=unique_key,
         retention_ms=retention_ms,
         on_dependency_failure=on_dependency_failure,
@@ -478,7 +486,7 @@ def report_progress(
         artefacts: What it leaves for whoever holds the task next, ``{"name", "sha256", "bytes"}`` each; the newest 16 are kept.
         blocked_on, next_action: What it waits for and what it does next; what is not given stays, ``""`` takes it back.
     """
-    left = None if artefacts is None else [dict(artefact) for artefact in artefacts]
+    left = None if artefacts is None else [_map(artefact, "artefacts") for artefact in artefacts]
     params = _given(
         task_id=task_id,
         swarm_id=swarm_id,
@@ -509,7 +517,7 @@ def complete_tasks(swarm_id: str, tasks: Sequence[Mapping[str, Any]], **options:
     Args:
         tasks: ``{"task_id", "token", "result"}`` each, the result may be left out.
     """
-    params = {"swarm_id": swarm_id, "tasks": [_plain(dict(task), "tasks") for task in tasks]}
+    params = {"swarm_id": swarm_id, "tasks": [_plain(_map(task, "tasks"), "tasks") for task in tasks]}
     return Call("coordinator.complete_tasks", params, _answer("BatchEnd"), options)
 
 
@@ -569,7 +577,7 @@ def acquire_resources(
 
 def release_resources(swarm_id: str, resources: Mapping[str, int], **options: Unpack[Options]) -> Call[tuple[str, ...]]:
     """Free resources by name and fence, all of them or none; their names. Raises StaleToken, NotOwner."""
-    params = {"swarm_id": swarm_id, "resources": dict(resources)}
+    params = {"swarm_id": swarm_id, "resources": _map(resources, "resources")}
     return Call("coordinator.release_resources", params, lambda answer: tuple(answer["released"]), options)
 
 
@@ -743,7 +751,7 @@ def broadcast(
     """
     params = _given(
         topic=topic,
-        body=_plain(dict(body), "body"),
+        body=_plain(_map(body, "body"), "body"),
         capabilities=_list(capabilities),
         sender=sender,
         expression=expression,
@@ -990,7 +998,7 @@ def track_cost(
         task_id=task_id,
         token=token,
         model=model,
-        usage=None if usage is None else dict(usage),
+        usage=None if usage is None else _map(usage, "usage"),
     )
     return Call("governor.track_cost", params, _answer("CostEntry"), options)
 
@@ -1029,7 +1037,7 @@ def settle_cost(
         reservation_id=reservation_id,
         cost_usd=usd(cost_usd, "cost_usd"),
         model=model,
-        usage=None if usage is None else dict(usage),
+        usage=None if usage is None else _map(usage, "usage"),
     )
     return Call("governor.settle_cost", params, _answer("CostEntry"), options)
 
@@ -1074,7 +1082,7 @@ def list_breakers(*, tripped_only: bool | None = None, **options: Unpack[Options
 
 
 def list_escalations(**options: Unpack[Options]) -> Call[tuple[dict[str, Any], ...]]:
-    """Open escalations: tripped breakers and open blockers."""
+    """Open escalations: tripped breakers, open blockers, alarms and approvals that are waited for."""
     return Call("governor.list_escalations", {}, lambda answer: tuple(answer["escalations"]), options)
 
 

@@ -62,11 +62,12 @@ class Questions(Waiting):
         check_identifier(to, "to")
         rules.check_text("question", question, rules.MAX_ERROR)
         rules.check_span("wait_ms", wait_ms, 0, self._config.max_wait_ms)
-        if not question or to == swarm_id or (task_id is None) != (token is None):
-            raise InvalidParams(
-                "a question has words and is for somebody else; task_id and token go together",
-                data={"param": "question" if not question else "to" if to == swarm_id else "token"},
-            )
+        if not question:
+            raise InvalidParams("a question has words", data={"param": "question"})
+        if to == swarm_id:
+            raise InvalidParams(f"a question is for somebody else, {to} would ask itself", data={"param": "to"})
+        if (task_id is None) != (token is None):
+            raise InvalidParams("task_id and token go together", data={"param": "token"})
         reply_id = f"{_FOR_PERSON if to == waits.PERSON else _FOR_SWARM}{self._new_id()}"
         granted: list[int] = []
         used: list[int] = []

@@ -627,6 +627,16 @@ def question_without_words(w: World) -> Told:
 
 
 @case
+def question_to_itself(w: World) -> Told:
+    return w.ask("coordinator.ask", swarm_id="a", to="a", question="?")
+
+
+@case
+def question_for_half_a_claim(w: World) -> Told:
+    return w.ask("coordinator.ask", swarm_id="a", to="b", question="?", task_id="T-1")
+
+
+@case
 def question_to_nobody(w: World) -> Told:
     return w.ask("coordinator.ask", swarm_id=w.swarm(), to="nobody-at-all", question="?")
 

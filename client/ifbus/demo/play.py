@@ -56,7 +56,7 @@ def play(*, is_full: bool, tool: str | None) -> int:
         config = directory / "ifbusd.toml"
         config.write_text(CONFIG)
         daemon = stack.enter_context(testing.daemon(config=config))
-        console.print(f"ifbusd answers at {daemon.socket} (pid {daemon.pid}); importing {BOARD.name}")
+        console.print(f"ifbusd answers at {daemon.socket} (pid {daemon.pid}); importing {BOARD.name}", soft_wrap=True)
         operator = stack.enter_context(Client(str(daemon.socket)))
         tasks = _import_board(operator)
         reports: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -385,20 +385,20 @@ async def test_a_question_outside_a_session_ends_by_itself(tmp_path: Path, autoj
 
 
 @pytest.mark.parametrize(
-    "params",
+    ("params", "said"),
     [
-        {"to": "docs"},
-        {"to": "a/b"},
-        {"question": ""},
-        {"question": "x" * 5000},
-        {"task_id": "T-1"},
-        {"wait_ms": -1},
+        ({"to": "docs"}, "docs would ask itself"),
+        ({"to": "a/b"}, "to is 1 to 64"),
+        ({"question": ""}, "^a question has words$"),
+        ({"question": "x" * 5000}, "question"),
+        ({"task_id": "T-1"}, "^task_id and token go together$"),
+        ({"wait_ms": -1}, "wait_ms must be"),
     ],
 )
-async def test_what_is_no_question_is_refused(world: World, params: dict[str, Any]) -> None:
-    """To itself, to nobody's name, without words, too long, with half a claim."""
+async def test_what_is_no_question_is_refused(world: World, params: dict[str, Any], said: str) -> None:
+    """To itself, to nobody's name, without words, too long, with half a claim: each is told what is wrong with it."""
     await world.swarm("docs")
-    with pytest.raises(InvalidParams):
+    with pytest.raises(InvalidParams, match=said):
         await world.it.ask(world.me, "docs", **{"to": "helper", "question": "?", **params})
 
 

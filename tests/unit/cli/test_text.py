@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ifbus.cli.commands.cost import render_costs
 from ifbus.cli.text import View, cell, count, fields, one_line, span, table
 
 VIEW = View(now_ms=1_000_000)
@@ -70,3 +71,13 @@ def test_long_text_says_that_it_goes_on() -> None:
 def test_any_value_fits_a_cell(value: object) -> None:
     """Whatever stands in an answer becomes one line."""
     assert "\n" not in cell(value)
+
+
+def test_costs_without_a_model_have_a_name_in_the_table() -> None:
+    """A row whose column is empty reads as that of the line above."""
+    figures = dict.fromkeys(("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"), 0)
+    row = {"key": "", "tasks": 1, "spent_usd": "0.01", "per_accepted_usd": None, "waste_ratio": 0.0, **figures}
+    lines = render_costs(
+        {"by": "model", "rows": [row], "total_usd": "0.01", "waste_usd": "0.00", "has_more": False}, VIEW
+    )
+    assert lines[1].split()[0] == "-"

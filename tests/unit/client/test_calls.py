@@ -164,6 +164,24 @@ def test_a_map_with_other_keys_than_text_is_refused_before_it_is_sent(build: Cal
         build()
 
 
+@pytest.mark.parametrize(
+    ("build", "param"),
+    [
+        (lambda: calls.create_task("x", payload=[1]), "payload"),  # type: ignore[arg-type]
+        (lambda: calls.create_task("x", payload="text"), "payload"),  # type: ignore[arg-type]
+        (lambda: calls.create_task("x", backoff=5), "backoff"),  # type: ignore[arg-type]
+        (lambda: calls.broadcast("t", "text"), "body"),  # type: ignore[arg-type]
+        (lambda: calls.complete_tasks("me", ["T-1@1"]), "tasks"),  # type: ignore[list-item]
+        (lambda: calls.release_resources("me", "gpu:0"), "resources"),  # type: ignore[arg-type]
+        (lambda: calls.track_cost("me", "llm", "0.01", usage=7), "usage"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_map_is_refused_by_its_name(build: Callable[[], Call[Any]], param: str) -> None:
+    """Who gives another value than a map reads which argument it was, not what Python makes of it."""
+    with pytest.raises(InvalidParams, match=f"cannot send {param}: expected a map, got "):
+        build()
+
+
 def test_a_container_in_itself_is_looked_at_once() -> None:
     """It is for the packer to refuse."""
     payload: dict[str, Any] = {}

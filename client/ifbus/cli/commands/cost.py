@@ -62,7 +62,7 @@ def render_costs(data: Data, view: View) -> list[str]:
         return ["nothing was spent"]
     rows = [
         (
-            one_line(str(row["key"]), 80) if data["by"] != "hour" else _hour(row["key"]),
+            one_line(str(row["key"]), 80) or "-" if data["by"] != "hour" else _hour(row["key"]),
             str(row["tasks"]),
             row["spent_usd"],
             row["per_accepted_usd"] or "-",
