@@ -19,6 +19,7 @@ from ifbus.errors import (
     Paused,
     Refused,
     ResourceBusy,
+    WouldChange,
 )
 from ifbus.models import check_identifier
 from ifbus.money import to_usd
@@ -351,11 +352,11 @@ class Claiming(Resources):
         data: Answer = {"swarm_id": swarm_id, "ready": ready, "state": "idle"}
         if wish.too_dear is not None:
             data["too_dear_usd"] = to_usd(wish.too_dear)
-        refusal = NotReady(
-            f"nothing is ready for {swarm_id}: {ready} ready in all",
-            data=data,
-            would_change=[{"by": "time", "what": "wait for one", "call": "ifbus task next --wait 30s"}],
-        )
+        changes: list[WouldChange] = [{"by": "time", "what": "wait for one", "call": "ifbus task next --wait 30s"}]
+        if ready:
+            what = "see what is ready; `ifbus why TASK` says what stands against one"
+            changes.append({"by": "self", "what": what, "call": "ifbus task ls --state ready"})
+        refusal = NotReady(f"nothing is ready for {swarm_id}: {ready} ready in all", data=data, would_change=changes)
         return {"claimed": False, "refusal": refusal.to_wire()}
 
     async def _try(

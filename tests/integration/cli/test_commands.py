@@ -45,6 +45,18 @@ def test_what_several_handles_end_is_not_reminded_of(me: Shell) -> None:
     assert re.findall(r"you still hold (\S+)", done.out) == [kept]
 
 
+def test_who_gets_nothing_though_something_is_ready_reads_how_to_learn_why(new_swarm: Callable[..., Shell]) -> None:
+    """Waiting alone does not help a swarm that lacks what the ready tasks need; what to type names the reason."""
+    idle = new_swarm(can="audio:mixing")
+    task_id = idle.new_task("nothing for a mixer", "--need", "docs:writing")
+    ran = idle("task", "next")
+    assert ran.exit == 7
+    remedy = "ifbus task ls --state ready"
+    assert f"what stands against one (self): {remedy}\n" in ran.err
+    assert task_id in idle.type(remedy).out
+    assert "lacks docs:writing" in idle("why", task_id).out
+
+
 def test_every_answer_fits_its_schema(new_swarm: Callable[..., Shell], tmp_path: Path) -> None:
     """With --json each command prints one line whose data fits the committed schema."""
     me, other = new_swarm("--budget-usd", "5"), new_swarm("--budget-usd", "5")
