@@ -240,7 +240,8 @@ def _money(value: Any) -> int:
     try:
         return to_micro_usd(value)
     except ValueError as error:
-        raise _Mismatch(f"{shown(value)} ({error})") from None
+        rule = str(error).rpartition(", got ")[0]  # what we got is said already
+        raise _Mismatch(f"{shown(value)} ({rule})") from None
 
 
 def _any_list(value: Any) -> list[Any]:

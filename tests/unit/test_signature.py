@@ -88,7 +88,7 @@ def test_good_parameters_become_keyword_arguments(params: list[Any], arguments: 
         ([{"name": "a", "body": {b"k": 1}}], "body", ["a key binary of 1"]),
         ([{"name": "a", "totals": {"k": "1"}}], "totals", ["under 'k'"]),
         ([{"name": "a", "kind": "jacard"}], "kind", ['"jaccard" or "coverage"', "did you mean 'jaccard'"]),
-        ([{"name": "a", "cost_usd": 0.5}], "cost_usd", ["amount of dollars", "0.5"]),
+        ([{"name": "a", "cost_usd": 0.5}], "cost_usd", ["amount of dollars, got 0.5 (", "at most six decimals)"]),
         ([{"name": "a", "cost_usd": "-1"}], "cost_usd", ["amount of dollars"]),
         ([{"name": "a", "cost_usd": True}], "cost_usd", ["amount of dollars"]),
         ([{"name": "a", "cost_usd": None}], "cost_usd", ["got nil"]),
