@@ -240,7 +240,7 @@ def _money(value: Any) -> int:
     try:
         return to_micro_usd(value)
     except ValueError as error:
-        rule = str(error).rpartition(", got ")[0]  # what we got is said already
+        rule = str(error).partition(", got ")[0]  # what we got is said already
         raise _Mismatch(f"{shown(value)} ({rule})") from None
 
 
