@@ -20,8 +20,8 @@ from ifbus.backoff import next_try
 from ifbus.connect import Inherited, candidates, connect, inherited
 from ifbus.errors import ConnectionFailed, ConnectionLost, DeadlineExceeded, IfbusError, Momentary
 from ifbus.exchange import Exchange, Feed, Routes, Waiter, greet
-from ifbus.link import DEFAULT_TIMEOUT_S, GRACE_S, VERSION, closed
-from ifbus.request import KEYLESS, Call, Options, check_options, read_answer, to_wire, untyped
+from ifbus.link import DEFAULT_TIMEOUT_S, GRACE_S, VERSION, closed, no_connection
+from ifbus.request import KEYLESS, Call, Options, check_options, check_timeout, read_answer, to_wire, untyped
 from ifbus.steps import drive_async
 from ifbus.stream import SEND_TIMEOUT_S, InheritedStream
 
@@ -182,7 +182,7 @@ class AsyncLink:
             whose call brought it, before that call returns. Without it, items wait in `attention`.
 
     Raises:
-        InvalidParams: ``IFBUS_FD`` cannot be read. No connection is made before the block is entered.
+        InvalidParams: ``IFBUS_FD`` cannot be read, or the timeout is no span. No connection is made before the block is entered.
     """
 
     def __init__(
@@ -192,6 +192,7 @@ class AsyncLink:
         timeout: float = DEFAULT_TIMEOUT_S,
         on_attention: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        check_timeout("make a client", timeout)
         self._inherited: Inherited | None = inherited(os.environ) if socket_path is None else None
         self._paths = candidates(socket_path, os.environ)
         self._timeout_s = timeout
@@ -367,21 +368,23 @@ class AsyncLink:
     async def _live_session(self, timeout_s: float, guard: Callable[[], None] | None = None) -> _Session:
         if self._opening is None:
             raise RuntimeError("a client's tasks belong to a block: `async with ifbus.AsyncClient() as bus`")
-        async with self._opening:
-            if self._is_closed:
-                raise closed()
-            if guard is not None:
-                guard()  # another task may have tried to connect for long
-            session = self._session
-            if session is not None and session.failure is None:
+        with anyio.move_on_after(timeout_s):  # another task may try to connect, and have longer
+            async with self._opening:
+                if self._is_closed:
+                    raise closed()
+                if guard is not None:
+                    guard()  # another task may have tried to connect for long
+                session = self._session
+                if session is not None and session.failure is None:
+                    return session
+                if session is not None:
+                    await session.ended.wait()
+                    if self._inherited is not None:
+                        raise session.failure or closed()
+                self._session = session = await self._dial(timeout_s)
+                self._was_connected = True
                 return session
-            if session is not None:
-                await session.ended.wait()
-                if self._inherited is not None:
-                    raise session.failure or closed()
-            self._session = session = await self._dial(timeout_s)
-            self._was_connected = True
-            return session
+        raise no_connection(timeout_s)
 
     async def _dial(self, timeout_s: float) -> _Session:
         assert self._group is not None  # `_live_session` looks
@@ -520,6 +523,7 @@ class AsyncSubscription(Generic[T]):
             DeadlineExceeded: None came in time.
             NoDaemon, ConnectionFailed: The daemon is gone and did not come back within the client's patience.
         """
+        check_timeout("receive", timeout)
         message = await self._link._next_message(self._feed, timeout)
         return None if message is None else self._read(message)
 

@@ -125,8 +125,11 @@ class Feed:
 
     def take(self) -> dict[str, Any] | None:
         """The next message that was not seen yet, or None."""
-        while self._queue:
-            message = self._queue.popleft()
+        while True:
+            try:
+                message = self._queue.popleft()
+            except IndexError:  # rather than a look before: another thread may close it meanwhile
+                return None
             if not (self.is_durable or self._resumes):
                 return message
             # A subscription that was resumed may bring again what had arrived already.
@@ -134,7 +137,6 @@ class Feed:
             if seq > self.last_seq:
                 self.last_seq = seq
                 return message
-        return None
 
     def wake(self) -> None:
         """Let a waiting subscriber look again."""
@@ -176,22 +178,23 @@ class Routes:
 
     def deliver(self, event: Notification) -> None:
         """Hand one notification to whom it concerns; unknown ones are a newer daemon's and are passed over."""
+        # To copies of the lists: another thread may end its subscription meanwhile, and the next one must not be passed over.
         if event.method == "attention":
             items = event.params[0] if event.params and isinstance(event.params[0], list) else []
             items = [item for item in items if isinstance(item, dict)]
             self.attention.extend(items)
             self.has_unheard = bool(self.attention)
             for item in items:
-                for hear in self.hearers:
+                for hear in tuple(self.hearers):
                     hear(item)
-                for feed in self.feeds:
+                for feed in tuple(self.feeds):
                     if feed.method == "attention":
                         feed.put(item)
             return
         for message in event.params:
             if not isinstance(message, dict):
                 continue
-            for feed in self.feeds:
+            for feed in tuple(self.feeds):
                 if feed.method == event.method and feed.swarm_id in (None, message.get("swarm_id", feed.swarm_id)):
                     feed.put(message)
 
@@ -322,7 +325,7 @@ class Exchange:
             # One instance each: several threads raising the same exception would share its traceback.
             waiter.error = type(error)(error.message, data=error.data)
             waiter.finish()
-        for feed in self._routes.feeds:
+        for feed in tuple(self._routes.feeds):
             feed.wake()
 
 

@@ -19,7 +19,7 @@ from ifbus.backoff import next_try
 from ifbus.connect import Inherited, candidates, connect, inherited
 from ifbus.errors import Cancelled, ConnectionFailed, ConnectionLost, DeadlineExceeded, IfbusError, Momentary
 from ifbus.exchange import Exchange, Feed, Routes, Waiter, greet
-from ifbus.request import KEYLESS, Call, Options, check_options, read_answer, to_wire, untyped
+from ifbus.request import KEYLESS, Call, Options, check_options, check_timeout, read_answer, to_wire, untyped
 from ifbus.steps import drive
 from ifbus.stream import InheritedStream, SocketStream, Stream
 
@@ -93,6 +93,7 @@ class _Session:
             IfbusError: The daemon's refusal; ConnectionFailed if the connection ended first; DeadlineExceeded.
         """
         waiter = Waiter()
+        started = time.monotonic()
         with self._sending:
             data = self._exchange.start(waiter, method, params, meta)
             try:
@@ -103,7 +104,7 @@ class _Session:
         try:
             if abort is not None:
                 abort.attach(self, waiter)
-            if not (self._read_own(waiter, timeout_s) or self.wait(waiter, timeout_s)):
+            if not (self._read_own(waiter, timeout_s) or self.wait(waiter, started + timeout_s - time.monotonic())):
                 raise DeadlineExceeded(
                     f"no answer to {method} in {timeout_s:g} s; it may have been done",
                     data={"method": method, "timeout_ms": int(timeout_s * 1000)},
@@ -131,26 +132,31 @@ class _Session:
     def wait(self, waiter: Waiter, timeout_s: float | None) -> bool:
         """Wait until `waiter` is done, reading for everybody if nobody else does; False when the time is up."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not waiter.done:
-            if self._reading.acquire(False):
-                try:
-                    while not waiter.done:
-                        left_s = None if deadline is None else deadline - time.monotonic()
-                        if (left_s is not None and left_s <= 0) or not self._read(left_s):
-                            return waiter.done
-                finally:
-                    self._reading.release()
-                    if self._parked:
-                        self._pass_lead_on()
-            elif not self._park(waiter, deadline):
-                return waiter.done
-        return True
+        try:
+            while not waiter.done:
+                if self._reading.acquire(False):
+                    try:
+                        while not waiter.done:
+                            left_s = None if deadline is None else deadline - time.monotonic()
+                            if (left_s is not None and left_s <= 0) or not self._read(left_s):
+                                return waiter.done
+                    finally:
+                        self._reading.release()
+                elif not self._park(waiter, deadline):
+                    return waiter.done
+            return True
+        finally:
+            if self._parked:  # also where a signal ends the wait just as the lead was passed to us
+                self._pass_lead_on()
 
     def _read(self, timeout_s: float | None) -> bool:
         try:
             data = self._stream.receive(timeout_s)
         except TimeoutError:
             return False
+        except ConnectionLost as error:
+            self._end(error)  # as at the end of the stream: whoever waits hears of it, the reader in its own turn
+            return True
         except BaseException as error:
             self._end(error)  # interrupted, perhaps with bytes in hand: the stream cannot be trusted any more
             raise
@@ -262,7 +268,7 @@ class Link:
             whose call brought it, before that call returns. Without it, items wait in `attention`.
 
     Raises:
-        InvalidParams: ``IFBUS_FD`` cannot be read. No connection is made before the first call.
+        InvalidParams: ``IFBUS_FD`` cannot be read, or the timeout is no span. No connection is made before the first call.
     """
 
     def __init__(
@@ -272,6 +278,7 @@ class Link:
         timeout: float = DEFAULT_TIMEOUT_S,
         on_attention: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        check_timeout("make a client", timeout)
         self._inherited: Inherited | None = inherited(os.environ) if socket_path is None else None
         self._paths = candidates(socket_path, os.environ)
         self._timeout_s = timeout
@@ -338,9 +345,11 @@ class Link:
     def take_attention(self) -> tuple[dict[str, Any], ...]:
         """What the daemon wanted heard since the last time."""
         taken = []
-        while self._routes.attention:
-            taken.append(self._routes.attention.popleft())
-        return tuple(taken)
+        try:
+            while True:
+                taken.append(self._routes.attention.popleft())
+        except IndexError:  # rather than a look before: threads share this
+            return tuple(taken)
 
     # --- calls -----------------------------------------------------------------------------------
 
@@ -448,7 +457,10 @@ class Link:
     # --- connections -----------------------------------------------------------------------------
 
     def _live_session(self, timeout_s: float, guard: Callable[[], None] | None = None) -> _Session:
-        with self._opening:
+        deadline = time.monotonic() + timeout_s
+        if not self._opening.acquire(timeout=max(0.0, timeout_s)):
+            raise no_connection(timeout_s)  # another thread tries to connect, and has longer
+        try:
             if self._closing.is_set():
                 raise closed()
             if guard is not None:
@@ -460,9 +472,11 @@ class Link:
                 session.close(session.failure or closed())
                 if self._inherited is not None:
                     raise session.failure or closed()
-            self._session = session = self._dial(timeout_s)
+            self._session = session = self._dial(deadline - time.monotonic())
             self._was_connected = True
             return session
+        finally:
+            self._opening.release()
 
     def _dial(self, timeout_s: float) -> _Session:
         stream: Stream
@@ -476,6 +490,9 @@ class Link:
             return session.ask(call.method, *to_wire(call, key=None, asked_timeout_s=None), timeout_s)
 
         try:
+            # First the note, then the look: a `close` at this moment is seen by one of the two.
+            if self._closing.is_set():
+                raise closed()
             self._hello = drive(greet(self._routes, VERSION), ask)
         except BaseException:
             session.close(closed())
@@ -648,6 +665,7 @@ class Subscription(Generic[T]):
             DeadlineExceeded: None came in time.
             NoDaemon, ConnectionFailed: The daemon is gone and did not come back within the client's patience.
         """
+        check_timeout("receive", timeout)
         message = self._link._next_message(self._feed, timeout)
         return None if message is None else self._read(message)
 
@@ -670,6 +688,13 @@ class Subscription(Generic[T]):
 def closed() -> ConnectionLost:
     """What every call on a closed client raises."""
     return ConnectionLost("this client is closed", data={"closed": True})
+
+
+def no_connection(timeout_s: float) -> DeadlineExceeded:
+    """What a call raises whose time is up before there is a connection; nothing was sent."""
+    return DeadlineExceeded(
+        f"no connection in {timeout_s:g} s: the daemon does not answer", data={"timeout_ms": int(timeout_s * 1000)}
+    )
 
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()

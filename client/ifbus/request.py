@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Final, Generic, NamedTuple, TypedDict, TypeVar
 
@@ -72,6 +71,8 @@ class Options(TypedDict, total=False):
     traceparent: str | None
 
 
+# What a daemon takes. Clocks and the kernel take more, but not any number.
+_MAX_TIMEOUT_S: Final = 24 * 60 * 60
 _OPTIONS: Final = frozenset(("timeout", "idempotency_key", "traceparent"))
 
 
@@ -80,10 +81,19 @@ def check_options(method: str, options: Options) -> None:
     unknown = options.keys() - _OPTIONS
     if unknown:
         raise TypeError(f"{method} got an unexpected keyword argument {min(unknown)!r}")
-    timeout = options.get("timeout")
-    if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout < math.inf):
+    check_timeout(f"call {method}", options.get("timeout"))
+
+
+def check_timeout(what: str, timeout: float | None) -> None:
+    """Raise InvalidParams if it is no span that can be waited for; None is none.
+
+    Args:
+        what: What cannot be done then.
+    """
+    if timeout is not None and not (isinstance(timeout, int | float) and 0 <= timeout <= _MAX_TIMEOUT_S):
         raise InvalidParams(
-            f"cannot call {method}: a timeout is in seconds, got {timeout!r:.40}", data={"param": "timeout"}
+            f"cannot {what}: a timeout is in seconds, at most {_MAX_TIMEOUT_S}, got {timeout!r:.40}",
+            data={"param": "timeout"},
         )
 
 

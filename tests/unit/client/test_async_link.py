@@ -78,6 +78,28 @@ def test_a_cancelled_call_is_given_up_at_the_server(run: Run) -> None:
     run(test)
 
 
+def test_a_call_does_not_wait_for_another_tasks_connection(run: Run) -> None:
+    """While one task waits long for a daemon that does not answer any more, another one's time is its own."""
+
+    async def test() -> None:
+        with serving(echo) as server:
+            async with AsyncLink(server.path, timeout=PATIENCE_S) as link, anyio.create_task_group() as group:
+                server.stop()
+                server.path.unlink()
+                with socket.socket(socket.AF_UNIX) as listener:
+                    listener.bind(str(server.path))
+                    listener.listen()
+                    group.start_soon(link.call, "x.y")
+                    peer, _ = await anyio.to_thread.run_sync(listener.accept)
+                    with peer:
+                        assert await anyio.to_thread.run_sync(peer.recv, 1)  # its hello
+                        with pytest.raises(DeadlineExceeded, match="no connection"):
+                            await link.call("x.y", timeout=0)
+                        group.cancel_scope.cancel()
+
+    run(test)
+
+
 def test_calls_cancelled_under_a_full_socket_do_not_tear_the_stream(run: Run) -> None:
     """While nobody reads, calls are cancelled in the middle of being sent; what arrives later is whole."""
 

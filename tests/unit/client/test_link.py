@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import socket
 import threading
@@ -17,6 +18,7 @@ from ifbus.errors import (
     ConnectionLost,
     DaemonNotRunning,
     DeadlineExceeded,
+    IfbusError,
     InvalidParams,
     LeaseLost,
     NotFound,
@@ -24,10 +26,11 @@ from ifbus.errors import (
     ProtocolError,
     Unavailable,
 )
-from ifbus.exchange import MAX_QUEUED, Feed
-from ifbus.link import Abort, Link
-from ifbus.protocol import Request
+from ifbus.exchange import MAX_QUEUED, Feed, Routes
+from ifbus.link import GRACE_S, Abort, Link
+from ifbus.protocol import Notification, Request
 from ifbus.request import Call, untyped
+from ifbus.stream import SocketStream
 from tests.unit.client.server import PATIENCE_S, Peer, echo, last_first, serving, silent
 
 
@@ -48,6 +51,118 @@ def test_many_calls_of_many_threads_all_come_back() -> None:
 
         assert all(pool.map(ask, range(8), timeout=2 * PATIENCE_S))
         assert len(server.peers) == 1
+
+
+def test_a_call_waits_its_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a read has waited is gone from the call's time, so all its reads together wait no longer than that."""
+    waited_s: list[float] = []
+    receive = SocketStream.receive
+
+    def noting(stream: SocketStream, timeout_s: float | None) -> bytes:
+        try:
+            return receive(stream, timeout_s)
+        except TimeoutError:
+            assert timeout_s is not None
+            waited_s.append(timeout_s)
+            raise
+
+    monkeypatch.setattr(SocketStream, "receive", noting)
+    with serving(silent) as server, Link(server.path) as link:
+        with pytest.raises(DeadlineExceeded):
+            link.call("x.y", timeout=0.1)
+        assert sum(waited_s) < 1.5 * (0.1 + GRACE_S)
+
+
+def test_a_call_does_not_wait_for_another_threads_connection(tmp_path: Path) -> None:
+    """While one thread waits long for a daemon that does not answer, another one's time is its own; closing ends both."""
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        link = Link(tmp_path / "s", timeout=PATIENCE_S)
+        patient = pool.submit(link.call, "x.y")
+        with listener.accept()[0] as peer:
+            assert peer.recv(1)  # its hello
+            with pytest.raises(DeadlineExceeded, match="no connection"):
+                link.call("x.y", timeout=0)
+            assert not patient.done()
+            link.close()
+            with pytest.raises(ConnectionLost, match="closed"):
+                patient.result(PATIENCE_S)
+
+
+def test_a_client_can_be_closed_while_it_connects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed by another thread after its socket was connected and before it says hello, it does not wait for the answer."""
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        link = Link(tmp_path / "s", timeout=PATIENCE_S)
+        drop, dropped = link._drop, threading.Event()
+
+        def drop_and_tell(error: IfbusError) -> None:
+            drop(error)
+            dropped.set()
+
+        def connect(paths: list[str]) -> socket.socket:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(paths[0])
+            closing.append(pool.submit(link.close))
+            assert dropped.wait(PATIENCE_S)
+            return sock
+
+        closing: list[Any] = []
+        monkeypatch.setattr(link, "_drop", drop_and_tell)
+        monkeypatch.setattr("ifbus.link.connect", connect)
+        with pytest.raises(ConnectionLost, match="closed"):
+            link.call("x.y")
+        closing[0].result(PATIENCE_S)
+
+
+def test_a_subscription_resumes_after_a_reset() -> None:
+    """A daemon that dies over requests that it did not read resets the connection: who reads just then goes on all the same."""
+
+    def script(peer: Peer, request: Request) -> None:
+        if request.method == "x.y" and not peer.number:
+            peer.sock.recv(1, socket.MSG_PEEK)  # another request is there, and stays unread
+            peer.sock.close()
+        else:
+            peer.reply(request, request.params)
+
+    with serving(script) as server, Link(server.path) as link, ThreadPoolExecutor(3) as pool:
+        board = link.subscribe(Feed("board", "coordinator.subscribe_board"), dict)
+        waiting = pool.submit(board.receive)
+        session = link._session
+        assert session is not None
+        while not session._reading.locked():
+            assert not waiting.done()
+        calls = [pool.submit(link.call, "x.y", n) for n in range(2)]
+        assert [call.result(PATIENCE_S) for call in calls] == [[0], [1]]
+        server.peers[1].notify("board", {"event": "created"})
+        assert waiting.result(PATIENCE_S) == {"event": "created"}
+
+
+def test_who_ends_while_something_is_delivered_hides_it_from_nobody() -> None:
+    """A subscription that ends meanwhile does not make the next one be passed over."""
+    routes, heard = Routes(), []
+
+    def leave(item: dict[str, Any]) -> None:
+        routes.hearers.remove(leave)
+
+    routes.hearers += [leave, heard.append]
+    routes.deliver(Notification("attention", [[{"kind": "cancel"}]]))
+    assert heard == [{"kind": "cancel"}]
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, math.inf, 1e30, "5"])
+def test_a_timeout_is_a_span(timeout: Any) -> None:
+    """One that cannot be waited for is refused before anything is tried, with its name."""
+    with pytest.raises(InvalidParams, match="a timeout is in seconds"):
+        Link("/nowhere", timeout=timeout)
+    with pytest.raises(InvalidParams, match="a timeout is in seconds"):
+        Link("/nowhere").call("x.y", timeout=timeout)
+    with serving(echo) as server, Link(server.path) as link:
+        board = link.subscribe(Feed("board", "coordinator.subscribe_board"), dict)
+        with pytest.raises(InvalidParams, match="a timeout is in seconds"):
+            board.receive(timeout)
 
 
 def test_an_answer_in_pieces_is_put_together() -> None:
