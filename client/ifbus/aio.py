@@ -31,7 +31,7 @@ from ifbus.lock import LockCore
 from ifbus.models import BlockerAlert, Execution, InboxMessage, ResourceLimits, Task, TaskClaim
 from ifbus.request import Call
 from ifbus.steps import Steps, drive_async
-from ifbus.worker import WAIT_S, SwarmCore, call_to_bind, registration_steps
+from ifbus.worker import WAIT_S, SwarmCore, call_to_bind, check_in_flight, registration_steps
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -514,6 +514,7 @@ class _Tasks(Generic[S]):
     """`AsyncSwarm.tasks`. No generator: one that is left early would have to be closed by hand."""
 
     def __init__(self, swarm: AsyncSwarm, spec: type[S] | None, max_in_flight: int) -> None:
+        check_in_flight(max_in_flight)
         self._swarm = swarm
         self._spec = spec
         self._max_in_flight = max_in_flight

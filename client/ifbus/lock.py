@@ -73,10 +73,17 @@ class LockCore:
         )
         self._reserve()
         try:
-            self._grant = yield from ask(call)
+            grant = yield from ask(call)
         except BaseException as error:
             self._end_of_use(error, lambda: swarm._strike_steps(call, key, self._free_steps))
             raise
+        try:
+            swarm.check()
+        except LeaseLost:
+            self._forget(self._hold)
+            yield from self._free_steps(grant)  # they came after the session's end, which frees nothing any more
+            raise
+        self._grant = grant
 
     def release_steps(self, error: BaseException | None) -> Steps[None]:
         """The end of the ``with`` block: all of them are free, or will be without the caller's waiting.

@@ -19,7 +19,7 @@ from ifbus.lock import LockCore
 from ifbus.models import BlockerAlert, Execution, InboxMessage, ResourceLimits, Task, TaskClaim
 from ifbus.request import Call
 from ifbus.steps import Steps, drive
-from ifbus.worker import WAIT_S, SwarmCore, call_to_bind, registration_steps
+from ifbus.worker import WAIT_S, SwarmCore, call_to_bind, check_in_flight, registration_steps
 
 if TYPE_CHECKING:
     from ifbus.answers import ClaimEnd, CostEntry, Refusal, Registration
@@ -302,7 +302,7 @@ class Swarm(SwarmCore):
             self._renewal.stop()
             self._client._forget_swarm(self.swarm_id)
             self._client._forget_hearer(self._hear)
-            for letters in self._letters:
+            for letters in tuple(self._letters):
                 letters.close()
 
     def tasks(self, spec: type[S] | None = None, *, max_in_flight: int = 1) -> Iterator[Claim[S]]:
@@ -319,6 +319,7 @@ class Swarm(SwarmCore):
             BreakerTripped: The swarm is stopped until an operator resets it.
             LeaseLost: The session has ended.
         """
+        check_in_flight(max_in_flight)
         while self._wait_for_room(max_in_flight):
             try:
                 grant = self._next_resumed() or self._ask(self.next_steps(wait=WAIT_S), ends_with_drain=True)
@@ -387,9 +388,12 @@ class Swarm(SwarmCore):
         """
         with self._client.subscribe_inbox(self.swarm_id, after_seq=after_seq) as letters:
             self._letters.append(letters)
-            for letter in letters:
-                yield letter
-                drive(self.read_steps(letter), self._client.perform)
+            try:
+                for letter in letters:
+                    yield letter
+                    drive(self.read_steps(letter), self._client.perform)
+            finally:
+                self._letters.remove(letters)
 
     def _ask(self, steps: Steps[R], *, ends_with_drain: bool = False) -> R:
         abort = Abort()
@@ -399,8 +403,12 @@ class Swarm(SwarmCore):
             self._aborts[abort] = ends_with_drain
 
         def perform(call: Call[Any]) -> Any:
-            # What gives a claim back goes through.
-            return self._client.perform(call, guard=self.check, abort=abort if call.wait_s else None)
+            try:
+                # What gives a claim back goes through.
+                return self._client.perform(call, guard=self.check, abort=abort if call.wait_s else None)
+            except Cancelled:
+                self.check()
+                raise
 
         try:
             return drive(steps, perform)
@@ -412,10 +420,10 @@ class Swarm(SwarmCore):
     def _listen(self) -> None:
         self._renewal.listen()
 
-    def _give_up_calls(self, handle: str | None = None) -> None:
+    def _give_up_calls(self, handle: str) -> None:
         # In the renewing thread, or in one that reads: neither may wait for a sender. What it cannot say ends by itself.
         for abort, holder in tuple(self._holding.items()):
-            if handle in (None, holder):
+            if handle == holder:
                 abort.set(wait=False)
 
     def _perform_as_holder(self, handle: str, call: Call[R]) -> R:
@@ -448,9 +456,11 @@ class Swarm(SwarmCore):
     def _hear_of_the_loss(self, error: LeaseLost, is_silent: bool) -> None:
         if is_silent:
             self._client._give_up_connection(error)
-        self._give_up_calls()
         with self._changed:
+            claiming = tuple(self._aborts)
             self._changed.notify_all()
+        for abort in tuple(self._holding) + claiming:
+            abort.set(wait=False)  # as above
         self._tell_session_lost(error)
 
 

@@ -246,6 +246,15 @@ class SwarmCore:
         return LeaseLost(f"cannot claim: the session of {self.swarm_id} was left", data={"swarm_id": self.swarm_id})
 
 
+def check_in_flight(most: int) -> None:
+    """Raise InvalidParams if no task could ever be taken with so many held at most."""
+    if not (isinstance(most, int) and most >= 1):
+        raise InvalidParams(
+            f"cannot take tasks: max_in_flight is a whole number of at least 1, got {most!r:.40}",
+            data={"param": "max_in_flight"},
+        )
+
+
 def to_wait_ms(wait: float) -> int | None:
     """Seconds as the wire's milliseconds, None for no wait. Raises InvalidParams where it is no span that ends."""
     if not (isinstance(wait, int | float) and 0 <= wait < math.inf):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import anyio.to_thread
@@ -13,6 +14,9 @@ import pytest
 import ifbus
 from ifbus.errors import ConnectionLost, InvalidParams, LeaseLost, ResourceBusy
 from tests.integration.client.conftest import PATIENCE_S, World
+
+# Short, so that a renewal soon tells that the session has ended.
+LEASE_MS = 3_000
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -101,6 +105,31 @@ def test_a_lock_that_was_lost_is_told_at_the_end_of_its_block(world: World) -> N
         assert "had been lost" in error.value.__notes__[0]
         with swarm.lock(gpu):
             swarm.close()
+    assert _held(world, gpu) == {}
+
+
+def test_a_session_that_has_ended_waits_for_nothing(world: World) -> None:
+    """Whoever waits for a lock or a task in it hears so at once, and holds neither when they come free."""
+    gpu, task_id = f"gpu:{world.swarm}", world.add()
+    with (
+        ifbus.Client(world.daemon.socket) as other,
+        other.register(f"{world.swarm}-b", capabilities=[world.skill]) as rival,
+        rival.lock(gpu),
+        world.bus.register(world.swarm, capabilities=[world.skill], lease_ms=LEASE_MS, bind="lease") as swarm,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        claim = rival.claim(task_id)
+        assert claim
+        waiting = [
+            pool.submit(swarm.lock(gpu, wait=PATIENCE_S).__enter__),
+            pool.submit(swarm.claim, task_id, wait=PATIENCE_S),
+        ]
+        world.wait_for(lambda: len(swarm._aborts) == len(waiting))
+        other.end_session(world.swarm, swarm.registration.resume_token)
+        for one in waiting:
+            with pytest.raises(LeaseLost):
+                one.result(PATIENCE_S)
+        claim.complete()
     assert _held(world, gpu) == {}
 
 
