@@ -7,6 +7,7 @@ call them in a thread.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -98,31 +99,34 @@ class CodeCache:
 
         Raises:
             Tampered: The file was there and was not what we wrote; it is gone now.
+            OSError: It cannot be read just now, such as for want of a descriptor; it stays.
         """
         path = self._path(key)
         try:
             file = open(path, "rb", opener=_no_link)  # noqa: SIM115 - closed by the `with` below
         except FileNotFoundError:
             return None
-        except OSError as error:  # a link: nothing that we put there
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # a link: nothing that we put there
+                raise
             path.unlink(missing_ok=True)
             raise Tampered(f"{path.name}: {error.strerror}") from error
-        memory = new_code_file()
-        try:
-            with file:
+        with file:
+            memory = new_code_file()
+            try:
                 magic, mac = file.read(len(_MAGIC)), file.read(_MAC_BYTES)
                 found = self._mac(key)
                 while chunk := file.read(_COPY_BYTES):
                     found.update(chunk)
                     _write_all(memory, chunk)
-            if magic != _MAGIC or not hmac.compare_digest(mac, found.digest()):
-                path.unlink(missing_ok=True)
-                raise Tampered(f"{path.name}: wrong MAC")
-            seal(memory)
-            os.utime(path)
-        except BaseException:
-            os.close(memory)
-            raise
+                if magic != _MAGIC or not hmac.compare_digest(mac, found.digest()):
+                    path.unlink(missing_ok=True)
+                    raise Tampered(f"{path.name}: wrong MAC")
+                seal(memory)
+                os.utime(file.fileno())  # not by its name: another thread may just have made room by removing it
+            except BaseException:
+                os.close(memory)
+                raise
         return memory
 
     def store(self, key: CodeKey, memory: int) -> None:

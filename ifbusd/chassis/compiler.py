@@ -146,8 +146,12 @@ class Compiler:
         profile: CompileProfile,
         open_module: Callable[[], int],
     ) -> int:
-        module = await self._in_thread(open_module)
         code = cache.new_code_file()
+        try:
+            module = await self._in_thread(open_module)
+        except BaseException:
+            os.close(code)
+            raise
         try:
             rules.check_module(os.pread(module, 8, 0), os.fstat(module).st_size, contract, profile)
             os.fchmod(code, 0o666)  # nobody finds it by name; a compiler under its own uid holds only the descriptor

@@ -1,7 +1,9 @@
 """Compiled code is used only if it is, byte for byte and under its name, what this host wrote."""
 
+import errno
 import fcntl
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -166,3 +168,33 @@ def test_key_is_made_once_and_private(tmp_path: Path) -> None:
     path.symlink_to("/dev/zero")
     with pytest.raises(OSError, match="symbolic links"):
         load_or_make_key(path)
+
+
+def test_code_that_cannot_be_opened_now_stays(tmp_path: Path) -> None:
+    """Without a descriptor left it is no forgery: it is not removed, and is there when there is one again."""
+    cache = _cache(tmp_path)
+    _store(cache, KEY, CODE)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        with pytest.raises(OSError, match="open files") as error:
+            cache.load(KEY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert error.value.errno == errno.EMFILE
+    assert _load(cache, KEY) == CODE
+
+
+def test_code_that_is_removed_while_it_is_read_is_still_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread that makes room meanwhile takes the file away, and what was read and found right is used."""
+    cache = _cache(tmp_path)
+    _store(cache, KEY, CODE)
+
+    def remove_and_seal(memory: int) -> None:
+        cache.drop(KEY)
+        seal(memory)
+
+    monkeypatch.setattr("ifbusd.chassis.cache.seal", remove_and_seal)
+    assert _load(cache, KEY) == CODE
