@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import attrs
 from attrs.validators import and_, ge, in_, le
+
+from ifbus.errors import ConfigInvalid
+from ifbusd.credentials import credential_path
 
 _SERVER: Final = re.compile(r"(nats|tls)://[^\s/@]+")
 # Tokens of letters, digits, - and _; no wildcard may get into what others subscribe to.
@@ -28,8 +33,8 @@ def _subject(_: object, __: object, value: str) -> None:
 
 
 def _path_or_nothing(_: object, __: object, value: str) -> None:
-    if value and (not value.startswith("/") or "\0" in value):
-        raise ValueError(f'expected an absolute path, or "", got {value!r:.60}')
+    if "\0" in value:
+        raise ValueError(f'expected a path, or "", got {value!r:.60}')
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +46,8 @@ class NatsConfig:
             here: this file may be read by many.
         subject_prefix: Of all our subjects. Its end is the version of what they carry (`docs/cluster.md`); clusters that
             share a NATS need different ones.
-        credentials_file: A file with user and password on a line each, or with a token on one; "" for neither.
+        credentials_file: A file with user and password on a line each, or with a token on one; "" for neither. A relative path, here
+            and below, is one in $CREDENTIALS_DIRECTORY, where systemd's LoadCredential= puts it.
         ca_file: Certificates that the servers' are checked against; "" for the system's. Setting it means TLS.
         cert_file, key_file: This host's certificate and its key, for servers that ask for one; "" for none.
         connect_ms: A start goes on without NATS after this. It is tried further meanwhile.
@@ -90,16 +96,28 @@ def secrets_of(config: NatsConfig) -> dict[str, Any]:
     """Who we are to NATS, as `nats.connect` takes it, from the credentials file.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It has neither one line nor two.
+        ConfigInvalid: It cannot be read, or has neither one line nor two.
     """
     if not config.credentials_file:
         return {}
-    with open(config.credentials_file, encoding="utf-8") as file:
-        lines = [line.strip() for line in file.read(4096).splitlines() if line.strip()]
+    path = credential_path(config.credentials_file, os.environ)
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file.read(4096).splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable("credentials_file", path, error) from error
     match lines:
         case [token]:
             return {"token": token}
         case [user, password]:
             return {"user": user, "password": password}
-    raise ValueError(f"{config.credentials_file}: expected a token, or user and password on a line each")
+    raise ConfigInvalid(
+        f"bus.nats.credentials_file: expected a token, or user and password on a line each, in {path}",
+        data={"key": "bus.nats.credentials_file"},
+    )
+
+
+def unreadable(key: str, path: Path, error: OSError | UnicodeDecodeError) -> ConfigInvalid:
+    """What ends the start where a file that `key` names is of no use."""
+    reason = getattr(error, "strerror", None) or error
+    return ConfigInvalid(f"bus.nats.{key}: cannot read {path}: {reason}", data={"key": f"bus.nats.{key}"})

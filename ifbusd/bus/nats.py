@@ -9,13 +9,15 @@ server that has stopped.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ifbusd.bus.config import NatsConfig, secrets_of
+from ifbusd.bus.config import NatsConfig, secrets_of, unreadable
+from ifbusd.credentials import credential_path
 
 if TYPE_CHECKING:
     import asyncio
@@ -113,7 +115,7 @@ class NatsHints:
         """Send and hear until cancelled; ready once connected, or without NATS after `connect_ms`.
 
         Raises:
-            OSError, ValueError: The credentials or certificates cannot be read.
+            ConfigInvalid: The credentials or certificates cannot be read.
         """
         import trio_asyncio
 
@@ -298,7 +300,14 @@ def _tls_of(config: NatsConfig) -> ssl.SSLContext | None:
         return None
     import ssl
 
-    context = ssl.create_default_context(cafile=config.ca_file or None)
+    ca, cert, key = (credential_path(name, os.environ) for name in (config.ca_file, config.cert_file, config.key_file))
+    try:
+        context = ssl.create_default_context(cafile=ca if config.ca_file else None)
+    except OSError as error:
+        raise unreadable("ca_file", ca, error) from error
     if config.cert_file:
-        context.load_cert_chain(config.cert_file, config.key_file)
+        try:
+            context.load_cert_chain(cert, key)
+        except OSError as error:
+            raise unreadable("cert_file or key_file", cert, error) from error
     return context

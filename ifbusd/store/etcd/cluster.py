@@ -24,7 +24,8 @@ import trio
 from etcd3 import etcdrpc
 
 from ifbus.errors import ConfigInvalid, Unavailable
-from ifbusd.store.etcd.config import EtcdConfig, credential_path
+from ifbusd.credentials import credential_path
+from ifbusd.store.etcd.config import EtcdConfig
 from ifbusd.store.etcd.faults import EtcdFault, Kind, error_of, fault_of
 
 _log = logging.getLogger(__name__)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 from attrs.validators import and_, ge, le
@@ -106,10 +105,3 @@ class EtcdConfig:
 def _is_loopback(endpoint: str) -> bool:
     host = endpoint.rpartition("//")[2].rpartition(":")[0]
     return host in ("localhost", "[::1]") or host.startswith("127.")
-
-
-def credential_path(name: str, environ: Any) -> Path:
-    """Where a file of the configuration is: a relative one in the directory that the service manager made for credentials."""
-    path = Path(name)
-    directory = environ.get("CREDENTIALS_DIRECTORY", "")
-    return path if path.is_absolute() or not directory else Path(directory) / path

@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio_asyncio
 
+from ifbus.errors import ConfigInvalid
 from ifbusd.bus.config import NatsConfig
 from ifbusd.bus.nats import MAX_HINT_BYTES, NatsHints
 from tests.certificates import make_certificates
@@ -255,9 +256,16 @@ async def test_credentials_that_cannot_be_read_end_the_start(tmp_path: Path) -> 
     """A credentials file that is missing or makes no sense is an error at the start, not a silent start without it."""
     odd = tmp_path / "odd"
     odd.write_text("one\ntwo\nthree\n")
-    for path, error in ((tmp_path / "missing", FileNotFoundError), (odd, ValueError)):
-        hints = NatsHints(configured(1, credentials_file=str(path)), name="test", on_hint=print)
-        with pytest.raises(error):
+    missing = str(tmp_path / "missing")
+    for settings in (
+        {"credentials_file": missing},
+        {"credentials_file": str(odd)},
+        {"ca_file": missing},
+        {"ca_file": str(odd)},
+        {"cert_file": missing, "key_file": str(odd)},
+    ):
+        hints = NatsHints(configured(1, **settings), name="test", on_hint=print)
+        with pytest.raises(ConfigInvalid, match=f"bus.nats.{min(settings)}"):
             await hints.run()
 
 

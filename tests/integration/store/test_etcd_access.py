@@ -15,9 +15,10 @@ from etcd3 import etcdrpc
 from etcd3.etcdrpc import auth_pb2
 
 from ifbus.errors import ConfigInvalid, IfbusError, Unavailable
+from ifbusd.credentials import credential_path
 from ifbusd.store.base import Put, Txn
 from ifbusd.store.etcd.cluster import version_warning
-from ifbusd.store.etcd.config import EtcdConfig, credential_path
+from ifbusd.store.etcd.config import EtcdConfig
 from tests.certificates import make_certificates
 from tests.conformance.backends import etcd_store, running
 from tests.proxy import network

@@ -50,7 +50,7 @@ def test_what_is_no_revision_is_nothing(data: bytes) -> None:
         {"subject_prefix": "x" * 101},
         {"cert_file": "/cert.pem"},
         {"key_file": "/key.pem"},
-        {"ca_file": "relative.pem"},
+        {"ca_file": "/ca\0.pem"},
         {"pending_bytes": 0},
         {"hint_interval_ms": 0},
         {"hints_per_s": 1},
@@ -80,6 +80,15 @@ def test_credentials_are_one_line_or_two(tmp_path: Path, text: str, secrets: dic
     path = tmp_path / "credentials"
     path.write_text(text)
     assert secrets_of(NatsConfig(credentials_file=str(path))) == secrets
+
+
+def test_a_relative_file_is_a_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is where the service manager made a directory for them; an absolute one is where it says."""
+    (tmp_path / "nats").write_text("token\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert secrets_of(NatsConfig(credentials_file="nats")) == {"token": "token"}
+    with pytest.raises(ConfigInvalid, match=r"bus\.nats\.credentials_file: cannot read /nats"):
+        secrets_of(NatsConfig(credentials_file="/nats"))
 
 
 def test_nats_without_a_store_for_many_hosts_is_refused(tmp_path: Path) -> None:
