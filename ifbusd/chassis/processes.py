@@ -33,6 +33,8 @@ _SLOW_FORK_S: Final = 10.0
 _END_S: Final = 5.0
 _UNHELD_LOOK_S: Final = 0.001
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+# Workers that a `Worker` will reap.
+_held: Final[set[int]] = set()
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +56,27 @@ def become_subreaper() -> None:
     """Make this process the parent of workers whose intermediate parent ends. For the life of the process."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "cannot become the workers' parent")
+
+
+def reap_strays(group: int) -> bool:
+    """Reap what a zygote has left that ended in the middle of a fork: workers that nobody was told of, and their parents.
+
+    They end by themselves, for nobody holds the other end of their sockets.
+
+    Args:
+        group: The zygote's process id, which is also that of the process group of all that it forked.
+
+    Returns:
+        Whether nothing of that group is left, held workers included; until then nobody else is given its number.
+    """
+    while True:
+        try:
+            found = os.waitid(os.P_PGID, group, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return True
+        if found is None or found.si_pid in _held:
+            return False
+        os.waitpid(found.si_pid, os.WNOHANG)
 
 
 class _Channel:
@@ -114,6 +137,7 @@ class Worker:
         self._channel = _Channel(channel)
         self._cpu_clock = (~pid << 3) | 2  # clock_getcpuclockid(3): the whole process, by scheduler time
         self._exit: Exit | None = None
+        _held.add(pid)
 
     async def order(self, fields: list[Any], descriptors: list[int]) -> list[Any]:
         """Give it its order and the descriptors for it, and wait for the answer; an empty list if it died."""
@@ -175,6 +199,7 @@ class Worker:
                 await trio.lowlevel.wait_readable(self._pidfd)
             if self._exit is None:  # somebody else waited too
                 _, status, usage = os.wait4(self.pid, 0)  # noqa: ASYNC222 - it has ended
+                _held.discard(self.pid)
                 cpu_us = int((usage.ru_utime + usage.ru_stime) * 1_000_000)
                 killer = signal.Signals(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else None
                 self._exit = Exit(signal=killer, status=os.waitstatus_to_exitcode(status), cpu_us=cpu_us)

@@ -395,6 +395,7 @@ class IFChassis:
                 await sandbox.kill()
             for sandbox in list(self._sandboxes.values()):
                 await sandbox.inspect()
+            self._supervisor.reap_strays()
 
     # --- workers ---------------------------------------------------------------------------------------
 

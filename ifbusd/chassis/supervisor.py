@@ -15,7 +15,7 @@ import trio
 from ifbus.errors import Unavailable
 from ifbusd.chassis import rules
 from ifbusd.chassis.launch import Launched
-from ifbusd.chassis.processes import Worker, Zygote
+from ifbusd.chassis.processes import Worker, Zygote, reap_strays
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _WAIT_FOR_ZYGOTE_S: Final = 2.0
 
 
 class Supervisor:
-    """Owns the zygote. The mutable state is which one is ready, if any, and the worker that is, if any.
+    """Owns the zygote. The mutable state is which one is ready, if any, the worker that is, if any, and which have ended.
 
     Attributes:
         restarts: Times that a zygote ended.
@@ -48,6 +48,7 @@ class Supervisor:
         self._ready = trio.Event()
         self._spare: Worker | None = None
         self._is_spare_due = trio.Event()
+        self._ended: set[int] = set()  # as long as a fork of theirs is left
         self.restarts = 0
         self.engine = ""
         self.layers = ""
@@ -78,11 +79,16 @@ class Supervisor:
             finally:
                 self._lost()
                 status = await zygote.end()
+                self._ended.add(zygote.pid)
             failures = 0 if trio.current_time() - began > _WELL_AFTER_S else failures + 1
             self.restarts += 1
             _log.warning("chassis.zygote_ended", extra={"status": status, "failures": failures})
             await self._end_spare()  # what runs guests is to be a copy of the zygote that is there
             zygote = await self._start_again(failures)
+
+    def reap_strays(self) -> None:
+        """Reap what zygotes have left that ended in the middle of a fork; to be called now and then."""
+        self._ended = {group for group in self._ended if not reap_strays(group)}
 
     async def _keep_spare(self) -> None:
         try:

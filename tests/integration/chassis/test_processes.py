@@ -17,6 +17,7 @@ from ifbus.errors import GuestFailed, LimitExceeded, Unavailable
 from ifbus.models import ResourceLimits, ServiceContract
 from ifbusd.chassis.messages import pack
 from ifbusd.chassis.model import LoadedModule
+from ifbusd.chassis.orders import FORK
 from ifbusd.chassis.processes import Worker, Zygote, become_subreaper
 from ifbusd.chassis.sandbox import Ready, Sandbox
 from tests.integration.chassis.harness import Harness, caller, is_running, running, wait_for
@@ -238,6 +239,27 @@ async def test_fork_that_is_given_up_leaves_nothing() -> None:
         assert (forked > 0, zygote.is_killed) == (True, False)
     finally:
         await zygote.end()
+
+
+async def test_zygote_that_ends_in_the_middle_of_a_fork_leaves_nothing(chassis: Harness) -> None:
+    """A worker that it did not get to tell of is ended and reaped, and those that somebody holds go on."""
+    await chassis.load("core", swarm="a", export="add")
+    worker, first = chassis.worker_pid("a"), _zygote(chassis)
+    supervisor = chassis.chassis._supervisor
+    assert first is not None
+    assert supervisor._zygote is not None
+    await wait_for(lambda: supervisor._spare is not None)  # or it would be forked meanwhile
+    before = _children()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        supervisor._zygote._channel.send(FORK, [theirs.fileno()])  # and nobody reads the answer
+        await wait_for(lambda: bool(_children() - before))
+        os.kill(first, signal.SIGKILL)
+        strays = _children() - before
+    await wait_for(lambda: _zygote(chassis) not in (None, first))
+    await wait_for(lambda: not strays & _children())
+    assert chassis.worker_pid("a") == worker
+    assert await chassis.run(1, 2, swarm="a") == 3
 
 
 async def test_zygote_outlives_a_lack_of_descriptors(chassis: Harness) -> None:
