@@ -18,6 +18,7 @@ from typing import Final
 
 import attrs
 
+from ifbus.errors import ConfigInvalid
 from ifbusd.store.fsync import sync_file
 
 _MAGIC: Final = b"ifbuscode1\0\0\0\0\0\0"
@@ -56,7 +57,7 @@ def load_or_make_key(path: Path) -> bytes:
     """The MAC key at `path`, made at the first start. Read it after the zygote was started.
 
     Raises:
-        ValueError: The file is no key, or others may read it.
+        ConfigInvalid: The file is no key, or others may read it.
         DiskFailed: A new key could not be made durable.
     """
     try:
@@ -74,8 +75,10 @@ def load_or_make_key(path: Path) -> bytes:
         key = file.read(_KEY_BYTES + 1)
         mode = os.fstat(file.fileno()).st_mode
     if len(key) != _KEY_BYTES or mode & 0o077:
-        raise ValueError(
-            f"{path} must hold {_KEY_BYTES} bytes and be readable by its owner only (mode {mode & 0o777:o})"
+        raise ConfigInvalid(
+            f"cannot use {path}: it must hold {_KEY_BYTES} bytes and be readable by its owner only (mode {mode & 0o777:o});"
+            f" remove it and {path.with_name('code')}: modules are compiled anew",
+            data={"path": str(path)},
         )
     return key
 

@@ -106,6 +106,16 @@ def test_a_place_that_is_taken_or_is_none_names_the_way_out(tmp_path: Path) -> N
     assert file.read_text() == "mine"
 
 
+def test_a_key_that_is_none_is_told_with_what_to_do(tmp_path: Path) -> None:
+    """A state directory that was copied without its modes starts no daemon, which says in a sentence what to remove."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    (state / "cache.key").write_bytes(b"short")
+    done = run("--dev", "--state", state, "--socket", tmp_path / "s")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.rstrip().endswith(f"remove it and {state / 'code'}: modules are compiled anew")
+
+
 def test_each_example_of_the_help_stands_in_a_line() -> None:
     """What is to be typed can be copied."""
     examples = run("--help").stdout.partition("examples:\n")[2].splitlines()

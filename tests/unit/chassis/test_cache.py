@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ifbus.errors import ConfigInvalid
 from ifbusd.chassis.cache import CodeCache, CodeKey, Tampered, load_or_make_key, new_code_file, seal
 
 KEY = CodeKey(module_sha256="a" * 64, kind="core", engine="e")
@@ -158,11 +159,11 @@ def test_key_is_made_once_and_private(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert load_or_make_key(path) == key
     path.chmod(0o640)
-    with pytest.raises(ValueError, match="readable by its owner only"):
+    with pytest.raises(ConfigInvalid, match="readable by its owner only"):
         load_or_make_key(path)
     path.chmod(0o600)
     path.write_bytes(b"short")
-    with pytest.raises(ValueError, match="must hold 32 bytes"):
+    with pytest.raises(ConfigInvalid, match="must hold 32 bytes"):
         load_or_make_key(path)
     path.unlink()
     path.symlink_to("/dev/zero")
